@@ -1,0 +1,90 @@
+"""The one precision policy: compute in float32 or wider, answer in the caller's dtype."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+def floating(name: str, x: ArrayLike) -> jax.Array:
+    """Returns x as an array, or refuses it by name when its dtype is not a floating one.
+
+    Args:
+        name: the argument's name, for the message.
+        x: the argument.
+
+    Returns:
+        `jnp.asarray(x)`, of the dtype given.
+
+    Raises:
+        TypeError: x is not an array of a real floating dtype.
+
+    Example:
+        >>> floating("x", 1)
+        Traceback (most recent call last):
+        TypeError: x must have a floating dtype, got int32 of shape ()
+    """
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must have a floating dtype, got {array.dtype} of shape {array.shape}")
+    return array
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """Returns x in the dtype that rules compute in: float32, or x's own where that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def axes_of(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """Returns the axes named by axis, as sorted non-negative numbers.
+
+    Args:
+        axis: one axis, several, or None for all; negative ones count from the end.
+        ndim: the rank they index.
+
+    Raises:
+        TypeError: an axis is not an integer.
+        ValueError: an axis is out of range or named twice.
+
+    Example:
+        >>> axes_of((-1, 0), 3)
+        (0, 2)
+    """
+    given = range(ndim) if axis is None else axis if isinstance(axis, Sequence) else (axis,)
+    axes = []
+    for a in given:
+        try:
+            index = a.__index__()
+        except AttributeError:
+            raise TypeError(f"axis must be an integer, a sequence of integers or None, got {axis!r}") from None
+        if not -ndim <= index < ndim:
+            raise ValueError(f"axis must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {axis!r}")
+        axes.append(index % ndim)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis must not name an axis twice, got {axis!r} for an array of rank {ndim}")
+    return tuple(sorted(axes))
+
+
+def sum_to(g: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns g summed over the axes along which an array of this shape was broadcast.
+
+    Broadcasting copies; the transpose of a copy is a sum. So the cotangent of a broadcast argument is the sum of the
+    cotangents of its copies.
+
+    Args:
+        g: a cotangent of the broadcast shape.
+        shape: the shape before broadcasting.
+
+    Returns:
+        An array of that shape and of g's dtype.
+
+    Example:
+        >>> sum_to(jnp.ones((2, 3)), (3,)).tolist()
+        [2.0, 2.0, 2.0]
+    """
+    if g.shape == shape:
+        return g
+    extra = g.ndim - len(shape)
+    stretched = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 != g.shape[extra + i])
+    return jnp.sum(g, axis=stretched, dtype=g.dtype, keepdims=True).reshape(shape) if stretched else g.reshape(shape)
