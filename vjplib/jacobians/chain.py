@@ -1,0 +1,169 @@
+"""The product f' g' h' of the chain rule in both orders, each counting what it does."""
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from vjplib.jacobians.dense import Jacobian
+
+
+class Step(NamedTuple):
+    """One product of two Jacobians.
+
+    Args:
+        left: the shape of the left factor.
+        right: the shape of the right factor.
+        product: the shape of their product.
+        multiplications: those that the product took.
+        nbytes: the product's own bytes.
+        held: the bytes of all factors not yet used up, these two included, and of the product. What a product needs
+            while it is computed comes on top.
+    """
+
+    left: tuple[int, int]
+    right: tuple[int, int]
+    product: tuple[int, int]
+    multiplications: int
+    nbytes: int
+    held: int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Chain:
+    """A product of Jacobians and how it came about; the steps are static, so they outlive tracing.
+
+    Args:
+        jacobian: the product.
+        steps: the products of two that led to it, in order.
+    """
+
+    jacobian: Jacobian
+    steps: tuple[Step, ...] = field(metadata={"static": True})
+
+    @property
+    def multiplications(self) -> int:
+        """The multiplications of all steps."""
+        return sum(s.multiplications for s in self.steps)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes held at any step, as counted in `Step.held`."""
+        return max((s.held for s in self.steps), default=self.jacobian.nbytes)
+
+
+def backward_order(jacobians: Sequence[Jacobian]) -> Chain:
+    """(f' g') h': multiplies from the loss backwards, which leaves a row vector after every step.
+
+    Args:
+        jacobians: those of the layers, the last applied first, as in f' g' h'; at least one.
+
+    Returns:
+        The product with its steps. Under `jax.eval_shape` only the steps are worked out, and no array is made.
+
+    Raises:
+        ValueError: jacobians is empty, or neighbours differ in size.
+
+    Example:
+        >>> from vjplib.jacobians import BandedToeplitz, Dense, Diagonal
+        >>> f, g, h = Dense(jnp.ones((1, 5))), Diagonal(jnp.ones(5)), BandedToeplitz(jnp.ones(3), n=5)
+        >>> chain = backward_order([f, g, h])
+        >>> chain.jacobian.dense().tolist(), chain.multiplications, chain.peak_bytes
+        ([[2.0, 3.0, 3.0, 3.0, 2.0]], 20, 72)
+
+    Source:
+        Example 4.1 of the lecture, Eq. 33a and Fig. 5(a).
+    """
+    return _multiply(jacobians, lambda factors: 0)
+
+
+def forward_order(jacobians: Sequence[Jacobian]) -> Chain:
+    """f' (g' h'): multiplies from the input forwards, through products as large as two layers are wide.
+
+    Args:
+        jacobians: those of the layers, the last applied first, as in f' g' h'; at least one.
+
+    Returns:
+        The product with its steps. Under `jax.eval_shape` only the steps are worked out, and no array is made.
+
+    Raises:
+        ValueError: jacobians is empty, or neighbours differ in size.
+
+    Example:
+        >>> from vjplib.jacobians import BandedToeplitz, Dense, Diagonal
+        >>> def factors(n):
+        ...     return Dense(jnp.ones((1, n))), Diagonal(jnp.ones(n)), BandedToeplitz(jnp.ones(3), n=n)
+        >>> chain = jax.eval_shape(lambda: forward_order(factors(1_000_000)))
+        >>> [f"{step.nbytes:.0e}" for step in chain.steps]
+        ['4e+12', '4e+06']
+
+    Source:
+        Example 4.1 of the lecture, Eq. 33b and Fig. 5(b).
+    """
+    return _multiply(jacobians, lambda factors: len(factors) - 2)
+
+
+def _multiply(jacobians: Sequence[Jacobian], place: Callable[[list[Jacobian]], int]) -> Chain:
+    """Multiplies neighbours, those at place(factors) and the next, until one factor is left."""
+    factors, steps = list(jacobians), []
+    if not factors:
+        raise ValueError("jacobians must hold at least one Jacobian, got none")
+    while len(factors) > 1:
+        i = place(factors)
+        left, right = factors[i : i + 2]
+        product = left @ right
+        work = multiplications(operator.matmul, left, right)
+        held = sum(factor.nbytes for factor in factors) + product.nbytes
+        steps.append(Step(left.shape, right.shape, product.shape, work, product.nbytes, held))
+        factors[i : i + 2] = [product]
+    return Chain(factors[0], tuple(steps))
+
+
+def multiplications(fn: Callable[..., Any], *args: Any) -> int:
+    """Returns how many multiplications of floating numbers fn does, read from the program that JAX traces it to.
+
+    Counted are elementwise and matrix products, in loops of known length as often as they run.
+
+    Args:
+        fn: the function.
+        *args: its arguments: pytrees of arrays, or of `jax.ShapeDtypeStruct`.
+
+    Raises:
+        ValueError: fn holds a `while` or `cond`, whose work depends on numbers.
+
+    Example:
+        >>> multiplications(lambda W, x: 2 * (W @ x), jnp.ones((3, 5)), jnp.ones(5))
+        18
+    """
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _count(jaxpr: Jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name in ("while", "cond"):
+            raise ValueError(f"fn must do work that its shapes tell, got a {name}")
+        if name == "mul" and jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
+            total += equation.outvars[0].aval.size
+        elif name == "dot_general":
+            (summed, _), _ = params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += equation.outvars[0].aval.size * math.prod(shape[axis] for axis in summed)
+        else:
+            total += (params["length"] if name == "scan" else 1) * sum(map(_count, _nested(params)))
+    return total
+
+
+def _nested(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    for value in params.values():
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value

@@ -1,0 +1,170 @@
+"""Jacobian, what every structure offers; and Dense, the structure that stores every entry."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vjplib.numerics import floating, wide
+
+
+class Jacobian(ABC):
+    """The m x n matrix of partial derivatives dy_i/dx_j of a layer y = f(x), in whatever form multiplies cheaply.
+
+    A structure is one subclass, a frozen dataclass registered as a pytree. It need not be told about the other ones:
+    composition asks the left factor, then the right one, for a product that keeps structure.
+
+    Example:
+        >>> from vjplib.jacobians import Diagonal
+        >>> Dense(jnp.ones((1, 3))) @ Diagonal(jnp.ones(2))
+        Traceback (most recent call last):
+        ValueError: a product of Jacobians needs as many columns on the left as rows on the right, got (1, 3) @ (2, 2):
+        the chain rule for f(g(x)) is f' @ g', in this order
+
+    Source:
+        Definition 2.4 of the lecture, Eq. 13; composition: Theorem 3.1, Eq. 19.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(m, n): the numbers of outputs and of inputs."""
+
+    @abstractmethod
+    def vjp(self, g: Float[Array, " m"]) -> Float[Array, " n"]:
+        """g^T J, the cotangent of the input; of the dtype that J and g promote to."""
+
+    @abstractmethod
+    def jvp(self, t: Float[Array, " n"]) -> Float[Array, " m"]:
+        """J t, the tangent of the output; of the dtype that J and t promote to."""
+
+    @abstractmethod
+    def dense(self) -> Float[Array, "m n"]:
+        """J as a matrix."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the arrays stored, traced or abstract ones included."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    def __matmul__(self, right: "Jacobian") -> "Jacobian":
+        """The Jacobian of the composition: self is that of the layer applied last."""
+        if not isinstance(right, Jacobian):
+            return NotImplemented
+        if self.shape[1] != right.shape[0]:
+            raise ValueError(
+                "a product of Jacobians needs as many columns on the left as rows on the right, got "
+                f"{self.shape} @ {right.shape}: the chain rule for f(g(x)) is f' @ g', in this order"
+            )
+        product = self._times(right)
+        return right._times_from_left(self) if product is NotImplemented else product
+
+    def _times(self, right: "Jacobian") -> Any:
+        """Returns self @ right, or NotImplemented to let the right factor choose."""
+        del right
+        return NotImplemented
+
+    def _times_from_left(self, left: "Jacobian") -> "Jacobian":
+        """Returns left @ self where left made no offer; a matrix, unless overridden."""
+        return left @ Dense(self.dense())
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Dense(Jacobian):
+    """J itself; that of y = W x + b is W.
+
+    Args:
+        matrix: m x n, floating.
+
+    Example:
+        >>> J = Dense(jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+        >>> J.shape, J.vjp(jnp.array([1.0, 10.0])).tolist()
+        ((2, 3), [41.0, 52.0, 63.0])
+
+    Source:
+        Definition 2.4, and Example 2.5 (Eq. 15) of the lecture.
+    """
+
+    matrix: Float[Array, "m n"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        m, n = shape_of("matrix", self.matrix, 2)
+        return m, n
+
+    def vjp(self, g: Float[Array, " m"]) -> Float[Array, " n"]:
+        """g^T J, in m n multiplications."""
+        g = operand("g", g, self.shape[0], self)
+        return matmul(g, self.matrix)
+
+    def jvp(self, t: Float[Array, " n"]) -> Float[Array, " m"]:
+        """J t, in m n multiplications."""
+        t = operand("t", t, self.shape[1], self)
+        return matmul(self.matrix, t)
+
+    def dense(self) -> Float[Array, "m n"]:
+        """The matrix."""
+        return self.matrix
+
+    # A matrix times J is J's vjp of every row, and J times a matrix J's jvp of every column: a structured J on either
+    # side keeps its cheap products.
+    def _times(self, right: Jacobian) -> "Dense":
+        return Dense(
+            matmul(self.matrix, right.matrix) if isinstance(right, Dense) else jax.vmap(right.vjp)(self.matrix)
+        )
+
+    def _times_from_left(self, left: Jacobian) -> "Dense":
+        return Dense(jax.vmap(left.jvp, in_axes=1, out_axes=1)(self.matrix))
+
+
+def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns a @ b, summed in float32 or wider at full precision, in the dtype that both promote to.
+
+    Example:
+        >>> matmul(jnp.ones((2, 300), jnp.bfloat16), jnp.ones(300, jnp.bfloat16))
+        Array([300, 300], dtype=bfloat16)
+    """
+    return jnp.matmul(wide(a), wide(b), precision="highest").astype(jnp.result_type(a, b))
+
+
+def shape_of(name: str, x: Array, rank: int) -> tuple[int, ...]:
+    """Returns the shape of a Jacobian's array of this rank, or refuses it by name.
+
+    It is asked for when a Jacobian is used, not when it is made: one that `jax.vmap` returns holds a batch.
+
+    Raises:
+        ValueError: x is of another rank.
+
+    Example:
+        >>> shape_of("diagonal", jnp.ones((2, 3)), 1)
+        Traceback (most recent call last):
+        ValueError: diagonal must be of rank 1, got shape (2, 3); for a batch of Jacobians use jax.vmap
+    """
+    if x.ndim != rank:
+        raise ValueError(f"{name} must be of rank {rank}, got shape {x.shape}; for a batch of Jacobians use jax.vmap")
+    return x.shape
+
+
+def operand(name: str, x: Array, size: int, jacobian: Jacobian) -> jax.Array:
+    """Returns the vector that a Jacobian is to multiply, or refuses it by name.
+
+    Raises:
+        TypeError: x is not floating.
+        ValueError: x is not a vector of this size.
+
+    Example:
+        >>> Dense(jnp.ones((2, 3))).vjp(jnp.ones(3))
+        Traceback (most recent call last):
+        ValueError: g must have shape (2,) to multiply a Jacobian of shape (2, 3), got (3,)
+    """
+    x = floating(name, x)
+    if x.shape != (size,):
+        raise ValueError(
+            f"{name} must have shape ({size},) to multiply a Jacobian of shape {jacobian.shape}, got {x.shape}"
+        )
+    return x

@@ -1,0 +1,61 @@
+"""Diagonal: the Jacobian of a function of one number, applied to every element."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vjplib.jacobians.dense import Jacobian, operand, shape_of
+from vjplib.numerics import wide
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Diagonal(Jacobian):
+    """diag(d): output i depends on input i alone.
+
+    Args:
+        diagonal: the n derivatives, floating.
+
+    Example:
+        >>> J = Diagonal(jnp.array([2.0, 3.0]))
+        >>> J.vjp(jnp.array([1.0, 10.0])).tolist(), (J @ J).diagonal.tolist()
+        ([2.0, 30.0], [4.0, 9.0])
+
+    Source:
+        Example 2.1 of the lecture: relu, tanh and sigmoid, applied to the elements of a vector.
+    """
+
+    diagonal: Float[Array, " n"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, n)."""
+        (n,) = shape_of("diagonal", self.diagonal, 1)
+        return n, n
+
+    def vjp(self, g: Float[Array, " n"]) -> Float[Array, " n"]:
+        """g^T J, in n multiplications."""
+        return scale(operand("g", g, self.shape[0], self), self.diagonal)
+
+    def jvp(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
+        """J t, in n multiplications."""
+        return scale(operand("t", t, self.shape[1], self), self.diagonal)
+
+    def dense(self) -> Float[Array, "n n"]:
+        """J as a matrix."""
+        return jnp.where(jnp.eye(*self.shape, dtype=bool), self.diagonal, 0)
+
+    def _times(self, right: Jacobian) -> "Diagonal":
+        return Diagonal(scale(self.diagonal, right.diagonal)) if isinstance(right, Diagonal) else NotImplemented
+
+
+def scale(x: Float[Array, "..."], d: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns x d elementwise, computed in float32 or wider, in the dtype that both promote to.
+
+    Example:
+        >>> scale(jnp.ones(2, jnp.bfloat16), jnp.full(2, 3, jnp.bfloat16))
+        Array([3, 3], dtype=bfloat16)
+    """
+    return (wide(x) * wide(d)).astype(jnp.result_type(x, d))
