@@ -150,12 +150,12 @@ def _count(jaxpr: Jaxpr) -> int:
         name, params = equation.primitive.name, equation.params
         if name in ("while", "cond"):
             raise ValueError(f"fn must do work that its shapes tell, got a {name}")
-        if name == "mul" and jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
-            total += equation.outvars[0].aval.size
-        elif name == "dot_general":
-            (summed, _), _ = params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += equation.outvars[0].aval.size * math.prod(shape[axis] for axis in summed)
+        if name in ("mul", "dot_general"):
+            first: Any = equation.invars[0].aval
+            result: Any = equation.outvars[0].aval
+            summed = params["dimension_numbers"][0][0] if name == "dot_general" else ()
+            if jnp.issubdtype(result.dtype, jnp.floating):
+                total += result.size * math.prod(first.shape[axis] for axis in summed)
         else:
             total += (params["length"] if name == "scan" else 1) * sum(map(_count, _nested(params)))
     return total

@@ -36,23 +36,24 @@ class BandedToeplitz(Jacobian):
     @property
     def shape(self) -> tuple[int, int]:
         """(n, n)."""
+        if shape_of("kernel", self.kernel, 1) == (0,):
+            raise ValueError("kernel must hold at least one entry, got shape (0,)")
         return self.n, self.n
 
     def vjp(self, g: Float[Array, " n"]) -> Float[Array, " n"]:
         """g^T J, in k n multiplications."""
-        (k,) = shape_of("kernel", self.kernel, 1)
-        return _correlate(operand("g", g, self.n, self), self.kernel[::-1], k // 2)
+        g = operand("g", g, self.shape[0], self)
+        return _correlate(g, self.kernel[::-1], self.kernel.size // 2)
 
     def jvp(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
         """J t, in k n multiplications: the convolution of t itself, which is linear."""
-        (k,) = shape_of("kernel", self.kernel, 1)
-        return _correlate(operand("t", t, self.n, self), self.kernel, (k - 1) // 2)
+        t = operand("t", t, self.shape[1], self)
+        return _correlate(t, self.kernel, (self.kernel.size - 1) // 2)
 
     def dense(self) -> Float[Array, "n n"]:
         """J as a matrix."""
-        (k,) = shape_of("kernel", self.kernel, 1)
-        i, j = jnp.arange(self.n)[:, None], jnp.arange(self.n)[None, :]
-        place = j - i + (k - 1) // 2
+        (m, n), k = self.shape, self.kernel.size
+        place = jnp.arange(n) - jnp.arange(m)[:, None] + (k - 1) // 2
         return jnp.where((place >= 0) & (place < k), self.kernel[jnp.clip(place, 0, k - 1)], 0)
 
     # The ends of the band are cut off, so a product with another structure is no Toeplitz matrix. Of the two factors
