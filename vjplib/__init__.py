@@ -1,3 +1,34 @@
-"""JAX layers whose backward rules are derived by hand and proved right by machine."""
+"""JAX layers whose backward rules are derived by hand and proved right by machine.
+
+The map of the package, from the bottom up:
+
+    numerics      the precision policy
+    jacobians     what a layer's derivative looks like: dense, diagonal, banded Toeplitz, diagonal minus low rank
+    rule          the record that each rule file ends with
+    rules         the rules themselves, one family to a file; all their public functions are here too
+    catalog       finds the records
+    verification  proves a rule: one file to a claim; `verify` and `assert_verified` are here too
+    bench         times a rule against what users would otherwise call
+    net, train    networks of pure functions, and their training with optax
+    figures       the lecture's figures, drawn from running code
+"""
+
+from vjplib.rule import Case as Case
+from vjplib.rule import Edge as Edge
+from vjplib.rule import Input as Input
+from vjplib.rule import Rule as Rule
+from vjplib.rules.convolution import conv1d as conv1d
+from vjplib.rules.elementwise import quadratic as quadratic
+from vjplib.rules.elementwise import relu as relu
+from vjplib.rules.elementwise import sigmoid as sigmoid
+from vjplib.rules.elementwise import tanh as tanh
+from vjplib.rules.linear import linear as linear
+from vjplib.rules.loss import softmax_cross_entropy as softmax_cross_entropy
+from vjplib.rules.loss import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
+from vjplib.rules.loss import squared_error as squared_error
+from vjplib.rules.product import multiply as multiply
+from vjplib.rules.product import prod as prod
+from vjplib.rules.softmax import log_softmax as log_softmax
+from vjplib.rules.softmax import softmax as softmax
 
 __version__ = "0.1.0"

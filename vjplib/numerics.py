@@ -88,3 +88,61 @@ def sum_to(g: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     extra = g.ndim - len(shape)
     stretched = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 != g.shape[extra + i])
     return jnp.sum(g, axis=stretched, dtype=g.dtype, keepdims=True).reshape(shape) if stretched else g.reshape(shape)
+
+
+def broadcast_shapes(**arrays: jax.Array) -> tuple[int, ...]:
+    """Returns the shape that the arrays broadcast to, or refuses them by name.
+
+    Raises:
+        ValueError: the shapes do not broadcast together.
+
+    Example:
+        >>> broadcast_shapes(x=jnp.ones((2, 3)), y=jnp.ones((4,)))
+        Traceback (most recent call last):
+        ValueError: x and y must broadcast together, got shapes (2, 3) and (4,)
+    """
+    try:
+        return jnp.broadcast_shapes(*(a.shape for a in arrays.values()))
+    except ValueError:
+        shapes = " and ".join(str(a.shape) for a in arrays.values())
+        raise ValueError(f"{' and '.join(arrays)} must broadcast together, got shapes {shapes}") from None
+
+
+def form(x: jax.Array) -> jax.Array:
+    """Returns an array without elements that remembers x's shape and dtype, for a residual that needs no more of x."""
+    return jnp.zeros((0, *x.shape), x.dtype)
+
+
+def as_form(g: jax.Array, kept: jax.Array) -> jax.Array:
+    """Returns g as the cotangent of the argument whose `form` was kept: its shape, broadcasting summed, and its dtype.
+
+    Example:
+        >>> as_form(jnp.ones((2, 3)), form(jnp.ones((3,), jnp.bfloat16)))
+        Array([2, 2, 2], dtype=bfloat16)
+    """
+    return sum_to(g, kept.shape[1:]).astype(kept.dtype)
+
+
+def masked(where: ArrayLike | None, x: jax.Array) -> jax.Array | None:
+    """Returns a mask over x as an array, None for none, or refuses it.
+
+    Raises:
+        TypeError: where is not boolean.
+        ValueError: where does not broadcast to x's shape.
+
+    Example:
+        >>> masked(jnp.array([True, False]), jnp.ones((3, 3)))
+        Traceback (most recent call last):
+        ValueError: where must broadcast to the shape it masks, got where (2,) and shape (3, 3)
+    """
+    if where is None:
+        return None
+    kept = jnp.asarray(where)
+    if kept.dtype != jnp.bool_:
+        raise TypeError(f"where must be boolean, got {kept.dtype} of shape {kept.shape}")
+    try:
+        return jnp.broadcast_to(kept, x.shape)
+    except ValueError:
+        raise ValueError(
+            f"where must broadcast to the shape it masks, got where {kept.shape} and shape {x.shape}"
+        ) from None

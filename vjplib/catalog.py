@@ -1,0 +1,65 @@
+"""Finds every record: in the library's own rules, or in any module that ends in RULES."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+import vjplib.rules
+from vjplib.rule import Rule
+
+
+def rules_in(module: ModuleType) -> tuple[Rule, ...]:
+    """Returns the records of a module.
+
+    Args:
+        module: a module with a tuple `RULES`.
+
+    Raises:
+        ValueError: the module has no RULES, or something in it is not a `Rule`.
+
+    Example:
+        >>> import vjplib.rules.softmax
+        >>> [rule.name for rule in rules_in(vjplib.rules.softmax)]
+        ['softmax', 'log_softmax']
+    """
+    records = getattr(module, "RULES", None)
+    if not isinstance(records, tuple) or not all(isinstance(r, Rule) for r in records):
+        raise ValueError(f"{module.__name__} must end in RULES, a tuple of vjplib.Rule, got {records!r}")
+    return records
+
+
+def rules() -> tuple[Rule, ...]:
+    """Returns the records of every file in `vjplib.rules`, in order of file name."""
+    names = sorted(info.name for info in pkgutil.iter_modules(vjplib.rules.__path__, "vjplib.rules."))
+    return tuple(rule for name in names for rule in rules_in(importlib.import_module(name)))
+
+
+def find(target: str) -> tuple[Rule, ...]:
+    """Returns the records that a command-line target names.
+
+    Args:
+        target: the name of a rule of the library, or `package.module` for all records of a module, or
+            `package.module:name` for one.
+
+    Raises:
+        ValueError: nothing answers to the target; the message lists what does.
+
+    Example:
+        >>> [rule.name for rule in find("vjplib.rules.softmax:log_softmax")]
+        ['log_softmax']
+    """
+    path, _, name = target.rpartition(":") if ":" in target else (target, "", "")
+    own = rules()
+    if not name and any(rule.name == path for rule in own):
+        return tuple(rule for rule in own if rule.name == path)
+    try:
+        known = rules_in(importlib.import_module(path))
+    except ModuleNotFoundError as error:
+        if error.name is None or not (path == error.name or path.startswith(f"{error.name}.")):
+            raise
+        names = ", ".join(rule.name for rule in own)
+        raise ValueError(f"target must be a module or one of {names}; got {target!r}") from None
+    found = tuple(rule for rule in known if name in ("", rule.name))
+    if not found:
+        raise ValueError(f"{path} must hold a rule named {name!r}, has {', '.join(rule.name for rule in known)}")
+    return found

@@ -1,0 +1,138 @@
+"""Every import from JAX that is experimental, private or has moved between the supported lines, in one place."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+
+def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
+    """Returns f jitted, and kept a call of its own in the compiled CPU program.
+
+    XLA:CPU fuses shifted slices into whatever consumes them and recomputes them there; a call that may not be inlined
+    stays as fast as it is alone, however its result is used. The attribute is one that only the CPU compiler reads, so
+    use this inside the CPU branch of `jax.lax.platform_dependent`.
+
+    Args:
+        f: a function of arrays.
+        jit_options: options of `jax.jit`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(separate_call(jnp.sin)(0.0))
+        0.0
+    """
+    jitted = jax.jit(f, **jit_options)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return jitted(*args, **kwargs)
+
+    return call
+
+
+def x64() -> Any:
+    """Returns a context in which float64 stays float64, whatever the user's setting."""
+    return jax.enable_x64(True)
+
+
+@contextmanager
+def recorded_custom_vjps() -> Iterator[list[tuple[jax.custom_vjp, tuple[Any, ...], dict[str, Any]]]]:
+    """Records every call of a custom_vjp made inside the context: the object, its arguments and keyword arguments."""
+    calls = []
+    original = jax.custom_vjp.__call__
+
+    def call(self: jax.custom_vjp, *args: Any, **kwargs: Any) -> Any:
+        calls.append((self, args, kwargs))
+        return original(self, *args, **kwargs)
+
+    jax.custom_vjp.__call__ = call
+    try:
+        yield calls
+    finally:
+        jax.custom_vjp.__call__ = original
+
+
+def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns f without the custom derivative rules inside it, so that JAX differentiates what f computes.
+
+    The rules of `jax.custom_vjp` and `jax.custom_jvp` are replaced by the functions they were given for, through jit,
+    scan, while, cond and checkpoint.
+
+    Args:
+        f: a function of arrays that returns a pytree of arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> wrong = jax.custom_vjp(jnp.sin)
+        >>> wrong.defvjp(lambda x: (jnp.sin(x), None), lambda res, g: (0 * g,))
+        >>> float(jax.grad(wrong)(0.0)), float(jax.grad(strip_custom_rules(wrong))(0.0))
+        (0.0, 1.0)
+    """
+
+    def stripped(*args: Any) -> Any:
+        closed, out = jax.make_jaxpr(f, return_shape=True)(*args)
+        values = _evaluate(*opened(closed), jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(out), values)
+
+    return stripped
+
+
+def programs(params: Mapping[str, Any]) -> list[tuple[str, Jaxpr, list[Any]]]:
+    """Returns the programs among an equation's parameters: the parameter's name, the jaxpr and its constants."""
+    named = ((n, v) for n, vs in params.items() for v in (vs if isinstance(vs, (tuple, list)) else (vs,)))
+    return [(name, *opened(value)) for name, value in named if isinstance(value, (ClosedJaxpr, Jaxpr))]
+
+
+def opened(item: Any) -> tuple[Jaxpr, list[Any]]:
+    """Returns a jaxpr, closed or not, and the constants that it holds."""
+    return getattr(item, "jaxpr", item), list(getattr(item, "consts", ()))
+
+
+_INLINED = {"custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2", "checkpoint", "closed_call"}
+_CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+
+
+def _holds_custom_rule(jaxpr: Jaxpr) -> bool:
+    return any(
+        eqn.primitive.name in _CUSTOM or any(_holds_custom_rule(inner) for _, inner, _ in programs(eqn.params))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Evaluates a jaxpr, each custom rule in it by its primal."""
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, Literal) else env[v]
+
+    for eqn in jaxpr.eqns:
+        outputs = _apply(eqn, [read(v) for v in eqn.invars])
+        env.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _apply(eqn: Any, values: list[Any]) -> Sequence[Any]:
+    inner = programs(eqn.params)
+    if eqn.primitive.name in _INLINED and inner:
+        _, jaxpr, consts = inner[0]
+        return _evaluate(jaxpr, consts, values)
+    params = {name: _stripped_parameter(value) for name, value in eqn.params.items()} if inner else eqn.params
+    with eqn.ctx.manager:
+        outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(params))
+    return outputs if eqn.primitive.multiple_results else (outputs,)
+
+
+def _stripped_parameter(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_stripped_parameter(item) for item in value)
+    if not isinstance(value, (ClosedJaxpr, Jaxpr)):
+        return value
+    jaxpr, consts = opened(value)
+    if not _holds_custom_rule(jaxpr):
+        return value
+    return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, consts, args))(*(v.aval for v in jaxpr.invars))

@@ -1,0 +1,189 @@
+"""Rule: the record that each rule file ends with, read by verification, pytest, bench and the documentation.
+
+Authors write inputs, the library writes assertions: a record holds what a rule is, what it must equal, what users
+would otherwise call, and the calls worth making. Shapes are strings of dimension names, as in jaxtyping, so that one
+`Case` serves as a concrete call, as a call at random sizes, as a symbolic call and as a benchmark.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Dims = Mapping[str, int]
+Draw = Callable[[np.random.Generator, tuple[int, ...], Dims], np.ndarray]
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
+    """Returns standard normal numbers of the shape; the draw of an argument given as a plain string."""
+    del dims
+    return rng.standard_normal(shape)
+
+
+class Input(NamedTuple):
+    """One array argument of a case: its shape in dimension names, and how its numbers are drawn.
+
+    Floating draws are cast to the dtype under test; integers and booleans are passed on as drawn.
+
+    Args:
+        shape: names and integers separated by spaces: `"b n"`, `"n 3"`, `""` for a scalar.
+        draw: takes a NumPy generator, the concrete shape and the sizes of all dimensions; returns the array.
+    """
+
+    shape: str
+    draw: Draw = normal
+
+
+def index_below(dimension: str) -> Draw:
+    """Returns a draw of int32 indices into a dimension: `Input("b", index_below("n"))` are labels of n classes."""
+    return lambda rng, shape, dims: rng.integers(0, dims[dimension], shape, dtype=np.int32)
+
+
+def mask(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
+    """Returns a boolean mask of which about two thirds, and the first place of each row, are True."""
+    del dims
+    kept = rng.random(shape) < 2 / 3
+    kept[..., :1] = True
+    return kept
+
+
+def distribution(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
+    """Returns probability vectors along the last axis, drawn uniformly from the simplex."""
+    del dims
+    weights = rng.exponential(size=shape)
+    return weights / np.maximum(weights.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
+
+
+class Call(NamedTuple):
+    """The concrete arguments of one call."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family of calls that differ in sizes and numbers.
+
+    Args:
+        inputs: one `Input`, or its shape alone, per positional argument; None is passed on as it is.
+        dims: the size of each dimension named; pairwise distinct primes make a swapped axis show.
+        kwargs: keyword arguments, not differentiated; an `Input` among them is drawn.
+        fixed: dimensions that must stay as they are when sizes are varied (kernel lengths that unroll a loop).
+        valid: takes the sizes; False for those that the rule refuses.
+        growth: whether the case is examined at growing sizes.
+
+    Example:
+        >>> case = Case(("b n", Input("b", index_below("n"))), {"b": 2, "n": 5})
+        >>> [a.shape for a in case.call(np.random.default_rng(0)).args]
+        [(2, 5), (2,)]
+    """
+
+    inputs: tuple[Input | str | None, ...]
+    dims: Dims
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    valid: Callable[..., bool] = lambda **dims: True
+    growth: bool = True
+
+    def __post_init__(self) -> None:
+        if missing := sorted({n for s in self.shapes if s for n in s.split() if not n.isdigit()} - set(self.dims)):
+            raise ValueError(f"dims must give the size of every dimension that inputs name, lacks {missing}")
+
+    @property
+    def arrays(self) -> tuple[Input | None, ...]:
+        """The inputs, plain strings made `Input`."""
+        return tuple(Input(i) if isinstance(i, str) else i for i in self.inputs)
+
+    @property
+    def shapes(self) -> tuple[str | None, ...]:
+        """The shape of each input in dimension names."""
+        return tuple(i.shape if i else None for i in self.arrays)
+
+    def call(self, rng: np.random.Generator, dtype: Any = np.float32, scale: float = 1.0, **sizes: int) -> Call:
+        """Returns concrete arguments, floating ones scaled and in the dtype, at these sizes in place of `dims`."""
+        dims = {**self.dims, **sizes}
+        args = tuple(i and _array(i, rng, dims, dtype, scale) for i in self.arrays)
+        drawn = {k: _array(v, rng, dims, dtype, scale) for k, v in self.kwargs.items() if isinstance(v, Input)}
+        return Call(args, {**self.kwargs, **drawn})
+
+    def sizes(self, rng: np.random.Generator, largest: int = 9) -> dict[str, int]:
+        """Returns random valid sizes from 1 to the largest; those in `fixed` stay."""
+        while True:
+            drawn = {d: n if d in self.fixed else int(rng.integers(1, largest + 1)) for d, n in self.dims.items()}
+            if self.valid(**drawn):
+                return drawn
+
+
+def concrete(shape: str, dims: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Returns the shape with each name replaced by its size, which may be symbolic."""
+    return tuple(int(name) if name.isdigit() else dims[name] for name in shape.split())
+
+
+def _array(i: Input, rng: np.random.Generator, dims: Dims, dtype: Any, scale: float) -> np.ndarray:
+    drawn = np.asarray(i.draw(rng, concrete(i.shape, dims), dims))
+    if not np.issubdtype(drawn.dtype, np.floating):
+        return drawn
+    return (drawn * scale).astype(dtype)
+
+
+class Edge(NamedTuple):
+    """A named input at which derivatives are easily wrong: a zero, a tie, an infinity, a mask with nothing left.
+
+    Args:
+        name: what the input is, for the report.
+        args: positional arguments; floating ones are cast to the dtype under test.
+        kwargs: keyword arguments.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """All that the library knows of one rule.
+
+    Args:
+        fn: the public function.
+        reference: the same function in plain jnp, with no custom rule inside: its autodiff in float64 is the oracle. It
+            must be stable wherever the rule claims to be, and states the rule's convention at kinks and ties.
+        baselines: what users would otherwise call, by name; the first is the one that claims compare with.
+        cases: calls to verify; the first is the typical one.
+        edges: inputs at the boundary of the domain.
+        bench: calls to time, large.
+        residuals: the bytes that float32 calls of the first case keep between forward and backward, from its sizes.
+        jacobian: the derivative of a one-vector call with respect to each argument, as objects of `vjplib.jacobians`
+            (None for an argument whose Jacobian has no short form).
+        reason: why the rule exists, in one sentence.
+        source: where the mathematics is found.
+        order_two: whether second derivatives are offered; if not, that they are refused is verified.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> Rule(fn=jnp.sin, reference=jnp.sin, baselines={"jnp.sin": jnp.sin}, cases=(Case(("n",), {"n": 3}),)).name
+        'sin'
+    """
+
+    fn: Callable[..., Any]
+    reference: Callable[..., Any]
+    baselines: Mapping[str, Callable[..., Any]]
+    cases: tuple[Case, ...]
+    edges: tuple[Edge, ...] = ()
+    bench: tuple[Case, ...] = ()
+    residuals: Callable[..., int] | None = None
+    jacobian: Callable[..., tuple[Any, ...]] | None = None
+    reason: str = ""
+    source: str = ""
+    order_two: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.cases:
+            raise ValueError(f"cases of {self.name} must hold at least one Case, got none")
+
+    @property
+    def name(self) -> str:
+        """The public function's name."""
+        return self.fn.__name__

@@ -1,0 +1,308 @@
+"""The one-dimensional convolution of the lecture: a banded Toeplitz Jacobian that is never formed.
+
+As everywhere in deep learning the kernel is not flipped: the sum is a correlation.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from vjplib.compat import separate_call
+from vjplib.jacobians import BandedToeplitz, Dense
+from vjplib.numerics import as_form, floating, form, wide
+from vjplib.rule import Case, Edge, Rule
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("stride",))
+def conv1d(
+    x: Float[Array, "*batch n"] | Float[Array, "*batch n c_in"],
+    h: Float[Array, " k"] | Float[Array, "k c_in c_out"],
+    b: Float[Array, ""] | Float[Array, " c_out"] | None = None,
+    stride: int = 1,
+) -> Float[Array, "*batch m"] | Float[Array, "*batch m c_out"]:
+    """y_i = sum_j h_j x_{s i + j - p} + b, x zero outside; dx is g convolved back with h, dh is x correlated with g.
+
+    For k = 3 and stride 1 it is y_i = h_1 x_{i-1} + h_2 x_i + h_3 x_{i+1}, the lecture's. The padding is that of
+    `lax.conv_general_dilated` with `padding="SAME"`: p = (k - 1) // 2 at stride 1, so an even kernel reaches one place
+    further to the right.
+
+    Args:
+        x: (..., n) for a single kernel, (..., n, c_in) for channels, floating, any batch axes.
+        h: (k,), one kernel for all of x, or (k, c_in, c_out), floating, with 1 <= k <= n.
+        b: a bias, () or (c_out,), or None.
+        stride: s, at least 1.
+
+    Returns:
+        (..., m) or (..., m, c_out) with m = ceil(n / s), of the dtype that the arguments promote to; half precision
+        accumulates in float32. NaN and infinities reach the k outputs around them.
+
+    Raises:
+        TypeError: an argument is not floating, or stride not an integer.
+        ValueError: ranks or channels do not fit, k is 0 or larger than n, or stride is less than 1.
+
+    Example:
+        >>> conv1d(jnp.array([1.0, 2.0, 3.0]), jnp.array([10.0, 1.0, 0.1])).tolist()
+        [1.2000000476837158, 12.300000190734863, 23.0]
+
+    Source:
+        Example 4.2 of the lecture, Eq. 34 and 35; the backward is its Algorithm 4.
+    """
+    return fwd(x, h, b, stride)[0]
+
+
+def reference(x, h, b=None, stride=1):
+    positions = x.shape[-1 if h.ndim == 1 else -2]
+    k, (low, high) = h.shape[0], lax.padtype_to_pads((positions,), h.shape[:1], (stride,), "SAME")[0]
+    rows = jnp.arange(-(-positions // stride)) * stride
+    windows = rows[:, None] + jnp.arange(k)
+    if h.ndim == 1:
+        padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(low, high)])
+        y = jnp.einsum("...mk,k->...m", padded[..., windows], h)
+    else:
+        padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(low, high), (0, 0)])
+        y = jnp.einsum("...mki,kio->...mo", padded[..., windows, :], h)
+    return y if b is None else y + b
+
+
+def jacobian(x, h, b=None):
+    k, n = h.size, x.size
+    padded = jnp.pad(x, ((k - 1) // 2, k // 2))
+    shifted = padded[jnp.arange(n)[:, None] + jnp.arange(k)]
+    return (BandedToeplitz(h, n), Dense(shifted), Dense(jnp.ones((n, 1), x.dtype)))[: 2 if b is None else 3]
+
+
+def fwd(x, h, b, stride):
+    x, h = floating("x", x), floating("h", h)
+    _check(x, h, stride)
+    if b is not None:
+        b = floating("b", b)
+        if b.shape != h.shape[2:]:
+            raise ValueError(
+                f"b must have shape {h.shape[2:]}, one bias an output channel, got b {b.shape}, h {h.shape}"
+            )
+    if h.ndim == 1 and stride == 1:
+        y = _correlate(wide(x), wide(h), (h.size - 1) // 2)
+    else:
+        y = _convolve(_blocks(x, h), _kernel(h), stride)
+        y = y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
+    y = y if b is None else y + wide(b)
+    return y.astype(jnp.result_type(*(a for a in (x, h, b) if a is not None))), (x, h, None if b is None else form(b))
+
+
+# y_i = sum_j h_j x_{s i + j - p}, so dy_i/dx_l = h_{l - s i + p}: at stride 1 a band of k diagonals, each constant (a
+# Toeplitz matrix). Of its n^2 entries at most n k differ from zero, and they hold k numbers. With the products:
+#   (g^T J_x)_l = sum_i g_i h_{l - s i + p}   the g_i spread s apart, correlated with h back to front
+#   (g^T J_h)_j = sum_i g_i x_{s i + j - p}   x correlated with the g_i spread s apart
+# and sums over the batch; with channels, sums over those that the output cotangent and the argument do not share.
+# Algorithm 4 of the lecture is the first line at s = 1: O(n k) multiplications where the matrix takes O(n^2).
+def bwd(stride, res, g):
+    x, h, form_b = res
+    g = wide(g)
+    if h.ndim == 1 and stride == 1:
+        dx = _correlate(g, wide(h)[::-1], h.size // 2)
+    else:
+        n = x.shape[-1 if h.ndim == 1 else -2]
+        dx = _convolve_dx(_blocks(g, h), _kernel(h), n, stride).reshape(x.shape)
+    dh = _convolve_dh(_blocks(g, h), _blocks(x, h), h.shape[0], stride).reshape(h.shape)
+    return dx.astype(x.dtype), dh.astype(h.dtype), None if form_b is None else as_form(g, form_b)
+
+
+conv1d.defvjp(fwd, bwd)
+
+
+def _check(x, h, stride):
+    if h.ndim not in (1, 3):
+        raise ValueError(f"h must have shape (k,) or (k, c_in, c_out), got {h.shape}")
+    if x.ndim < (1 if h.ndim == 1 else 2):
+        raise ValueError(f"x must have shape {'(..., n)' if h.ndim == 1 else '(..., n, c_in)'}, got {x.shape}")
+    if h.ndim == 3 and x.shape[-1] != h.shape[1]:
+        raise ValueError(f"x (..., n, c_in) and h (k, c_in, c_out) must agree in c_in, got {x.shape}, {h.shape}")
+    n, k = x.shape[-1 if h.ndim == 1 else -2], h.shape[0]
+    if not 1 <= k <= n:
+        raise ValueError(f"h must have 1 <= k <= n taps, got k = {k} of h {h.shape} and n = {n} of x {x.shape}")
+    if not isinstance(stride, int):
+        raise TypeError(f"stride must be an integer, got {stride!r}")
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, got {stride}")
+
+
+# ----------------------------------------------------------------------------- one kernel at stride 1, by shifted copies
+
+
+def _correlate(x, h, low):
+    """Returns sum_j h_j x_{i + j - low} along the last axis, of x's length, x zero outside."""
+    return lax.platform_dependent(
+        x,
+        h,
+        cpu=lambda x, h: _by_taps(x, h, low=low),
+        default=lambda x, h: _one_channel(x, h, low),
+    )
+
+
+def _taps(x, h, low):
+    # Up to nine taps, a pad of its own for each is faster than slices of a shared one; beyond that it is slower.
+    outer = [(0, 0, 0)] * (x.ndim - 1)
+    zero = jnp.zeros((), x.dtype)
+    k, n = h.size, x.shape[-1]
+    if k <= 9:
+        shifted = (lax.pad(x, zero, [*outer, (low - j, j - low, 0)]) for j in range(k))
+    else:
+        padded = lax.pad(x, zero, [*outer, (low, k - 1 - low, 0)])
+        shifted = (lax.slice_in_dim(padded, j, j + n, axis=-1) for j in range(k))
+    return sum(h[j] * x_j for j, x_j in enumerate(shifted))
+
+
+def _one_channel(x, h, low):
+    rows = x.reshape(math.prod(x.shape[:-1]), 1, x.shape[-1])
+    return lax.conv_general_dilated(rows, h[None, None, :], (1,), ((low, h.size - 1 - low),)).reshape(x.shape)
+
+
+_by_taps = separate_call(_taps, static_argnames=("low",))
+
+# ------------------------------------------------- channels and strides, by convolutions of (batch, n, i) with (k, i, o)
+
+
+def _blocks(a, h):
+    """Returns a as (batch, n, channels), with one channel where h is a single kernel."""
+    a = wide(a)[..., None] if h.ndim == 1 else wide(a)
+    return a.reshape(math.prod(a.shape[:-2]), *a.shape[-2:])
+
+
+def _kernel(h):
+    return wide(h)[:, None, None] if h.ndim == 1 else wide(h)
+
+
+def _pads(n, k, stride):
+    return lax.padtype_to_pads((n,), (k,), (stride,), "SAME")[0]
+
+
+def _convolve(x, h, stride):
+    pads = _pads(x.shape[1], h.shape[0], stride)
+    return lax.conv_general_dilated(x, h, (stride,), (pads,), dimension_numbers=("NWC", "WIO", "NWC"))
+
+
+def _convolve_dx(g, h, n, stride):
+    k, m = h.shape[0], g.shape[1]
+    low, _ = _pads(n, k, stride)
+    return lax.conv_general_dilated(
+        g,
+        h[::-1],
+        window_strides=(1,),
+        padding=((k - 1 - low, n - 1 + low - (m - 1) * stride),),
+        lhs_dilation=(stride,),
+        dimension_numbers=("NWC", "WOI", "NWC"),
+    )
+
+
+def _convolve_dh(g, x, k, stride):
+    # The batch is what this convolution sums over, in the place of its channels.
+    n, m = x.shape[1], g.shape[1]
+    low, _ = _pads(n, k, stride)
+    return lax.conv_general_dilated(
+        x,
+        g,
+        window_strides=(1,),
+        padding=((low, (m - 1) * stride + k - n - low),),
+        rhs_dilation=(stride,),
+        dimension_numbers=("CWN", "IWO", "WNC"),
+    )
+
+
+# ------------------------------------------------------------------------------------ the lecture's two backward passes
+
+
+def naive_vjp(h, g):
+    """g^T J for one kernel at stride 1, by the n x n matrix: the lecture's Algorithm 3, kept to be measured against.
+
+    Args:
+        h: (k,).
+        g: (n,).
+
+    Returns:
+        (n,), the cotangent of x, for n^2 multiplications and n^2 numbers.
+
+    Example:
+        >>> h, g = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.0, 0.0, 1.0])
+        >>> bool((naive_vjp(h, g) == sparse_vjp(h, g)).all())
+        True
+
+    Source:
+        Algorithm 3 of the lecture.
+    """
+    return g @ BandedToeplitz(h, g.size).dense()
+
+
+def sparse_vjp(h, g):
+    """g^T J for one kernel at stride 1, by its k diagonals: the lecture's Algorithm 4, and this rule's backward.
+
+    Args:
+        h: (k,).
+        g: (n,).
+
+    Returns:
+        (n,), the cotangent of x, for n k multiplications and no matrix.
+
+    Example:
+        >>> sparse_vjp(jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.0, 0.0])).tolist()
+        [2.0, 3.0, 0.0]
+
+    Source:
+        Algorithm 4 of the lecture.
+    """
+    return _correlate(g, h[::-1], h.size // 2)
+
+
+def _lax_conv(x, h, b=None, stride=1):
+    y = _convolve(_blocks(x, h), _kernel(h), stride)
+    y = y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
+    return y if b is None else y + b
+
+
+def _convolve_by_jnp(x, h, b=None):
+    y = jnp.convolve(x, h[::-1], mode="same")
+    return y if b is None else y + b
+
+
+def _fits(**dims):
+    return dims["k"] <= dims["n"]
+
+
+RULES = (
+    Rule(
+        fn=conv1d,
+        reference=reference,
+        baselines={"lax.conv_general_dilated": _lax_conv, "jnp.convolve": _convolve_by_jnp},
+        cases=(
+            Case(("n", "k"), {"n": 11, "k": 3}, fixed=("k",), valid=_fits),
+            Case(("c n", "k", ""), {"c": 2, "n": 11, "k": 4}, fixed=("k",), valid=_fits),
+            Case(("c n i", "k i o", "o"), {"c": 2, "n": 11, "k": 3, "i": 5, "o": 7}, fixed=("k",), valid=_fits),
+            Case(("n i", "k i o"), {"n": 11, "k": 2, "i": 3, "o": 5}, valid=_fits, growth=False),
+            Case(("c d n", "k"), {"c": 2, "d": 3, "n": 13, "k": 11}, valid=_fits, growth=False),
+            Case(
+                ("c n i", "k i o"), {"c": 2, "n": 11, "k": 3, "i": 5, "o": 7}, {"stride": 2}, valid=_fits, growth=False
+            ),
+            Case(("n", "k"), {"n": 12, "k": 5}, {"stride": 3}, valid=_fits, growth=False),
+            Case(("n", "k"), {"n": 10, "k": 1}, {"stride": 4}, valid=_fits, growth=False),
+        ),
+        edges=(
+            Edge("one tap", ([1.0, 2.0, 3.0], [2.0])),
+            Edge("as many taps as places", ([1.0, 2.0, 3.0], [1.0, 2.0, 4.0])),
+            Edge("one place", ([3.0], [2.0])),
+            Edge("zero kernel", ([1.0, 2.0, 3.0], [0.0, 0.0])),
+            Edge("empty batch", (np.zeros((0, 4)), [1.0, 2.0, 3.0])),
+        ),
+        bench=(
+            Case(("n", "k"), {"n": 1_000_000, "k": 3}),
+            Case(("n", "k"), {"n": 1_000_000, "k": 15}),
+        ),
+        residuals=lambda n, k: 4 * (n + k),
+        jacobian=jacobian,
+        reason="the lecture's convolution; on CPU, one kernel by shifted copies is many times faster",
+        source="Example 4.2",
+    ),
+)

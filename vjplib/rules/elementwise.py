@@ -1,0 +1,292 @@
+"""Functions of one number at a time: their Jacobians are diagonal, and their backward rules one product.
+
+relu, tanh and sigmoid are the activations of the lecture's Example 2.1; quadratic is the function of its Example 2.2.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vjplib.jacobians import Diagonal
+from vjplib.numerics import as_form, broadcast_shapes, floating, form, wide
+from vjplib.rule import Case, Edge, Rule
+
+# ---------------------------------------------------------------------------------------------------------------- relu
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("derivative_at_zero",))
+def relu(x: Float[Array, "..."], derivative_at_zero: int = 1) -> Float[Array, "..."]:
+    """max(x, 0), elementwise; its derivative is 1 where x > 0, 0 where x < 0, and a choice at 0.
+
+    Args:
+        x: any shape, floating.
+        derivative_at_zero: 1, the lecture's convention and the default, or 0, that of `jax.nn.relu`. Any number in
+            [0, 1] is a subgradient there. It applies to 0.0 and -0.0 alike.
+
+    Returns:
+        An array of x's shape and dtype, in [0, inf]. NaN gives NaN, with cotangent 0.
+
+    Raises:
+        TypeError: x is not floating.
+        ValueError: derivative_at_zero is neither 0 nor 1.
+
+    Example:
+        >>> jax.grad(relu)(0.0), jax.grad(partial(relu, derivative_at_zero=0))(0.0)
+        (Array(1., dtype=float32, weak_type=True), Array(0., dtype=float32, weak_type=True))
+
+    Source:
+        Example 2.1 of the lecture, item 1.
+    """
+    return fwd_relu(x, derivative_at_zero)[0]
+
+
+def reference_relu(x, derivative_at_zero=1):
+    return jnp.where(x >= 0 if derivative_at_zero else x > 0, x, jnp.where(jnp.isnan(x), x, 0))
+
+
+def jacobian_relu(x, derivative_at_zero=1):
+    return (Diagonal((x >= 0 if derivative_at_zero else x > 0).astype(x.dtype)),)
+
+
+def fwd_relu(x, derivative_at_zero):
+    x = floating("x", x)
+    if derivative_at_zero not in (0, 1):
+        raise ValueError(f"derivative_at_zero must be 0 or 1, got {derivative_at_zero!r}")
+    passes = x >= 0 if derivative_at_zero else x > 0
+    return jnp.maximum(x, 0), (passes,)
+
+
+# y_i = max(x_i, 0), so dy_i/dx_j = delta_ij [x_i >= 0], or [x_i > 0] by the other convention.
+#   g^T J = g * [x >= 0]
+# One byte an element tells on which side of the kink x was; x itself need not be kept.
+def bwd_relu(derivative_at_zero, res, g):
+    del derivative_at_zero
+    (passes,) = res
+    return (jnp.where(passes, g, 0),)
+
+
+relu.defvjp(fwd_relu, bwd_relu)
+
+# ---------------------------------------------------------------------------------------------------------------- tanh
+
+
+@jax.custom_vjp
+def tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """tanh(x), elementwise; its derivative is 1 - tanh(x)^2.
+
+    Args:
+        x: any shape, floating.
+
+    Returns:
+        An array of x's shape and dtype, in [-1, 1]; -1 and 1 at the infinities, with cotangent 0. NaN gives NaN.
+
+    Raises:
+        TypeError: x is not floating.
+
+    Example:
+        >>> float(jax.grad(tanh)(0.0))
+        1.0
+
+    Source:
+        Example 2.1 of the lecture, item 2.
+    """
+    return fwd_tanh(x)[0]
+
+
+def reference_tanh(x):
+    return jnp.tanh(x)
+
+
+def jacobian_tanh(x):
+    return (Diagonal(1 - jnp.tanh(x) ** 2),)
+
+
+def fwd_tanh(x):
+    x = floating("x", x)
+    y = jnp.tanh(wide(x)).astype(x.dtype)
+    return y, (y,)
+
+
+# d tanh / dx = 1 - tanh^2, a function of the output alone: y is kept, x is not.
+#   g^T J = g * (1 - y^2) = g * (1 - y) (1 + y), the second form losing no digits where y is near 1 or -1.
+def bwd_tanh(res, g):
+    (y,) = res
+    y, wide_g = wide(y), wide(g)
+    return ((wide_g * ((1 - y) * (1 + y))).astype(g.dtype),)
+
+
+tanh.defvjp(fwd_tanh, bwd_tanh)
+
+# ------------------------------------------------------------------------------------------------------------- sigmoid
+
+
+@jax.custom_vjp
+def sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """1 / (1 + exp(-x)), elementwise; its derivative is sigmoid(x) (1 - sigmoid(x)).
+
+    Args:
+        x: any shape, floating.
+
+    Returns:
+        An array of x's shape and dtype, in [0, 1]; 0 and 1 at the infinities, with cotangent 0. NaN gives NaN.
+
+    Raises:
+        TypeError: x is not floating.
+
+    Example:
+        >>> float(sigmoid(0.0)), float(jax.grad(sigmoid)(0.0))
+        (0.5, 0.25)
+
+    Source:
+        Example 2.1 of the lecture, item 3.
+    """
+    return fwd_sigmoid(x)[0]
+
+
+def reference_sigmoid(x):
+    e = jnp.exp(-jnp.abs(x))
+    return jnp.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def jacobian_sigmoid(x):
+    y = reference_sigmoid(x)
+    return (Diagonal(y * (1 - y)),)
+
+
+def fwd_sigmoid(x):
+    x = floating("x", x)
+    y = jax.lax.logistic(wide(x)).astype(x.dtype)
+    return y, (y,)
+
+
+# With s = 1 / (1 + e^-x): ds/dx = e^-x / (1 + e^-x)^2 = s (1 - s), again a function of the output alone.
+#   g^T J = g * y (1 - y)
+def bwd_sigmoid(res, g):
+    (y,) = res
+    y, wide_g = wide(y), wide(g)
+    return ((wide_g * (y * (1 - y))).astype(g.dtype),)
+
+
+sigmoid.defvjp(fwd_sigmoid, bwd_sigmoid)
+
+# ----------------------------------------------------------------------------------------------------------- quadratic
+
+
+@jax.custom_vjp
+def quadratic(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """4 x + 7 y^2, elementwise; its partial derivatives are 4 and 14 y.
+
+    Args:
+        x: floating, of any shape that broadcasts with y's.
+        y: floating.
+
+    Returns:
+        An array of the broadcast shape, of the dtype that both promote to. NaN and infinities follow arithmetic.
+
+    Raises:
+        TypeError: an argument is not floating.
+        ValueError: the shapes do not broadcast.
+
+    Example:
+        >>> [float(d) for d in jax.grad(quadratic, argnums=(0, 1))(2.0, 3.0)]
+        [4.0, 42.0]
+
+    Source:
+        Example 2.2 of the lecture, Eq. 6 and 7.
+    """
+    return fwd_quadratic(x, y)[0]
+
+
+def reference_quadratic(x, y):
+    return 4 * x + 7 * y**2
+
+
+def jacobian_quadratic(x, y):
+    return Diagonal(jnp.full_like(x, 4)), Diagonal(14 * y)
+
+
+def fwd_quadratic(x, y):
+    x, y = floating("x", x), floating("y", y)
+    broadcast_shapes(x=x, y=y)
+    value = 4 * wide(x) + 7 * jnp.square(wide(y))
+    return value.astype(jnp.result_type(x, y)), (form(x), y)
+
+
+# df/dx = 4 wherever x and y are, and df/dy = 14 y: the two arguments do not meet, so of x only the form is kept.
+#   g^T J_x = 4 g,   g^T J_y = 14 y * g
+def bwd_quadratic(res, g):
+    form_x, y = res
+    g = wide(g)
+    return as_form(4 * g, form_x), as_form(14 * wide(y) * g, form(y))
+
+
+quadratic.defvjp(fwd_quadratic, bwd_quadratic)
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+_ROWS = Case(("b n",), {"b": 2, "n": 7})
+_SCALAR = Case(("",), {})
+_LARGE = Case(("b n",), {"b": 1024, "n": 1024})
+_ANY = ([0.0, -0.0, 1.0, -1.0, 50.0, -50.0, 1e4, -1e4],)
+_INFINITIES = Edge("infinities", ([float("inf"), float("-inf"), 1.0],))
+
+RULES = (
+    Rule(
+        fn=relu,
+        reference=reference_relu,
+        baselines={"jax.nn.relu": lambda x, derivative_at_zero=1: jax.nn.relu(x)},
+        cases=(_ROWS, Case(("n",), {"n": 5}, {"derivative_at_zero": 0}), _SCALAR),
+        edges=(
+            Edge("at the kink", _ANY),
+            Edge("at the kink, derivative 0", _ANY, {"derivative_at_zero": 0}),
+            _INFINITIES,
+        ),
+        bench=(_LARGE,),
+        residuals=lambda b, n: b * n,
+        jacobian=jacobian_relu,
+        reason="a layer of the lecture; keeps one byte an element",
+        source="Example 2.1",
+    ),
+    Rule(
+        fn=tanh,
+        reference=reference_tanh,
+        baselines={"jnp.tanh": jnp.tanh},
+        cases=(_ROWS, _SCALAR),
+        edges=(Edge("saturated", _ANY), _INFINITIES),
+        bench=(_LARGE,),
+        residuals=lambda b, n: 4 * b * n,
+        jacobian=jacobian_tanh,
+        reason="a layer of the lecture; keeps its output alone",
+        source="Example 2.1",
+    ),
+    Rule(
+        fn=sigmoid,
+        reference=reference_sigmoid,
+        baselines={"jax.nn.sigmoid": jax.nn.sigmoid},
+        cases=(_ROWS, _SCALAR),
+        edges=(Edge("saturated", _ANY), _INFINITIES),
+        bench=(_LARGE,),
+        residuals=lambda b, n: 4 * b * n,
+        jacobian=jacobian_sigmoid,
+        reason="a layer of the lecture; keeps its output alone",
+        source="Example 2.1",
+    ),
+    Rule(
+        fn=quadratic,
+        reference=reference_quadratic,
+        baselines={"4 * x + 7 * y**2": reference_quadratic},
+        cases=(
+            Case(("b n", "b n"), {"b": 2, "n": 7}),
+            Case(("n", "b 1"), {"b": 2, "n": 7}),
+            Case(("", ""), {}),
+        ),
+        edges=(Edge("zero and infinity", ([0.0, 1.0, float("inf")], [float("inf"), 0.0, 0.0])),),
+        bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
+        residuals=lambda b, n: 4 * b * n,
+        jacobian=jacobian_quadratic,
+        reason="the lecture's first function of two variables; keeps y alone",
+        source="Example 2.2",
+    ),
+)

@@ -1,0 +1,107 @@
+"""The linear map y = W x + b of a fully connected layer, with a cotangent for each of its three arguments."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vjplib.jacobians import Dense, Diagonal
+from vjplib.numerics import as_form, floating, form, wide
+from vjplib.rule import Case, Edge, Rule
+
+
+@jax.custom_vjp
+def linear(
+    x: Float[Array, "... n"], W: Float[Array, "m n"], b: Float[Array, " m"] | None = None
+) -> Float[Array, "... m"]:
+    """W x + b over the last axis of x; its derivatives are W in x, and by their VJPs g x^T in W and g in b.
+
+    Args:
+        x: (..., n), floating, any batch axes.
+        W: (m, n), floating.
+        b: (m,), floating, or None for no bias.
+
+    Returns:
+        (..., m), of the dtype that the arguments promote to; half precision accumulates in float32. NaN and infinities
+        follow arithmetic. An empty batch gives an empty output and zero cotangents of W and b; n = 0 gives b.
+
+    Raises:
+        TypeError: an argument is not floating.
+        ValueError: x is a scalar, W not a matrix with a column for each feature of x, or b not a vector of its rows.
+
+    Example:
+        >>> x, W, b = jnp.array([1.0, 2.0]), jnp.array([[1.0, 0.0], [3.0, -1.0], [0.0, 2.0]]), jnp.zeros(3)
+        >>> linear(x, W, b).tolist()
+        [1.0, 1.0, 4.0]
+        >>> bool((jax.jacrev(linear)(x, W, b) == W).all())
+        True
+
+    Source:
+        Examples 2.5 and 3.2 of the lecture, Eq. 15 and 28.
+    """
+    return fwd(x, W, b)[0]
+
+
+def reference(x, W, b=None):
+    y = jnp.einsum("...n,mn->...m", x, W)
+    return y if b is None else y + b
+
+
+def jacobian(x, W, b=None):
+    del x
+    in_b = None if b is None else Diagonal(jnp.ones_like(b))
+    return (Dense(W), None, in_b)[: 2 if b is None else 3]
+
+
+def fwd(x, W, b):
+    x, W = floating("x", x), floating("W", W)
+    if x.ndim < 1:
+        raise ValueError(f"x must have at least one axis, its features, got shape {x.shape}")
+    if W.ndim != 2 or W.shape[1] != x.shape[-1]:
+        raise ValueError(f"W must have shape (m, n) with n the last axis of x, got W {W.shape} and x {x.shape}")
+    y = jnp.einsum("...n,mn->...m", x, W, preferred_element_type=_accumulator(x, W))
+    if b is None:
+        return y.astype(jnp.result_type(x, W)), (x, W, None)
+    b = floating("b", b)
+    if b.shape != W.shape[:1]:
+        raise ValueError(f"b must have shape (m,) with m the rows of W, got b {b.shape} and W {W.shape}")
+    return (y + wide(b)).astype(jnp.result_type(x, W, b)), (x, W, form(b))
+
+
+# y_i = sum_j W_ij x_j + b_i, so dy_i/dx_j = W_ij, dy_i/dW_kj = delta_ik x_j and dy_i/db_k = delta_ik.
+#   g^T J_x = g W,   g^T J_W = g x^T (outer product, summed over the batch),   g^T J_b = g (summed over the batch)
+# The Jacobian in W has m * m n entries of which m n differ from zero; the product needs just x and g.
+def bwd(res, g):
+    x, W, form_b = res
+    dx = jnp.einsum("...m,mn->...n", g, W, preferred_element_type=_accumulator(g, W)).astype(x.dtype)
+    dW = jnp.einsum("...m,...n->mn", g, x, preferred_element_type=_accumulator(g, x)).astype(W.dtype)
+    return dx, dW, None if form_b is None else as_form(wide(g), form_b)
+
+
+def _accumulator(a: jax.Array, b: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+
+
+linear.defvjp(fwd, bwd)
+
+RULES = (
+    Rule(
+        fn=linear,
+        reference=reference,
+        baselines={"x @ W.T + b": lambda x, W, b=None: x @ W.T if b is None else x @ W.T + b},
+        cases=(
+            Case(("c n", "m n", "m"), {"c": 2, "n": 5, "m": 3}),
+            Case(("c d n", "m n"), {"c": 2, "d": 3, "n": 7, "m": 5}),
+            Case(("n", "m n", "m"), {"n": 5, "m": 3}),
+            Case(("c n", "n n", "n"), {"c": 2, "n": 3}, growth=False),
+        ),
+        edges=(
+            Edge("zero weights", ([[1.0, 2.0]], [[0.0, 0.0], [0.0, 1.0]], [0.0, -1.0])),
+            Edge("one feature in, one out", ([[2.0]], [[3.0]], [1.0])),
+        ),
+        bench=(Case(("c n", "m n", "m"), {"c": 512, "n": 1024, "m": 1024}),),
+        residuals=lambda c, n, m: 4 * (c * n + m * n),
+        jacobian=jacobian,
+        reason="a layer of the lecture; accumulates half precision in float32",
+        source="Examples 2.5 and 3.2",
+    ),
+)

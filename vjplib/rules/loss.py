@@ -1,0 +1,361 @@
+"""The losses a classifier or a regression ends in, with optax's signatures."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from vjplib.jacobians import Dense, Diagonal
+from vjplib.numerics import as_form, axes_of, floating, form, masked, wide
+from vjplib.rule import Case, Edge, Input, Rule, distribution, index_below, mask
+
+# ----------------------------------------------------------------------------------------------- softmax_cross_entropy
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("axis",))
+def softmax_cross_entropy(
+    logits: Float[Array, "*b n"],
+    labels: Float[Array, "*b n"],
+    axis: int | Sequence[int] | None = -1,
+    where: Bool[Array, "*b n"] | None = None,
+) -> Float[Array, "*b"]:
+    """-sum_i labels_i log softmax(logits)_i along axis.
+
+    Args:
+        logits: any shape, floating: unnormalised log probabilities.
+        labels: floating, of logits' shape: a distribution along axis, for instance one-hot. It need not sum to one.
+        axis: the class axis or axes; None for all.
+        where: booleans that broadcast with logits, or of its shape less axis: the elements to include.
+
+    Returns:
+        logits' shape less axis, in the dtype that both promote to; in [0, inf] for distributions. A slice wholly masked
+        gives 0. A label of 0 on a logit of -inf is 0 times inf, NaN, as in optax: exclude it by where.
+
+    Raises:
+        TypeError: logits or labels are not floating, or where not boolean.
+        ValueError: labels' shape is not logits', there is no class, or axis or where do not fit.
+
+    Example:
+        >>> loss = softmax_cross_entropy(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
+        >>> round(float(loss), 6) == round(math.log(2), 6)
+        True
+
+    Source:
+        Example 2.6 of the lecture, composed with -<labels, log y>. The signature is that of
+        `optax.softmax_cross_entropy`.
+    """
+    return fwd_softmax_cross_entropy(logits, labels, axis, where)[0]
+
+
+def reference_softmax_cross_entropy(logits, labels, axis=-1, where=None):
+    kept = jnp.ones(logits.shape, bool) if where is None else _over_classes(where, logits, axis)
+    shift = jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True, where=kept, initial=-jnp.inf))
+    shifted = jnp.where(kept, logits - jnp.where(jnp.isneginf(shift), 0, shift), 0)
+    total = jnp.sum(jnp.where(kept, jnp.exp(shifted), 0), axis, keepdims=True)
+    log_y = shifted - jnp.log(jnp.where(jnp.any(kept, axis, keepdims=True), total, 1))
+    return -jnp.sum(jnp.where(kept, labels * log_y, 0), axis)
+
+
+def jacobian_softmax_cross_entropy(logits, labels, axis=-1, where=None):
+    del axis, where
+    y = jax.nn.softmax(logits)
+    return Dense((jnp.sum(labels) * y - labels)[None, :]), Dense(-jnp.log(y)[None, :])
+
+
+def fwd_softmax_cross_entropy(logits, labels, axis, where):
+    logits, labels = floating("logits", logits), floating("labels", labels)
+    if labels.shape != logits.shape:
+        raise ValueError(f"labels must have the shape of logits, got labels {labels.shape} and logits {logits.shape}")
+    axes = axes_of(axis, logits.ndim)
+    _some_class(logits, axes)
+    kept = None if where is None else masked(_over_classes(where, logits, axes), logits)
+    log_total = _log_sum_exp(wide(logits), axes, kept)
+    terms = wide(labels) * (wide(logits) - log_total)
+    loss = -jnp.sum(terms if kept is None else jnp.where(kept, terms, 0), axes)
+    return loss.astype(jnp.result_type(logits, labels)), (logits, labels, kept, log_total)
+
+
+# l = -sum_i p_i (x_i - log S) with S = sum_k exp(x_k), so dl/dx_j = -p_j + (sum_i p_i) y_j with y = exp(x - log S), and
+# dl/dp_j = -(x_j - log S). Softmax's n x n Jacobian and the logarithm's 1 / y cancel, and with them every division.
+#   g^T J_x = g (y sum(p) - p),   g^T J_p = -g (x - log S)
+# The logarithm of S, one number a slice, is all that is kept beside the arguments.
+def bwd_softmax_cross_entropy(axis, res, g):
+    logits, labels, kept, log_total = res
+    axes = axes_of(axis, logits.ndim)
+    g = jnp.expand_dims(wide(g), axes)
+    log_y, p = wide(logits) - log_total, wide(labels)
+    if kept is not None:
+        log_y, p = jnp.where(kept, log_y, -jnp.inf), jnp.where(kept, p, 0)
+    dlogits = g * (jnp.exp(log_y) * jnp.sum(p, axes, keepdims=True) - p)
+    dlabels = -g * (log_y if kept is None else jnp.where(kept, log_y, 0))
+    return dlogits.astype(logits.dtype), dlabels.astype(labels.dtype), None
+
+
+softmax_cross_entropy.defvjp(fwd_softmax_cross_entropy, bwd_softmax_cross_entropy)
+
+
+def _over_classes(where, logits, axis):
+    """Returns the mask with the class axes put back where it lacks them, as optax does."""
+    axes = axes_of(axis, logits.ndim)
+    return jnp.expand_dims(where, axes) if jnp.ndim(where) == logits.ndim - len(axes) else where
+
+
+def _some_class(logits, axes):
+    if math.prod(logits.shape[i] for i in axes) == 0:
+        raise ValueError(f"logits must have at least one class along axis {axes}, got shape {logits.shape}")
+
+
+def _log_sum_exp(x, axes, kept):
+    """Returns log sum exp along axes, keeping them; 0 for a slice wholly masked."""
+    shift = jax.lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf, where=kept))
+    if kept is None:
+        return shift + jnp.log(jnp.sum(jnp.exp(x - shift), axes, keepdims=True))
+    empty = ~jnp.any(kept, axes, keepdims=True)
+    shift = jnp.where(empty, 0, shift)
+    total = jnp.sum(jnp.where(kept, jnp.exp(jnp.where(kept, x, 0) - shift), 0), axes, keepdims=True)
+    return shift + jnp.log(jnp.where(empty, 1, total))
+
+
+# --------------------------------------------------------------------------- softmax_cross_entropy_with_integer_labels
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: Float[Array, "*b n"],
+    labels: Int[Array, "*b"],
+    axis: int | tuple[int, ...] = -1,
+    where: Bool[Array, "*b n"] | None = None,
+) -> Float[Array, "*b"]:
+    """log sum_i exp(logits_i) - logits_label, which is -log softmax(logits)_label, along axis.
+
+    Args:
+        logits: any shape, floating: unnormalised log probabilities.
+        labels: integers, of logits' shape less axis: the right classes, in [-n, n), negative ones counted from the end.
+            Over several axes they index the flattened product, in the order of axis.
+        axis: the class axis, or a tuple of them.
+        where: booleans that broadcast with logits, or of its shape less axis: the elements of the sum to include.
+
+    Returns:
+        logits' shape less axis, in its dtype; in [0, inf] if the label is not masked. A label out of range gives NaN:
+        values cannot raise under jit. A slice wholly masked gives 0, with cotangent 0. A logit of -inf is a class
+        without part; NaN, +inf or a slice of -inf alone give NaN.
+
+    Raises:
+        TypeError: logits are not floating, labels not integers, where not boolean, or axis neither integer nor tuple.
+        ValueError: labels' shape is not logits' less axis, there is no class, or axis or where do not fit.
+
+    Example:
+        >>> jax.grad(softmax_cross_entropy_with_integer_labels)(jnp.array([0.0, 0.0]), 1).tolist()
+        [0.5, -0.5]
+
+    Source:
+        Example 2.6 of the lecture, composed with -log y_label. The signature is that of
+        `optax.softmax_cross_entropy_with_integer_labels`.
+    """
+    logits, labels = floating("logits", logits), jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype} of shape {labels.shape}")
+    if axis is None:
+        raise TypeError("axis must be an integer or a tuple of integers, got None")
+    axes = axes_of(axis, logits.ndim)
+    if labels.shape != tuple(n for i, n in enumerate(logits.shape) if i not in axes):
+        raise ValueError(f"labels must have logits' shape less axis {axis}, got {labels.shape} and {logits.shape}")
+    _some_class(logits, axes)
+    in_order = tuple(a % logits.ndim for a in axis) if isinstance(axis, tuple) else axes
+    kept = None if where is None else masked(_over_classes(where, logits, axes), logits)
+    return _integer_cross_entropy(
+        _classes_last(logits, in_order), labels, None if kept is None else _classes_last(kept, in_order)
+    )
+
+
+def _classes_last(x, axes):
+    """Returns x with its class axes, in this order, made one last axis."""
+    x = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    return x if len(axes) == 1 else x.reshape(*x.shape[: x.ndim - len(axes)], -1)
+
+
+def reference_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    logits = _classes_last(logits, axes)
+    kept = jnp.ones(logits.shape, bool)
+    if where is not None:
+        kept &= _classes_last(jnp.broadcast_to(where, logits.shape), axes)
+    shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, where=kept, initial=-jnp.inf))
+    shift = jnp.where(jnp.any(kept, -1, keepdims=True), shift, 0)
+    total = jnp.sum(jnp.where(kept, jnp.exp(jnp.where(kept, logits - shift, 0)), 0), -1)
+    is_label = labels[..., None] == jnp.arange(logits.shape[-1])
+    loss = jnp.log(total) - jnp.sum(jnp.where(is_label, logits - shift, 0), -1)
+    return jnp.where(jnp.any(kept, -1), loss, 0)
+
+
+def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
+    del axis, where
+    return Dense((jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.size, dtype=logits.dtype))[None, :]), None
+
+
+@jax.custom_vjp
+def _integer_cross_entropy(logits, labels, kept):
+    """The rule itself: the class axis last, arguments checked."""
+    return fwd_integer_cross_entropy(logits, labels, kept)[0]
+
+
+def fwd_integer_cross_entropy(logits, labels, kept):
+    log_total = _log_sum_exp(wide(logits), (logits.ndim - 1,), kept)
+    loss = (log_total - jnp.take_along_axis(wide(logits), labels[..., None], axis=-1))[..., 0]
+    if kept is not None:
+        loss = jnp.where(jnp.any(kept, -1), loss, 0)
+    return loss.astype(logits.dtype), (logits, labels, kept, log_total)
+
+
+# The cross-entropy above with p the indicator of the label, which sums to one:
+#   g^T J = g (y - [i = label]),   y = exp(x - log S)
+# The one-hot matrix is a comparison inside the loop that writes the result; it is never stored.
+def bwd_integer_cross_entropy(res, g):
+    logits, labels, kept, log_total = res
+    classes = logits.shape[-1]
+    is_label = jnp.arange(classes) == jnp.where(labels < 0, labels + classes, labels)[..., None]
+    y = jnp.exp(wide(logits) - log_total)
+    if kept is not None:
+        y = jnp.where(kept, y, 0)
+        is_label &= jnp.any(kept, -1, keepdims=True)
+    return (wide(g)[..., None] * (y - is_label)).astype(logits.dtype), None, None
+
+
+_integer_cross_entropy.defvjp(fwd_integer_cross_entropy, bwd_integer_cross_entropy)
+
+# ------------------------------------------------------------------------------------------------------- squared_error
+
+
+@jax.custom_vjp
+def squared_error(predictions: Float[Array, "..."], targets: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+    """(predictions - targets)^2, elementwise; its partial derivatives are twice the difference, and minus that.
+
+    Args:
+        predictions: any shape, floating.
+        targets: floating, of the same shape; None stands for zeros.
+
+    Returns:
+        An array of that shape, in the dtype that both promote to; in [0, inf]. There is no factor 1/2 and no
+        reduction: see `optax.l2_loss` and `jnp.mean`. NaN and infinities follow arithmetic.
+
+    Raises:
+        TypeError: an argument is not floating.
+        ValueError: the shapes differ. They are not broadcast: (n, 1) against (n,) is a mistake too often made.
+
+    Example:
+        >>> jax.grad(squared_error)(5.0, 2.0).item()
+        6.0
+
+    Source:
+        Eq. 1 of the lecture minimises such a loss. The signature is that of `optax.squared_error`.
+    """
+    return fwd_squared_error(predictions, targets)[0]
+
+
+def reference_squared_error(predictions, targets=None):
+    return (predictions - (0 if targets is None else targets)) ** 2
+
+
+def jacobian_squared_error(predictions, targets=None):
+    difference = predictions - (0 if targets is None else targets)
+    return (Diagonal(2 * difference), Diagonal(-2 * difference))[: 1 if targets is None else 2]
+
+
+def fwd_squared_error(predictions, targets):
+    predictions = floating("predictions", predictions)
+    if targets is None:
+        return jnp.square(wide(predictions)).astype(predictions.dtype), (wide(predictions), form(predictions), None)
+    targets = floating("targets", targets)
+    if targets.shape != predictions.shape:
+        raise ValueError(f"targets must have the shape of predictions, got {targets.shape} and {predictions.shape}")
+    difference = wide(predictions) - wide(targets)
+    loss = jnp.square(difference).astype(jnp.result_type(predictions, targets))
+    return loss, (difference, form(predictions), form(targets))
+
+
+# With e = p - t: d(e^2)/dp = 2 e and d(e^2)/dt = -2 e. The difference is all that is kept of both.
+#   g^T J_p = 2 g * e,   g^T J_t = -2 g * e
+def bwd_squared_error(res, g):
+    difference, form_predictions, form_targets = res
+    d = 2 * wide(g) * difference
+    return as_form(d, form_predictions), None if form_targets is None else as_form(-d, form_targets)
+
+
+squared_error.defvjp(fwd_squared_error, bwd_squared_error)
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+_SOFT = Input("b n", distribution)
+_LABELS = Input("b", index_below("n"))
+_MASKED = {"where": Input("b n", mask)}
+_SIZES = {"b": 3, "n": 7}
+_LARGE = {"b": 4096, "n": 1024}
+_FIT = Edge("a perfect and a hopeless fit", ([[1e4, 0.0], [1e4, 0.0]], [[1.0, 0.0], [0.0, 1.0]]))
+
+RULES = (
+    Rule(
+        fn=softmax_cross_entropy,
+        reference=reference_softmax_cross_entropy,
+        baselines={"optax.softmax_cross_entropy": optax.softmax_cross_entropy},
+        cases=(
+            Case(("b n", _SOFT), _SIZES),
+            Case(("b n", _SOFT), _SIZES, {"axis": 0}),
+            Case(("b n", _SOFT), _SIZES, {"axis": None}),
+            Case(("b n", _SOFT), _SIZES, _MASKED),
+            Case(("b n", "b n"), _SIZES),
+        ),
+        edges=(
+            _FIT,
+            Edge("ties", ([2.0, 2.0, 2.0], [0.5, 0.5, 0.0])),
+            Edge("one class", ([[3.0]], [[1.0]])),
+            Edge("nothing in the label", ([1.0, 2.0], [0.0, 0.0])),
+            Edge("a slice wholly masked", ([[1.0, 2.0]], [[0.5, 0.5]]), {"where": np.zeros((1, 2), bool)}),
+            Edge("empty batch", (np.zeros((0, 3)), np.zeros((0, 3)))),
+        ),
+        bench=(Case(("b n", _SOFT), _LARGE),),
+        residuals=lambda b, n: 4 * (2 * b * n + b),
+        jacobian=jacobian_softmax_cross_entropy,
+        reason="the lecture's softmax and its loss in one rule; keeps one number a slice beside its arguments",
+        source="Example 2.6",
+    ),
+    Rule(
+        fn=softmax_cross_entropy_with_integer_labels,
+        reference=reference_softmax_cross_entropy_with_integer_labels,
+        baselines={"optax.softmax_cross_entropy_with_integer_labels": optax.softmax_cross_entropy_with_integer_labels},
+        cases=(
+            Case(("b n", _LABELS), _SIZES),
+            Case(("n b", _LABELS), _SIZES, {"axis": 0}),
+            Case(("n b c", Input("b", index_below("n"))), {"b": 2, "n": 5, "c": 3}, {"axis": (0, 2)}),
+            Case(("b n", _LABELS), _SIZES, _MASKED),
+            Case(("n", Input("", index_below("n"))), {"n": 11}),
+        ),
+        edges=(
+            Edge("a perfect and a hopeless fit", ([[1e4, 0.0], [1e4, 0.0]], np.array([0, 1]))),
+            Edge("a logit of -inf", ([0.0, float("-inf"), 1.0], np.array(0))),
+            Edge("one class", ([[3.0]], np.array([0]))),
+            Edge("a slice wholly masked", ([[1.0, 2.0]], np.array([0])), {"where": np.zeros((1, 2), bool)}),
+            Edge("empty batch", (np.zeros((0, 3)), np.zeros((0,), np.int32))),
+        ),
+        bench=(Case(("b n", _LABELS), _LARGE),),
+        residuals=lambda b, n: 4 * (b * n + 2 * b),
+        jacobian=jacobian_softmax_cross_entropy_with_integer_labels,
+        reason="the loss of every classifier here; keeps one number a slice beside its arguments",
+        source="Example 2.6",
+    ),
+    Rule(
+        fn=squared_error,
+        reference=reference_squared_error,
+        baselines={"optax.squared_error": optax.squared_error},
+        cases=(Case(("b n", "b n"), {"b": 2, "n": 7}), Case(("b n",), {"b": 2, "n": 7}), Case(("", ""), {})),
+        edges=(Edge("a perfect fit", ([1.0, -2.0], [1.0, -2.0])),),
+        bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
+        residuals=lambda b, n: 4 * b * n,
+        jacobian=jacobian_squared_error,
+        reason="the loss of a regression; keeps the difference alone",
+        source="Eq. 1",
+    ),
+)

@@ -1,0 +1,212 @@
+"""Softmax and its logarithm: backward rules in Jacobian-vector form, which never hold the n x n Jacobian."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from vjplib.jacobians import DiagonalMinusLowRank
+from vjplib.numerics import axes_of, floating, masked, wide
+from vjplib.rule import Case, Edge, Input, Rule, mask
+
+# ------------------------------------------------------------------------------------------------------------- softmax
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("axis",))
+def softmax(
+    x: Float[Array, "..."], axis: int | Sequence[int] | None = -1, where: Bool[Array, "..."] | None = None
+) -> Float[Array, "..."]:
+    """exp(x_i) / sum_j exp(x_j); its Jacobian diag(y) - y y^T acts on a cotangent as y (g - <g, y>).
+
+    Args:
+        x: any shape, floating.
+        axis: the axis or axes that sum to one; None for all.
+        where: booleans that broadcast with x: the elements to include. None includes all.
+
+    Returns:
+        An array of x's shape and dtype, in [0, 1], summing to 1 along axis, 0 where masked. Logits are shifted by their
+        maximum, so large ones do not overflow. -inf gives 0; NaN, +inf or a slice of -inf alone make their slice NaN. A
+        slice that is wholly masked is 0, with cotangent 0, and an empty one is empty.
+
+    Raises:
+        TypeError: x is not floating, or where not boolean.
+        ValueError: an axis is out of range or named twice, or where does not broadcast to x's shape.
+
+    Example:
+        >>> y = softmax(jnp.array([0.0, jnp.log(3.0)]))
+        >>> [round(float(v), 6) for v in y]
+        [0.25, 0.75]
+
+    Source:
+        Example 2.6 of the lecture, Eq. 16 and 17. The signature is that of `jax.nn.softmax`.
+    """
+    return fwd_softmax(x, axis, where)[0]
+
+
+def reference_softmax(x, axis=-1, where=None):
+    kept = True if where is None else where
+    shift = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, where=kept, initial=-jnp.inf))
+    e = jnp.where(kept, jnp.exp(jnp.where(kept, x - shift, 0)), 0)
+    total = jnp.sum(e, axis, keepdims=True)
+    return e / jnp.where(jnp.any(jnp.broadcast_to(kept, x.shape), axis, keepdims=True), total, 1)
+
+
+def jacobian_softmax(x, axis=-1, where=None):
+    y = reference_softmax(x, axis, where)
+    return (DiagonalMinusLowRank(y, y[:, None], y[:, None]),)
+
+
+def fwd_softmax(x, axis, where):
+    x, kept = floating("x", x), masked(where, x)
+    axes = axes_of(axis, x.ndim)
+    e, total, _ = _exponentials(wide(x), axes, kept)
+    y = (e / total).astype(x.dtype)
+    return y, (y,)
+
+
+# With S = sum_k exp(x_k): dy_i/dx_j = exp(x_i) delta_ij / S - exp(x_i) exp(x_j) / S^2, so J = diag(y) - y y^T.
+#   g^T J = g * y - (sum_i g_i y_i) y = y * (g - <g, y>)
+# The diagonal and the rank-one term act on g in O(n). A masked element has y = 0 and drops out of both; its g is set
+# to 0 first, for 0 times an infinite g would be NaN.
+def bwd_softmax(axis, res, g):
+    (y,) = res
+    axes = axes_of(axis, y.ndim)
+    y, wide_g = wide(y), wide(g)
+    wide_g = jnp.where(y == 0, 0, wide_g)
+    dx = y * (wide_g - jnp.sum(wide_g * y, axes, keepdims=True))
+    return dx.astype(g.dtype), None
+
+
+def _exponentials(x, axes, kept):
+    """Returns exp(x - shift), its sum (1 for a slice with nothing in it) and the shift, the maximum of each slice."""
+    shift = jnp.max(x, axes, keepdims=True, initial=-jnp.inf, where=kept)
+    shift = jax.lax.stop_gradient(shift)
+    e = jnp.exp(x - shift)
+    if kept is None:
+        return e, jnp.sum(e, axes, keepdims=True), shift
+    e = jnp.where(kept, e, 0)
+    empty = ~jnp.any(kept, axes, keepdims=True)
+    return e, jnp.where(empty, 1, jnp.sum(e, axes, keepdims=True)), jnp.where(empty, 0, shift)
+
+
+softmax.defvjp(fwd_softmax, bwd_softmax)
+
+# --------------------------------------------------------------------------------------------------------- log_softmax
+
+
+@partial(jax.custom_vjp, nondiff_argnames=("axis",))
+def log_softmax(
+    x: Float[Array, "..."], axis: int | Sequence[int] | None = -1, where: Bool[Array, "..."] | None = None
+) -> Float[Array, "..."]:
+    """x_i - log sum_j exp(x_j); its Jacobian I - 1 s^T, s the softmax, acts on a cotangent as g - s sum(g).
+
+    Args:
+        x: any shape, floating.
+        axis: the axis or axes whose exponentials sum to one; None for all.
+        where: booleans that broadcast with x: the elements to include. None includes all.
+
+    Returns:
+        An array of x's shape and dtype, in [-inf, 0], -inf where masked or where x is -inf. Logits are shifted by their
+        maximum, so large ones neither overflow nor lose the difference between them. NaN, +inf or a slice of -inf alone
+        make their slice NaN. Cotangents of masked elements are not used, and theirs are 0.
+
+    Raises:
+        TypeError: x is not floating, or where not boolean.
+        ValueError: an axis is out of range or named twice, or where does not broadcast to x's shape.
+
+    Example:
+        >>> [round(float(v), 6) for v in log_softmax(jnp.array([0.0, 1000.0]))]
+        [-1000.0, 0.0]
+
+    Source:
+        Example 2.6 of the lecture, composed with the logarithm. The signature is that of `jax.nn.log_softmax`.
+    """
+    return fwd_log_softmax(x, axis, where)[0]
+
+
+def reference_log_softmax(x, axis=-1, where=None):
+    kept = True if where is None else where
+    some = jnp.any(jnp.broadcast_to(kept, x.shape), axis, keepdims=True)
+    shift = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, where=kept, initial=-jnp.inf))
+    shifted = jnp.where(kept, x - jnp.where(some, shift, 0), 0)
+    total = jnp.sum(jnp.where(kept, jnp.exp(shifted), 0), axis, keepdims=True)
+    return jnp.where(kept, shifted - jnp.log(jnp.where(some, total, 1)), -jnp.inf)
+
+
+def jacobian_log_softmax(x, axis=-1, where=None):
+    s = reference_softmax(x, axis, where)
+    return (DiagonalMinusLowRank(jnp.ones_like(s), jnp.ones_like(s)[:, None], s[:, None]),)
+
+
+def fwd_log_softmax(x, axis, where):
+    x, kept = floating("x", x), masked(where, x)
+    axes = axes_of(axis, x.ndim)
+    _, total, shift = _exponentials(wide(x), axes, kept)
+    y = wide(x) - shift - jnp.log(total)
+    y = (y if kept is None else jnp.where(kept, y, -jnp.inf)).astype(x.dtype)
+    return y, (y, kept)
+
+
+# y_i = x_i - log S, so dy_i/dx_j = delta_ij - exp(x_j) / S = delta_ij - s_j with s = exp(y): J = I - 1 s^T.
+#   g^T J = g - (sum_i g_i) exp(y)
+# The output alone tells the softmax, so neither x nor s is kept. A masked y_i is the constant -inf: its g is not used.
+def bwd_log_softmax(axis, res, g):
+    y, kept = res
+    axes = axes_of(axis, y.ndim)
+    wide_g = wide(g) if kept is None else jnp.where(kept, wide(g), 0)
+    dx = wide_g - jnp.sum(wide_g, axes, keepdims=True) * jnp.exp(wide(y))
+    return dx.astype(g.dtype), None
+
+
+log_softmax.defvjp(fwd_log_softmax, bwd_log_softmax)
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+_CASES = (
+    Case(("b n",), {"b": 2, "n": 7}),
+    Case(("n b",), {"b": 3, "n": 5}, {"axis": 0}),
+    Case(("b n c",), {"b": 2, "n": 3, "c": 5}, {"axis": (0, 2)}),
+    Case(("n",), {"n": 11}, {"axis": None}),
+    Case(("b n",), {"b": 2, "n": 7}, {"where": Input("b n", mask)}),
+)
+_EDGES = (
+    Edge("large logits", ([1e4, -1e4, 9999.0, 0.0],)),
+    Edge("logits whose exponentials overflow float32", ([100.0, 98.0, 0.0],)),
+    Edge("ties", ([2.0, 2.0, 2.0],)),
+    Edge("one class", ([[3.0], [-1.0]],)),
+    Edge("a logit of -inf", ([0.0, float("-inf"), 1.0],)),
+    Edge("a slice wholly masked", ([[1.0, 2.0], [3.0, 4.0]],), {"where": np.array([[True, False], [False, False]])}),
+    Edge("a masked NaN", ([1.0, float("nan"), 2.0],), {"where": np.array([True, False, True])}),
+    Edge("empty axis", (np.zeros((2, 0)),)),
+)
+_LARGE = (Case(("b n",), {"b": 1024, "n": 1024}),)
+
+RULES = (
+    Rule(
+        fn=softmax,
+        reference=reference_softmax,
+        baselines={"jax.nn.softmax": jax.nn.softmax},
+        cases=_CASES,
+        edges=_EDGES,
+        bench=_LARGE,
+        residuals=lambda b, n: 4 * b * n,
+        jacobian=jacobian_softmax,
+        reason="a layer of the lecture; keeps its output alone",
+        source="Example 2.6",
+    ),
+    Rule(
+        fn=log_softmax,
+        reference=reference_log_softmax,
+        baselines={"jax.nn.log_softmax": jax.nn.log_softmax},
+        cases=_CASES,
+        edges=_EDGES,
+        bench=_LARGE,
+        residuals=lambda b, n: 4 * b * n,
+        jacobian=jacobian_log_softmax,
+        reason="softmax for losses: exact where probabilities underflow; keeps its output alone",
+        source="Example 2.6",
+    ),
+)
