@@ -2,14 +2,14 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from vjplib.compat import programs
 from vjplib.jacobians.dense import Jacobian
 
 
@@ -144,26 +144,19 @@ def multiplications(fn: Callable[..., Any], *args: Any) -> int:
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _count(jaxpr: Jaxpr) -> int:
+def _count(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name in ("while", "cond"):
             raise ValueError(f"fn must do work that its shapes tell, got a {name}")
         if name in ("mul", "dot_general"):
-            first: Any = equation.invars[0].aval
-            result: Any = equation.outvars[0].aval
+            first, result = equation.invars[0].aval, equation.outvars[0].aval
             summed = params["dimension_numbers"][0][0] if name == "dot_general" else ()
             if jnp.issubdtype(result.dtype, jnp.floating):
                 total += result.size * math.prod(first.shape[axis] for axis in summed)
         else:
-            total += (params["length"] if name == "scan" else 1) * sum(map(_count, _nested(params)))
+            total += (params["length"] if name == "scan" else 1) * sum(
+                _count(jaxpr) for _, jaxpr, _ in programs(params)
+            )
     return total
-
-
-def _nested(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    for value in params.values():
-        if isinstance(value, ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, Jaxpr):
-            yield value
