@@ -1,0 +1,331 @@
+"""Networks as pairs of pure functions: layers made of the rules, and combinators that compose them.
+
+A `Layer` is two pure functions and holds no state. `init` draws parameters from a key and promises the shape of the
+output; `apply` maps parameters and input to the output, and works under `jax.jit`, `jax.vmap` and `jax.grad`:
+
+    network = serial(conv1d(32, kernel_size=5), relu, mean_pool(), linear(10))
+    shape, params = network.init(jax.random.key(0), (40, 1))
+    logits = network.apply(params, x)
+
+Layers look at the last axes only. Those before them are batch axes, any number of them, as they are for the rules, and
+the shape given to `init` may hold them or leave them out.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from vjplib.rules import convolution, elementwise
+from vjplib.rules import linear as linear_rules
+from vjplib.rules import softmax as softmax_rules
+
+Shape = tuple[int, ...]
+Params = Any
+Initializer = Callable[..., jax.nn.initializers.Initializer]
+
+
+class Layer(NamedTuple):
+    """A function with parameters, as two pure functions.
+
+    Attributes:
+        init: `init(key, input_shape) -> (output_shape, params)`. Raises ValueError where the layer cannot take an input
+            of that shape. params is any pytree of arrays, `()` where there are none.
+        apply: `apply(params, x) -> y`, where x of shape `(*batch, *input_shape)` gives y of shape
+            `(*batch, *output_shape)`.
+
+    Example:
+        >>> double = Layer(lambda key, shape: (shape, ()), lambda params, x: 2 * x)
+        >>> shape, params = double.init(jax.random.key(0), (3,))
+        >>> shape, double.apply(params, jnp.ones(3)).tolist()
+        ((3,), [2.0, 2.0, 2.0])
+    """
+
+    init: Callable[[PRNGKeyArray, Shape], tuple[Shape, Params]]
+    apply: Callable[[Params, Float[Array, "..."]], Float[Array, "..."]]
+
+
+# ----------------------------------------------------------------------------------------------- layers with parameters
+
+
+def linear(features: int, *, initializer: Initializer = jax.nn.initializers.he_normal) -> Layer:
+    """y = W x + b along the last axis, with params `{"W": (features, n), "b": (features,)}`.
+
+    Args:
+        features: the size of y's last axis.
+        initializer: draws W, called as `initializer(in_axis=1, out_axis=0)`: He's by default, which keeps the variance
+            through a ReLU; `jax.nn.initializers.glorot_normal` keeps it where no ReLU follows. b starts at zero.
+
+    Returns:
+        A layer from (..., n) to (..., features).
+
+    Raises:
+        ValueError: features is not positive, or, from `init`, the input has no axis.
+
+    Example:
+        >>> shape, params = linear(3).init(jax.random.key(0), (5,))
+        >>> shape, params["W"].shape, params["b"].shape
+        ((3,), (3, 5), (3,))
+
+    Source:
+        Example 2.5 of the lecture. He et al., Delving deep into rectifiers, 2015; Glorot and Bengio, Understanding the
+        difficulty of training deep feedforward neural networks, 2010.
+    """
+    _positive("linear", features=features)
+
+    def init(key: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        *batch, n = _at_least(1, "linear", "(..., n)", input_shape)
+        W = initializer(in_axis=1, out_axis=0)(key, (features, n))
+        return (*batch, features), {"W": W, "b": jnp.zeros(features)}
+
+    def apply(params: Params, x: Float[Array, "... n"]) -> Float[Array, "... features"]:
+        return linear_rules.linear(x, params["W"], params["b"])
+
+    return Layer(init, apply)
+
+
+def conv1d(
+    channels: int, kernel_size: int, *, stride: int = 1, initializer: Initializer = jax.nn.initializers.he_normal
+) -> Layer:
+    """y_i = sum_k x_{i+k} h_k + b along the last axis but one, with params `{"h": (k, c, channels), "b": (channels,)}`.
+
+    Args:
+        channels: the size of y's last axis.
+        kernel_size: the number k of positions that the kernel h spans; zeros pad the ends.
+        stride: keeps every stride-th position.
+        initializer: draws h, called as `initializer(in_axis=1, out_axis=2)`. b starts at zero.
+
+    Returns:
+        A layer from (..., n, c) to (..., ceil(n / stride), channels).
+
+    Raises:
+        ValueError: an argument is not positive, or, from `init`, the input has fewer than two axes or n is less than
+            kernel_size.
+
+    Example:
+        >>> shape, params = conv1d(8, kernel_size=3, stride=2).init(jax.random.key(0), (5, 1))
+        >>> shape, params["h"].shape
+        ((3, 8), (3, 1, 8))
+
+    Source:
+        Example 4.2 of the lecture, with channels and strides.
+    """
+    _positive("conv1d", channels=channels, kernel_size=kernel_size, stride=stride)
+
+    def init(key: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        *batch, n, c = _at_least(2, "conv1d", "(..., n, c)", input_shape)
+        if n < kernel_size:
+            raise ValueError(f"conv1d: kernel_size must be at most n, got {kernel_size} for input_shape {input_shape}")
+        h = initializer(in_axis=1, out_axis=2)(key, (kernel_size, c, channels))
+        return (*batch, -(-n // stride), channels), {"h": h, "b": jnp.zeros(channels)}
+
+    def apply(params: Params, x: Float[Array, "... n c"]) -> Float[Array, "... m channels"]:
+        return convolution.conv1d(x, params["h"], params["b"], stride=stride)
+
+    return Layer(init, apply)
+
+
+# -------------------------------------------------------------------------------------------- layers without parameters
+
+
+def activation(fn: Callable[..., Any]) -> Layer:
+    """y = fn(x), for a pure fn that keeps the shape.
+
+    Args:
+        fn: from an array to an array of the same shape, for instance a rule of `vjplib`.
+
+    Returns:
+        A layer from any shape to the same shape.
+
+    Example:
+        >>> from functools import partial
+        >>> relu_of_jax = activation(partial(elementwise.relu, derivative_at_zero=0))
+        >>> float(jax.grad(lambda x: relu_of_jax.apply((), x))(0.0))
+        0.0
+    """
+    return Layer(lambda _, input_shape: (tuple(input_shape), ()), lambda _, x: fn(x))
+
+
+relu = activation(elementwise.relu)
+tanh = activation(elementwise.tanh)
+sigmoid = activation(elementwise.sigmoid)
+softmax = activation(softmax_rules.softmax)
+
+
+def flatten(axes: int = 2) -> Layer:
+    """y holds the elements of x's last axes in one axis, in row-major order.
+
+    Args:
+        axes: how many axes become one.
+
+    Returns:
+        A layer from (..., n_1, ..., n_axes) to (..., n_1 * ... * n_axes).
+
+    Raises:
+        ValueError: axes is not positive, or, from `init`, the input has fewer.
+
+    Example:
+        >>> flatten().init(jax.random.key(0), (10, 32))[0]
+        (320,)
+    """
+    _positive("flatten", axes=axes)
+
+    def init(_: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        shape = _at_least(axes, "flatten", f"{axes} axes or more", input_shape)
+        return (*shape[:-axes], math.prod(shape[-axes:])), ()
+
+    def apply(_: Params, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return x.reshape(*x.shape[:-axes], math.prod(x.shape[-axes:]))
+
+    return Layer(init, apply)
+
+
+def swap_axes(axis1: int, axis2: int) -> Layer:
+    """y is x with two axes exchanged; between two `conv1d`, the second runs along the other axis of an image.
+
+    Args:
+        axis1: an axis, negative: counted from the end, so that batch axes do not shift it.
+        axis2: the other, negative too.
+
+    Returns:
+        A layer from (..., a, ..., b, ...) to (..., b, ..., a, ...).
+
+    Raises:
+        ValueError: an axis is not negative, or, from `init`, the input lacks it.
+
+    Example:
+        >>> swap_axes(-3, -2).init(jax.random.key(0), (4, 8, 1))[0]
+        (8, 4, 1)
+    """
+    if axis1 >= 0 or axis2 >= 0:
+        raise ValueError(f"swap_axes: axis1 and axis2 must be negative, got {axis1} and {axis2}")
+    needed = max(-axis1, -axis2)
+
+    def init(_: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        shape = list(_at_least(needed, "swap_axes", f"{needed} axes or more", input_shape))
+        shape[axis1], shape[axis2] = shape[axis2], shape[axis1]
+        return tuple(shape), ()
+
+    return Layer(init, lambda _, x: jnp.swapaxes(x, axis1, axis2))
+
+
+def mean_pool(axes: int = 1) -> Layer:
+    """y is the mean of x over all positions, one number a channel.
+
+    Args:
+        axes: how many axes before the last are positions: 1 for a sequence, 2 for an image.
+
+    Returns:
+        A layer from (..., n_1, ..., n_axes, c) to (..., c).
+
+    Raises:
+        ValueError: axes is not positive, or, from `init`, the input has no more than axes or no position to average.
+
+    Example:
+        >>> mean_pool().init(jax.random.key(0), (40, 32))[0]
+        (32,)
+    """
+    _positive("mean_pool", axes=axes)
+    positions = tuple(range(-1 - axes, -1))
+
+    def init(_: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        shape = _at_least(axes + 1, "mean_pool", f"{axes + 1} axes or more", input_shape)
+        if math.prod(shape[-1 - axes : -1]) == 0:
+            raise ValueError(f"mean_pool: there must be a position to average over, got input_shape {input_shape}")
+        return (*shape[: -1 - axes], shape[-1]), ()
+
+    return Layer(init, lambda _, x: jnp.mean(x, axis=positions))
+
+
+# ---------------------------------------------------------------------------------------------------------- combinators
+
+
+def serial(*layers: Layer) -> Layer:
+    """y = layer_n(... layer_2(layer_1(x))), the composition of layers, the first applied first.
+
+    Args:
+        *layers: the layers; none makes the identity.
+
+    Returns:
+        A layer whose params are the tuple of theirs.
+
+    Raises:
+        ValueError: from `init`, a layer cannot take what the one before it gives; a note tells which. From `apply`,
+            params is not one entry a layer.
+
+    Example:
+        >>> shape, params = serial(linear(4), tanh, linear(2)).init(jax.random.key(0), (3,))
+        >>> shape, len(params)
+        ((2,), 3)
+
+    Source:
+        Example 3.1 of the lecture, Eq. 25.
+    """
+
+    def init(key: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        shape, params = tuple(input_shape), []
+        for i, (layer, k) in enumerate(zip(layers, jax.random.split(key, len(layers)), strict=True)):
+            try:
+                shape, p = layer.init(k, shape)
+            except ValueError as e:
+                e.add_note(f"in layer {i} of serial, whose input has shape {shape}")
+                raise
+            params.append(p)
+        return shape, tuple(params)
+
+    def apply(params: Params, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        if len(params) != len(layers):
+            raise ValueError(f"serial: params must have one entry a layer, got {len(params)} for {len(layers)} layers")
+        for layer, p in zip(layers, params, strict=True):
+            x = layer.apply(p, x)
+        return x
+
+    return Layer(init, apply)
+
+
+def residual(*layers: Layer) -> Layer:
+    """y = x + serial(*layers)(x).
+
+    Args:
+        *layers: layers whose composition keeps the shape.
+
+    Returns:
+        A layer from any shape that they take to the same shape; its params are those of `serial(*layers)`.
+
+    Raises:
+        ValueError: from `init`, the composition gives another shape than it is given.
+
+    Example:
+        >>> residual(linear(3), relu).init(jax.random.key(0), (3,))[0]
+        (3,)
+
+    Source:
+        He et al., Deep residual learning for image recognition, 2015.
+    """
+    branch = serial(*layers)
+
+    def init(key: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        shape, params = branch.init(key, input_shape)
+        if shape != tuple(input_shape):
+            raise ValueError(f"residual: the layers must keep the shape, got {shape} from input_shape {input_shape}")
+        return shape, params
+
+    return Layer(init, lambda params, x: x + branch.apply(params, x))
+
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
+def _positive(layer: str, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{layer}: {name} must be positive, got {size}")
+
+
+def _at_least(axes: int, layer: str, wanted: str, input_shape: Shape) -> Shape:
+    if len(input_shape) < axes:
+        raise ValueError(f"{layer}: input_shape must be {wanted}, got {tuple(input_shape)}")
+    return tuple(input_shape)

@@ -1,0 +1,385 @@
+"""Training: `fit` runs a jitted optax step over shuffled batches, evaluates, keeps a history and can be resumed.
+
+The loss is any pure function `loss(params, *batch) -> scalar`, the optimizer any optax one. A step is one compiled
+program, and Python waits for the device once an epoch. The steps are not scanned: XLA:CPU runs a convolution many times
+slower inside a loop of its own. Nothing depends on which device it is.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial, reduce
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vjplib.rules.loss import softmax_cross_entropy_with_integer_labels
+
+Params = Any
+Batch = tuple[Array, ...]
+Loss = Callable[..., Float[Array, ""]]
+Metric = Callable[..., Float[Array, ""]]
+Evaluate = Callable[[Params], dict[str, float]]
+
+
+class State(NamedTuple):
+    """What a step changes: the parameters, and the optimizer's state."""
+
+    params: Params
+    opt_state: optax.OptState
+
+
+class Record(NamedTuple):
+    """One epoch: its number from 1, the mean loss over its steps, and the metrics on the held-out data after it."""
+
+    epoch: int
+    loss: float
+    metrics: dict[str, float]
+
+
+class Fit(NamedTuple):
+    """What `fit` returns: the state after the last epoch, and one record an epoch."""
+
+    state: State
+    history: tuple[Record, ...]
+
+    @property
+    def params(self) -> Params:
+        """The parameters of the state."""
+        return self.state.params
+
+
+class DivergenceError(FloatingPointError):
+    """A step gave a loss or parameters that are not finite.
+
+    Attributes:
+        epoch: the epoch, counted from 1.
+        step: the step in the epoch, counted from 1.
+        loss: the loss at that step.
+        result: the `Fit` before that step: the last finite parameters, and the history of the finished epochs.
+    """
+
+    def __init__(self, epoch: int, step: int, loss: float, result: Fit) -> None:
+        what = "the update is not finite at a loss of" if math.isfinite(loss) else "the loss is"
+        super().__init__(f"epoch {epoch}, step {step}: {what} {loss}; .result holds the params before that step")
+        self.epoch, self.step, self.loss, self.result = epoch, step, loss, result
+
+
+# --------------------------------------------------------------------------------------------------- losses and metrics
+
+
+def cross_entropy(logits: Float[Array, "*b n"], labels: Int[Array, "*b"]) -> Float[Array, ""]:
+    """Mean over the examples of -log softmax(logits)[label].
+
+    Args:
+        logits: floating, one score a class along the last axis.
+        labels: integers, the right class of each example.
+
+    Returns:
+        A scalar of logits' dtype.
+
+    Raises:
+        TypeError: logits are not floating, or labels not integers.
+        ValueError: the shapes do not match, or there is no example.
+
+    Example:
+        >>> round(float(cross_entropy(jnp.zeros((5, 4)), jnp.arange(5) % 4)), 4)  # log 4
+        1.3863
+    """
+    _matching(logits, labels)
+    return jnp.mean(softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def accuracy(logits: Float[Array, "*b n"], labels: Int[Array, "*b"]) -> Float[Array, ""]:
+    """Mean over the examples of [argmax(logits) = label]; the first of equal scores counts.
+
+    Args:
+        logits: one score a class along the last axis.
+        labels: integers, the right class of each example.
+
+    Returns:
+        A scalar in [0, 1].
+
+    Raises:
+        ValueError: the shapes do not match, or there is no example.
+
+    Example:
+        >>> float(accuracy(jnp.array([[0.0, 1.0], [2.0, 1.0]]), jnp.array([1, 1])))
+        0.5
+    """
+    _matching(logits, labels)
+    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def step(
+    loss: Loss, optimizer: optax.GradientTransformation, state: State, batch: Batch
+) -> tuple[State, Float[Array, ""]]:
+    """W <- W - lr dl/dW for `optax.sgd(lr)`: one step of the optimizer on the batch's loss.
+
+    Args:
+        loss: `loss(params, *batch) -> scalar`, pure. It and the optimizer are static: the step compiles once for each.
+        optimizer: any optax optimizer.
+        state: parameters and optimizer state; donated, so its arrays cannot be used afterwards.
+        batch: the arrays that the loss takes after params.
+
+    Returns:
+        The new state, and the loss before the update.
+
+    Example:
+        >>> sgd = optax.sgd(0.25)
+        >>> W = jnp.array(2.0)
+        >>> state, value = step(lambda W, x: (W * x) ** 2, sgd, State(W, sgd.init(W)), (jnp.array(1.0),))
+        >>> float(value), float(state.params)  # 2 - 0.25 * 4
+        (4.0, 1.0)
+
+    Source:
+        Eq. 1 of the lecture.
+    """
+    value, grads = jax.value_and_grad(loss)(state.params, *batch)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return State(optax.apply_updates(state.params, updates), opt_state), value
+
+
+def fit(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    data: Sequence[ArrayLike],
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int = 0,
+    evaluate: Evaluate | None = None,
+    checkpoint_dir: str | PathLike | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Returns params after epochs passes of optimizer steps over data in shuffled batches, with the history.
+
+    Args:
+        loss: `loss(params, *batch) -> scalar`, pure; batch holds batch_size examples of each array of data.
+        optimizer: any optax optimizer. A schedule counts steps, of which an epoch has `examples // batch_size`.
+        params: any pytree of floating arrays. They are copied: the caller's stay usable.
+        data: arrays whose first axis is the examples, for instance `(x, y)`.
+        epochs: how many epochs in all, those of an earlier run that is resumed included.
+        batch_size: examples a step; those that do not fill a batch sit the epoch out.
+        seed: of the shuffling. The same seed gives the same history, bit for bit on CPU.
+        evaluate: called with the parameters after each epoch, for the metrics of its record; see `evaluator`.
+        checkpoint_dir: where to save state and history after each epoch. If it holds an earlier run, this one goes on
+            from there and gives what it would have given uninterrupted.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The state, whose parameters are also `.params`, and one `Record` an epoch.
+
+    Raises:
+        DivergenceError: a loss or an updated parameter is NaN or infinite; the error holds what was reached before.
+        ImportError: checkpoint_dir is given and orbax-checkpoint is not installed.
+        TypeError: data is not a sequence of arrays.
+        ValueError: arrays of data are empty or of different lengths, batch_size exceeds their length, a number is not
+            positive, or checkpoint_dir holds a run with other settings or more epochs.
+
+    Example:
+        >>> x = jnp.arange(8.0)
+        >>> loss = lambda w, x, y: jnp.mean((w * x - y) ** 2)
+        >>> run = fit(loss, optax.sgd(0.01), jnp.array(0.0), (x, 3 * x), epochs=20, batch_size=4, progress=False)
+        >>> round(float(run.params), 3), len(run.history)
+        (3.0, 20)
+
+    Source:
+        Eq. 1 of the lecture, on batches.
+    """
+    arrays = _examples("data", data, batch_size)
+    _positive("epochs", epochs)
+    # No array can be donated twice, and an optimizer's state may share some with params: copy both.
+    run = Fit(jax.tree.map(_copy, State(params, optimizer.init(params))), ())
+    settings = {"seed": seed, "batch_size": batch_size, "examples": len(arrays[0])}
+    with _checkpoints(checkpoint_dir, settings) as (resume, save), _bar(epochs, progress) as show:
+        run = resume(run, epochs)
+        while len(run.history) < epochs:
+            key = jax.random.fold_in(jax.random.key(seed), len(run.history))
+            state, mean = _epoch(run, partial(_guarded_step, loss, optimizer), arrays, batch_size, key)
+            metrics = {} if evaluate is None else evaluate(state.params)
+            run = Fit(state, (*run.history, Record(len(run.history) + 1, mean, metrics)))
+            save(run)
+            show(run.history[-1])
+    return run
+
+
+def evaluator(metrics: Mapping[str, Metric], data: Sequence[ArrayLike], *, batch_size: int | None = None) -> Evaluate:
+    """Returns the function from params to each metric's mean over data, for `fit` to call after each epoch.
+
+    Args:
+        metrics: functions `metric(params, *batch) -> scalar` by name, each a mean over the examples of its batch.
+        data: arrays whose first axis is the examples, as for `fit`, but held out from it.
+        batch_size: how many examples to evaluate at a time; None for all at once. The last batch may be smaller.
+
+    Returns:
+        A function that gives a float for each name.
+
+    Raises:
+        TypeError: data is not a sequence of arrays.
+        ValueError: arrays of data are empty or of different lengths, or batch_size is not positive or exceeds it.
+
+    Example:
+        >>> evaluate = evaluator({"mean": lambda w, x: jnp.mean(w * x)}, (jnp.arange(5.0),), batch_size=2)
+        >>> evaluate(jnp.array(10.0))
+        {'mean': 20.0}
+    """
+    arrays, named = _examples("data", data, batch_size), tuple(metrics.items())
+    n = len(arrays[0])
+    size = batch_size or n
+    batches = [tuple(a[i : i + size] for a in arrays) for i in range(0, n, size)]
+
+    def evaluate(params: Params) -> dict[str, float]:
+        parts = [(len(batch[0]) / n, _measured(named, params, batch)) for batch in batches]
+        return {name: sum(share * float(part[name]) for share, part in parts) for name in metrics}
+
+    return evaluate
+
+
+# ------------------------------------------------------------------------------------------------------------ one epoch
+
+
+def _epoch(
+    run: Fit, guarded_step: Callable[..., tuple[State, Array, Array]], arrays: Batch, batch_size: int, key: PRNGKeyArray
+) -> tuple[State, float]:
+    """Returns the state after one more epoch, and the mean loss of its steps."""
+    n = len(arrays[0])
+    order = np.asarray(jax.random.permutation(key, n))
+    state, good, losses, goods = run.state, jnp.array(True), [], []
+    for rows in order[: n - n % batch_size].reshape(-1, batch_size):
+        state, good, value = guarded_step(state, good, arrays, rows)
+        losses.append(value)
+        goods.append(good)
+    if not good:
+        first_bad = int(jnp.argmin(jnp.stack(goods)))
+        raise DivergenceError(len(run.history) + 1, first_bad + 1, float(losses[first_bad]), Fit(state, run.history))
+    return state, float(jnp.mean(jnp.stack(losses)))
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _guarded_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    state: State,
+    good: Bool[Array, ""],
+    arrays: Batch,
+    rows: Int[Array, " b"],
+) -> tuple[State, Bool[Array, ""], Float[Array, ""]]:
+    """Takes a step on the examples in rows, which changes nothing once a loss or a parameter was not finite."""
+    new, value = step(loss, optimizer, state, tuple(a[rows] for a in arrays))
+    good &= _finite((value, new.params))
+    return jax.tree.map(partial(jnp.where, good), new, state), good, value
+
+
+@partial(jax.jit, static_argnums=0)
+def _measured(metrics: tuple[tuple[str, Metric], ...], params: Params, batch: Batch) -> dict[str, Float[Array, ""]]:
+    return {name: metric(params, *batch) for name, metric in metrics}
+
+
+def _finite(tree: Any) -> Bool[Array, ""]:
+    floats = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return reduce(jnp.logical_and, (jnp.all(jnp.isfinite(a)) for a in floats), jnp.array(True))
+
+
+def _copy(a: ArrayLike) -> Array:
+    # Naming the dtype makes a weak type a strong one, as every step's output is: else the epoch would compile twice.
+    return jnp.array(a, dtype=jnp.asarray(a).dtype)
+
+
+# --------------------------------------------------------------------------------------------- checkpoints and progress
+
+
+Resume = Callable[[Fit, int], Fit]
+Save = Callable[[Fit], None]
+
+
+@contextmanager
+def _checkpoints(directory: str | PathLike | None, settings: dict[str, int]) -> Iterator[tuple[Resume, Save]]:
+    """Yields `resume(run, epochs) -> run` and `save(run)`, which do nothing where there is no directory."""
+    if directory is None:
+        yield (lambda run, epochs: run), (lambda run: None)
+        return
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as e:
+        raise ImportError("checkpoint_dir needs orbax-checkpoint: pip install 'vjplib[examples]'") from e
+    # Saving in the background would read arrays that the next epoch is given to overwrite.
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+
+    def resume(run: Fit, epochs: int) -> Fit:
+        if (newest := manager.latest_step()) is None:
+            return run
+        kept = manager.restore(newest, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+        if kept["settings"] != settings:
+            raise ValueError(f"checkpoint_dir holds a run with {kept['settings']}, which cannot go on with {settings}")
+        if newest > epochs:
+            raise ValueError(f"epochs must be at least the {newest} of the run in checkpoint_dir, got {epochs}")
+        form = jax.tree.map(ocp.utils.to_shape_dtype_struct, run.state)
+        state = manager.restore(newest, args=ocp.args.Composite(state=ocp.args.StandardRestore(form))).state
+        return Fit(state, tuple(Record(**record) for record in kept["history"]))
+
+    def save(run: Fit) -> None:
+        about = {"settings": settings, "history": [record._asdict() for record in run.history]}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(run.state), about=ocp.args.JsonSave(about))
+        manager.save(len(run.history), args=args)
+
+    with ocp.CheckpointManager(Path(directory).absolute(), options=options) as manager:
+        yield resume, save
+
+
+@contextmanager
+def _bar(epochs: int, progress: bool) -> Iterator[Callable[[Record], None]]:
+    """Yields `show(record)`, which moves the bar to the record's epoch."""
+    columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
+        task = bar.add_task("", total=epochs)
+
+        def show(record: Record) -> None:
+            figures = {"loss": record.loss, **record.metrics}
+            text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            bar.update(task, completed=record.epoch, description=text)
+
+        yield show
+
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
+def _examples(name: str, data: Sequence[ArrayLike], batch_size: int | None) -> Batch:
+    if not isinstance(data, tuple | list):
+        raise TypeError(f"{name} must be a tuple or list of arrays, got {type(data).__name__}")
+    arrays = tuple(jnp.asarray(a) for a in data)
+    shapes = [a.shape for a in arrays]
+    if not arrays or any(len(shape) == 0 or shape[0] == 0 for shape in shapes):
+        raise ValueError(f"{name} must hold arrays of at least one example each, got shapes {shapes}")
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(f"arrays of {name} must have the same number of examples, got shapes {shapes}")
+    if batch_size is not None and not 0 < batch_size <= len(arrays[0]):
+        raise ValueError(f"batch_size must lie in [1, {len(arrays[0])}], the number of examples, got {batch_size}")
+    return arrays
+
+
+def _positive(name: str, number: int) -> None:
+    if number < 1:
+        raise ValueError(f"{name} must be positive, got {number}")
+
+
+def _matching(logits: Array, labels: Array) -> None:
+    if logits.ndim < 1 or logits.shape[:-1] != labels.shape or labels.size == 0:
+        raise ValueError(
+            "labels must have the shape of logits less the last axis, and an example, "
+            f"got labels {labels.shape} and logits {logits.shape}"
+        )
