@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from vjplib import conv1d, softmax, squared_error
@@ -108,20 +109,6 @@ def differentiate(n: int) -> Report:
     return Report(runs, backward, forward)
 
 
-def size(nbytes: float) -> str:
-    """Returns a number of bytes in decimal units.
-
-    Example:
-        >>> size(4e12), size(12)
-        ('4 TB', '12 B')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.3g} TB"
-
-
 def tables(n: int, report: Report) -> tuple[Table, Table]:
     """Returns what was measured and what the two orders take."""
     measured = Table(title=f"l = f(g(h(x))) at n = {n:,} pixels, on {jax.devices()[0].device_kind}")
@@ -129,15 +116,15 @@ def tables(n: int, report: Report) -> tuple[Table, Table]:
         measured.add_column(heading, justify="left" if heading == "gradient by" else "right")
     for name, run in report.runs.items():
         times = f"{run.compile_seconds:.2f} s", f"{1e3 * run.run_seconds:.2f} ms"
-        measured.add_row(name, *times, size(run.program_bytes))
+        measured.add_row(name, *times, decimal(run.program_bytes))
 
     orders = Table(title="The two orders of Eq. 33, counted from shapes")
     for heading in ("", "(f' g') h'", "f' (g' h')"):
         orders.add_column(heading, justify="right" if heading else "left")
     chains = report.backward, report.forward
     orders.add_row("multiplications", *(f"{c.multiplications:.2e}" for c in chains))
-    orders.add_row("largest product", *(size(max(s.nbytes for s in c.steps)) for c in chains))
-    orders.add_row("factors and products held", *(size(c.peak_bytes) for c in chains))
+    orders.add_row("largest product", *(decimal(max(s.nbytes for s in c.steps)) for c in chains))
+    orders.add_row("factors and products held", *(decimal(c.peak_bytes) for c in chains))
     return measured, orders
 
 
@@ -150,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console()
     console.print(*tables(n, report), sep="\n")
     largest = report.forward.steps[0].nbytes
-    console.print(f"All gradients agree. In float32 the {n:,} x {n:,} product g' h' alone takes {size(largest)}.")
-    console.print(f"At one byte an entry, as the lecture counts, it would be {size(n**2)}.")
+    console.print(f"All gradients agree. In float32 the {n:,} x {n:,} product g' h' alone takes {decimal(largest)}.")
+    console.print(f"At one byte an entry, as the lecture counts, it would be {decimal(n**2)}.")
 
 
 if __name__ == "__main__":
