@@ -1,5 +1,6 @@
 """Jacobians equal autodiff of plain functions, multiply as their matrices do, and compose in one order only."""
 
+import dataclasses
 import operator
 
 import chex
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vjplib import catalog
 from vjplib.jacobians import (
     BandedToeplitz,
     Chain,
@@ -69,6 +71,20 @@ def test_dense_form_is_the_jacobian_of_the_layer(layer):
     x = normal(0, N)
     chex.assert_trees_all_close(jacobian(x).dense(), jax.jit(jax.jacrev(f))(x), rtol=1e-5, atol=1e-6)
     assert jacobian(x).shape == (f(x).size, x.size)
+
+
+@pytest.mark.parametrize("rule", [r for r in catalog.rules() if r.jacobian], ids=lambda rule: rule.name)
+def test_records_state_the_jacobian_of_their_reference(rule):
+    case = rule.cases[0]
+    batch = case.arrays[0].shape.split()[:-1]
+    without = (i and i._replace(shape=" ".join(d for d in i.shape.split() if d not in batch)) for i in case.arrays)
+    one_vector = dataclasses.replace(case, inputs=tuple(without))
+    args, kwargs = one_vector.call(np.random.default_rng(0))
+    size = rule.reference(*args, **kwargs).size
+    for i, jacobian in enumerate(rule.jacobian(*map(jnp.asarray, args), **kwargs)):
+        if jacobian is not None:
+            expected = jax.jacrev(rule.reference, argnums=i)(*args, **kwargs).reshape(size, args[i].size)
+            chex.assert_trees_all_close(jacobian.dense(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_lecture_s_band_matrix():
@@ -222,6 +238,11 @@ def test_multiplications_are_those_stated():
     for kind, work in {"dense": N * N, "diagonal": N, "toeplitz": 3 * N, "low rank": N * (1 + two_r)}.items():
         J = STRUCTURES[kind]
         assert multiplications(J.vjp, v) == multiplications(J.jvp, v) == work
+
+
+def test_a_matrix_beside_a_structure_costs_one_product_a_row_or_column():
+    J, wide, tall = STRUCTURES["toeplitz"], Dense(normal(1, 2, N)), Dense(normal(2, N, 2))
+    assert multiplications(operator.matmul, wide, J) == multiplications(operator.matmul, J, tall) == 2 * 3 * N
 
 
 def test_multiplications_follow_loops_and_refuse_unknown_ones():

@@ -217,7 +217,10 @@ def computational_graphs(n: int = 1_000_000) -> "Figure":
 
 
 def _graph(axes: "Axes", factors: Any, chain: Chain, names: tuple[str, str], columns: tuple[float, float]) -> None:
-    """Draws the layers, their Jacobians below, and below them the products of an order, the last one framed."""
+    """Draws the layers, their Jacobians below, and below them the products of an order, the last one framed.
+
+    The first product stands midway between its factors: from its column they are told.
+    """
     axes.set(xlim=(-0.55, 3.3), ylim=(-0.35, 3.3))
     axes.axis("off")
     for column, value in enumerate(("$x$", "$h(x)$", "$g(h(x))$", "$l$")):
@@ -249,7 +252,7 @@ def _node(axes: "Axes", at: tuple[float, int], text: str, colour: str, framed: b
 
 def _edge(axes: "Axes", start: tuple[float, int], end: tuple[float, int]) -> None:
     """Draws an arrow from the lower side of a node to the upper side of one in a row below."""
-    half_height = (0.23, 0.23, 0.17, 0.1)
+    half_height = (0.23, 0.23, 0.17, 0.1)  # of the nodes in rows 0 to 3: three lines of text, three, two and one
     below, above = start[1] - half_height[start[1]], end[1] + half_height[end[1]]
     arrow = {"arrowstyle": "-|>", "color": BLACK, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (end[0], above), (start[0], below), arrowprops=arrow)

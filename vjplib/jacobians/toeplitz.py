@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vjplib.jacobians.dense import Dense, Jacobian, operand, shape_of
+from vjplib.jacobians.dense import Jacobian, operand, shape_of
 from vjplib.numerics import wide
 
 
@@ -16,7 +16,8 @@ class BandedToeplitz(Jacobian):
     """J_ij = h_{j - i + (k - 1) // 2} within the band, 0 outside: constant along each of its k diagonals.
 
     It is the Jacobian of y_i = sum_p x_{i + p - (k - 1) // 2} h_p, with x taken as 0 beyond its ends: for k = 3 the
-    matrix with h_2 (counted from 1) on the diagonal, h_1 below it and h_3 above.
+    matrix with h_2 (counted from 1) on the diagonal, h_1 below it and h_3 above. As the ends cut the band off, no
+    product with it is a Toeplitz matrix: all are dense.
 
     Args:
         kernel: the k entries of a row's band, from left to right; floating.
@@ -55,11 +56,6 @@ class BandedToeplitz(Jacobian):
         (m, n), k = self.shape, self.kernel.size
         place = jnp.arange(n) - jnp.arange(m)[:, None] + (k - 1) // 2
         return jnp.where((place >= 0) & (place < k), self.kernel[jnp.clip(place, 0, k - 1)], 0)
-
-    # The ends of the band are cut off, so a product with another structure is no Toeplitz matrix. Of the two factors
-    # this one takes no multiplication to form.
-    def _times(self, right: Jacobian) -> Jacobian:
-        return Dense(self.dense()) @ right
 
 
 # g^T J has elements v_j = sum_i g_i h_{j - i + c} with c = (k - 1) // 2; put i = j + q - (k - 1 - c), q = 0 .. k - 1:
