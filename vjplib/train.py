@@ -204,8 +204,8 @@ def fit(
     _positive("epochs", epochs)
     # No array can be donated twice, and an optimizer's state may share some with params: copy both.
     run = Fit(jax.tree.map(_copy, State(params, optimizer.init(params))), ())
-    settings = {"seed": seed, "batch_size": batch_size, "examples": len(arrays[0])}
-    with _checkpoints(checkpoint_dir, settings) as (resume, save), _bar(epochs, progress) as show:
+    fixed = {"seed": seed, "batch_size": batch_size, "examples": len(arrays[0]), **_forms(run.state)}
+    with _checkpoints(checkpoint_dir, fixed) as (resume, save), _bar(epochs, progress) as show:
         run = resume(run, epochs)
         while len(run.history) < epochs:
             key = jax.random.fold_in(jax.random.key(seed), len(run.history))
@@ -302,12 +302,17 @@ def _copy(a: ArrayLike) -> Array:
 # --------------------------------------------------------------------------------------------- checkpoints and progress
 
 
+def _forms(state: State) -> dict[str, str]:
+    """Returns the dtype and shape of each array of the state, by its place."""
+    return {jax.tree_util.keystr(path): f"{a.dtype}{list(a.shape)}" for path, a in jax.tree.leaves_with_path(state)}
+
+
 Resume = Callable[[Fit, int], Fit]
 Save = Callable[[Fit], None]
 
 
 @contextmanager
-def _checkpoints(directory: str | PathLike | None, settings: dict[str, int]) -> Iterator[tuple[Resume, Save]]:
+def _checkpoints(directory: str | PathLike | None, fixed: dict[str, Any]) -> Iterator[tuple[Resume, Save]]:
     """Yields `resume(run, epochs) -> run` and `save(run)`, which do nothing where there is no directory."""
     if directory is None:
         yield (lambda run, epochs: run), (lambda run: None)
@@ -323,8 +328,10 @@ def _checkpoints(directory: str | PathLike | None, settings: dict[str, int]) -> 
         if (newest := manager.latest_step()) is None:
             return run
         kept = manager.restore(newest, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
-        if kept["settings"] != settings:
-            raise ValueError(f"checkpoint_dir holds a run with {kept['settings']}, which cannot go on with {settings}")
+        theirs = kept["fixed"]
+        other = [f"{k} {theirs.get(k)}, not {fixed.get(k)}" for k in theirs | fixed if theirs.get(k) != fixed.get(k)]
+        if other:
+            raise ValueError(f"checkpoint_dir must hold a run like this one, but that has {'; '.join(other)}")
         if newest > epochs:
             raise ValueError(f"epochs must be at least the {newest} of the run in checkpoint_dir, got {epochs}")
         form = jax.tree.map(ocp.utils.to_shape_dtype_struct, run.state)
@@ -332,7 +339,7 @@ def _checkpoints(directory: str | PathLike | None, settings: dict[str, int]) -> 
         return Fit(state, tuple(Record(**record) for record in kept["history"]))
 
     def save(run: Fit) -> None:
-        about = {"settings": settings, "history": [record._asdict() for record in run.history]}
+        about = {"fixed": fixed, "history": [record._asdict() for record in run.history]}
         args = ocp.args.Composite(state=ocp.args.StandardSave(run.state), about=ocp.args.JsonSave(about))
         manager.save(len(run.history), args=args)
 
