@@ -30,5 +30,11 @@ from vjplib.rules.product import multiply as multiply
 from vjplib.rules.product import prod as prod
 from vjplib.rules.softmax import log_softmax as log_softmax
 from vjplib.rules.softmax import softmax as softmax
+from vjplib.verification import Finding as Finding
+from vjplib.verification import NotVerifiedError as NotVerifiedError
+from vjplib.verification import Report as Report
+from vjplib.verification import assert_verified as assert_verified
+from vjplib.verification import verify as verify
+from vjplib.verification import verify_rule as verify_rule
 
 __version__ = "0.1.0"

@@ -146,3 +146,31 @@ def masked(where: ArrayLike | None, x: jax.Array) -> jax.Array | None:
         raise ValueError(
             f"where must broadcast to the shape it masks, got where {kept.shape} and shape {x.shape}"
         ) from None
+
+
+def shifted_exponentials(
+    x: jax.Array, axes: tuple[int, ...], kept: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns exp(x - shift), its sum along axes and the shift, which is the maximum along axes.
+
+    No exponential overflows, and the largest is 1, so that no sum of them is 0. The shift cancels in whatever is made of
+    all three, and is not differentiated.
+
+    Args:
+        x: the array.
+        axes: the axes to sum along; they stay, with size 1.
+        kept: a mask of x's shape, or None. What is masked counts 0; a slice wholly masked has shift 0 and sum 1.
+
+    Example:
+        >>> e, total, shift = shifted_exponentials(jnp.array([1000.0, 1000.0]), (0,), None)
+        >>> e.tolist(), total.item(), shift.item()
+        ([1.0, 1.0], 2.0, 1000.0)
+    """
+    shift = jax.lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf, where=kept))
+    if kept is None:
+        e = jnp.exp(x - shift)
+        return e, jnp.sum(e, axes, keepdims=True), shift
+    empty = ~jnp.any(kept, axes, keepdims=True)
+    shift = jnp.where(empty, 0, shift)
+    e = jnp.where(kept, jnp.exp(jnp.where(kept, x - shift, 0)), 0)
+    return e, jnp.where(empty, 1, jnp.sum(e, axes, keepdims=True)), shift

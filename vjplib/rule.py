@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 Dims = Mapping[str, int]
@@ -108,6 +109,16 @@ class Case:
         drawn = {k: _array(v, rng, dims, dtype, scale) for k, v in self.kwargs.items() if isinstance(v, Input)}
         return Call(args, {**self.kwargs, **drawn})
 
+    def avals(self, dims: Dims, dtype: Any = np.float32) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns the shapes and dtypes of the arguments, and of the drawn keyword arguments, at these sizes."""
+        drawn = self.call(np.random.default_rng(0), dtype)
+
+        def aval(i: Input, value: np.ndarray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(_concrete(i.shape, dims), value.dtype)
+
+        args = tuple(i and aval(i, value) for i, value in zip(self.arrays, drawn.args, strict=True))
+        return args, {k: aval(v, drawn.kwargs[k]) for k, v in self.kwargs.items() if isinstance(v, Input)}
+
     def sizes(self, rng: np.random.Generator, largest: int = 9) -> dict[str, int]:
         """Returns random valid sizes from 1 to the largest; those in `fixed` stay."""
         while True:
@@ -116,13 +127,12 @@ class Case:
                 return drawn
 
 
-def concrete(shape: str, dims: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Returns the shape with each name replaced by its size, which may be symbolic."""
+def _concrete(shape: str, dims: Dims) -> tuple[int, ...]:
     return tuple(int(name) if name.isdigit() else dims[name] for name in shape.split())
 
 
 def _array(i: Input, rng: np.random.Generator, dims: Dims, dtype: Any, scale: float) -> np.ndarray:
-    drawn = np.asarray(i.draw(rng, concrete(i.shape, dims), dims))
+    drawn = np.asarray(i.draw(rng, _concrete(i.shape, dims), dims))
     if not np.issubdtype(drawn.dtype, np.floating):
         return drawn
     return (drawn * scale).astype(dtype)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vjplib.jacobians import DiagonalMinusLowRank
-from vjplib.numerics import axes_of, floating, masked, wide
+from vjplib.numerics import axes_of, floating, masked, shifted_exponentials, wide
 from vjplib.rule import Case, Edge, Input, Rule, mask
 
 # ------------------------------------------------------------------------------------------------------------- softmax
@@ -62,7 +62,7 @@ def jacobian_softmax(x, axis=-1, where=None):
 def fwd_softmax(x, axis, where):
     x, kept = floating("x", x), masked(where, x)
     axes = axes_of(axis, x.ndim)
-    e, total, _ = _exponentials(wide(x), axes, kept)
+    e, total, _ = shifted_exponentials(wide(x), axes, kept)
     y = (e / total).astype(x.dtype)
     return y, (y,)
 
@@ -78,18 +78,6 @@ def bwd_softmax(axis, res, g):
     wide_g = jnp.where(y == 0, 0, wide_g)
     dx = y * (wide_g - jnp.sum(wide_g * y, axes, keepdims=True))
     return dx.astype(g.dtype), None
-
-
-def _exponentials(x, axes, kept):
-    """Returns exp(x - shift), its sum (1 for a slice with nothing in it) and the shift, the maximum of each slice."""
-    shift = jnp.max(x, axes, keepdims=True, initial=-jnp.inf, where=kept)
-    shift = jax.lax.stop_gradient(shift)
-    e = jnp.exp(x - shift)
-    if kept is None:
-        return e, jnp.sum(e, axes, keepdims=True), shift
-    e = jnp.where(kept, e, 0)
-    empty = ~jnp.any(kept, axes, keepdims=True)
-    return e, jnp.where(empty, 1, jnp.sum(e, axes, keepdims=True)), jnp.where(empty, 0, shift)
 
 
 softmax.defvjp(fwd_softmax, bwd_softmax)
@@ -144,8 +132,8 @@ def jacobian_log_softmax(x, axis=-1, where=None):
 def fwd_log_softmax(x, axis, where):
     x, kept = floating("x", x), masked(where, x)
     axes = axes_of(axis, x.ndim)
-    _, total, shift = _exponentials(wide(x), axes, kept)
-    y = wide(x) - shift - jnp.log(total)
+    _, total, shift = shifted_exponentials(wide(x), axes, kept)
+    y = (wide(x) - shift) - jnp.log(total)
     y = (y if kept is None else jnp.where(kept, y, -jnp.inf)).astype(x.dtype)
     return y, (y, kept)
 

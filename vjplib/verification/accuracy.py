@@ -1,0 +1,33 @@
+"""V11, accuracy: the error against float64 beside that of autodiff of the reference, in float32 and half precision."""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.verification.report import Finding
+from vjplib.verification.subject import Subject
+from vjplib.verification.value import compare
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Yields a finding for each dtype: the worst cotangent's error as a multiple of autodiff's.
+
+    Half precision cannot see an error under about 3 %, so this judges stability, not correctness.
+    """
+    for dtype in DTYPES:
+        leaves = subject.leaves(jnp.dtype(dtype))
+        try:
+            errors = list(compare(subject, leaves, subject.cotangents(leaves), strict=False))
+        except (TypeError, ValueError) as refusal:
+            message = f"{dtype}: refused, {type(refusal).__name__}: {str(refusal).splitlines()[0]}"
+            yield Finding("V11", "skipped", message, case=subject.case)
+            continue
+        name, e = max(errors, key=lambda pair: pair[1].ratio)
+        share = max(e.relative for _, e in errors)
+        message = (
+            f"{dtype}: {share:.2g}x autodiff's error" if np.isfinite(share) else f"{dtype}: autodiff makes no error"
+        )
+        yield Finding("V11", "fail" if e.ratio > 1 else "pass", message, name, e.ratio, e.index, subject.case)

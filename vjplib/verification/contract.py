@@ -1,0 +1,160 @@
+"""V1, contract: what JAX does not check. Shapes and dtypes alone are traced; nothing is computed.
+
+JAX accepts a cotangent of another dtype than its argument's, copies one array to every leaf of a pytree argument, and
+lets the forward pass return other shapes than the primal where nobody looks.
+"""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import recorded_custom_vjps
+from vjplib.verification.report import Finding
+from vjplib.verification.subject import Subject
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Yields findings on the avals of the primal, of the forward pass and of what the backward returns."""
+    yield from _avals(subject, None)
+    for dtype in DTYPES:
+        if any(leaf.dtype != dtype for leaf in subject.leaves()):
+            yield from _avals(subject, jnp.dtype(dtype))
+    yield from _closure(subject)
+    yield from _raw(subject)
+
+
+def _aval(a: Any) -> tuple[tuple[int, ...], Any, bool]:
+    return tuple(a.shape), a.dtype, bool(getattr(a, "weak_type", False))
+
+
+def _shown(a: Any) -> str:
+    shape, dtype, weak = _aval(a)
+    return f"{'weak ' if weak else ''}{dtype} of shape {shape}"
+
+
+def _avals(subject: Subject, dtype: Any) -> Iterator[Finding]:
+    at = "as called" if dtype is None else f"in {dtype}"
+    leaves = subject.leaves(dtype)
+    args = subject.rebuild(leaves)
+    try:
+        primal = jax.eval_shape(lambda *a: subject.call(*a), *args)
+    except (TypeError, ValueError) as refusal:
+        level = "fail" if dtype is None else "note"
+        yield Finding("V1", level, f"refuses to run {at}: {_first_line(refusal)}", case=subject.case)
+        return
+    forward, dxs = jax.eval_shape(_pulled(subject), leaves)
+    if jax.tree.structure(primal) != jax.tree.structure(forward):
+        yield Finding(
+            "V1",
+            "fail",
+            f"{at}, the forward pass returns {jax.tree.structure(forward)}, the primal {jax.tree.structure(primal)}",
+            "output",
+            case=subject.case,
+        )
+    pairs = zip(jax.tree.leaves(primal), jax.tree.leaves(forward), strict=False)
+    wrong = [(p, f) for p, f in pairs if _aval(p) != _aval(f)]
+    for p, f in wrong:
+        message = f"{at}, the forward pass returns {_shown(f)} where the primal returns {_shown(p)}"
+        yield Finding("V1", "fail", message, "output", case=subject.case)
+    mismatched = [
+        (name, x, dx)
+        for name, x, dx in zip(subject.names, leaves, dxs, strict=True)
+        if (dx.shape, dx.dtype) != (x.shape, x.dtype)
+    ]
+    for name, x, dx in mismatched:
+        message = f"{at}, the backward returns {_shown(dx)} for an argument of {_shown(x)}"
+        yield Finding("V1", "fail", message, f"cotangent of {name}", case=subject.case)
+    if not wrong and not mismatched:
+        yield Finding("V1", "pass", f"shapes, dtypes and structure agree {at}", case=subject.case)
+
+
+def _pulled(subject: Subject) -> Any:
+    def run(leaves: Any) -> Any:
+        y, back = jax.vjp(lambda *ls: subject.call(*subject.rebuild(ls)), *leaves)
+        return y, back(jax.tree.map(_cotangent_like, y))
+
+    return run
+
+
+def _cotangent_like(y: Any) -> Any:
+    if jnp.issubdtype(y.dtype, jnp.inexact):
+        return jnp.ones(y.shape, y.dtype)
+    return np.zeros(y.shape, jax.dtypes.float0)
+
+
+def _closure(subject: Subject) -> Iterator[Finding]:
+    constants = [c for c in jax.make_jaxpr(lambda *a: subject.call(*a))(*subject.args).consts if np.size(c) > 1]
+    given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
+    for c in constants:
+        if id(c) not in given and jnp.issubdtype(c.dtype, jnp.floating):
+            message = f"closes over an array, {_shown(c)}: no gradient can reach it; make it an argument if one should"
+            yield Finding("V1", "note", message, case=subject.case)
+
+
+def _raw(subject: Subject) -> Iterator[Finding]:
+    """Looks at what each custom_vjp's own backward returns, before JAX fits it to the arguments."""
+    with recorded_custom_vjps() as calls:
+        jax.eval_shape(lambda *a: subject.call(*a), *subject.args)
+        for rule, args, kwargs in tuple(calls):
+            yield from _raw_one(subject, rule, args, kwargs)
+
+
+def _raw_one(subject: Subject, rule: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Finding]:
+    bound = inspect.signature(rule.fun).bind(*args, **kwargs)
+    bound.apply_defaults()
+    static = set(rule.nondiff_argnums)
+    names = list(bound.arguments)
+    values = list(bound.args)
+    avals = [v if i in static else jax.tree.map(_struct, v) for i, v in enumerate(values)]
+    nondiff = [v for i, v in enumerate(avals) if i in static]
+    moving = [i for i in range(len(avals)) if i not in static]
+
+    def backward(*differentiable: Any) -> Any:
+        every = list(avals)
+        for i, v in zip(moving, differentiable, strict=True):
+            every[i] = v
+        y, res = rule.fwd(*every)
+        return tuple(rule.bwd(*nondiff, res, jax.tree.map(_cotangent_like, y)))
+
+    if rule.symbolic_zeros:
+        yield Finding(
+            "V1", "note", f"{rule.__name__} takes symbolic zeros: its raw backward is not examined", case=subject.case
+        )
+        return
+    cotangents = jax.eval_shape(backward, *(avals[i] for i in moving))
+    for i, dx in zip(moving, cotangents, strict=False):
+        name, x = names[min(i, len(names) - 1)], avals[i]
+        yield from _raw_cotangent(subject, f"{rule.__name__}'s {name}", x, dx)
+
+
+def _raw_cotangent(subject: Subject, name: str, x: Any, dx: Any) -> Iterator[Finding]:
+    leaves = jax.tree.leaves(x)
+    if dx is None:
+        if any(jnp.issubdtype(a.dtype, jnp.floating) for a in leaves):
+            yield Finding("V1", "note", "the backward returns None, a zero cotangent", name, case=subject.case)
+    elif jax.tree.structure(dx) != jax.tree.structure(x) and not any(
+        a is None for a in jax.tree.leaves(dx, is_leaf=lambda a: a is None)
+    ):
+        message = (
+            f"the backward returns {jax.tree.structure(dx)} for {jax.tree.structure(x)}: JAX copies it to each leaf"
+        )
+        yield Finding("V1", "fail", message, name, case=subject.case)
+    else:
+        for a, da in zip(leaves, jax.tree.leaves(dx), strict=False):
+            if not jnp.issubdtype(a.dtype, jnp.inexact) and da.dtype != jax.dtypes.float0:
+                message = f"the backward returns {_shown(da)} for an argument of {a.dtype}: it must be None or float0"
+                yield Finding("V1", "fail", message, name, case=subject.case)
+
+
+def _struct(a: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

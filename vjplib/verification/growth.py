@@ -1,0 +1,141 @@
+"""V8, growth: how time and memory grow with each dimension, and that no n x n stands where none is needed.
+
+Each dimension is enlarged alone. The program of forward and backward is traced at two large sizes, one twice the other,
+without computing: the base-2 logarithm of the ratio of its largest arrays, and of its multiplications and additions, is
+the exponent. The same is done for autodiff of the reference, which the rule must not exceed.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vjplib.compat import opened, programs
+from vjplib.verification.report import Finding
+from vjplib.verification.subject import Subject
+
+FACTOR = 32
+EXCESS = 0.5
+COMPILED = 2048
+
+
+class Cost(NamedTuple):
+    """What a program takes: elements of its largest array, operations, and whether every loop's length is known."""
+
+    largest: int
+    operations: int
+    decided: bool
+
+
+def cost(jaxpr: Any) -> Cost:
+    """Returns the cost of a jaxpr, loops counted by their trips and branches by the dearest.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((4, 5), jnp.float32)
+        >>> cost(jax.make_jaxpr(lambda x: x @ x.T)(x).jaxpr)
+        Cost(largest=20, operations=180, decided=True)
+    """
+    largest, operations, decided = 0, 0, True
+    for eqn in jaxpr.eqns:
+        inner = [cost(body) for _, body, _ in programs(eqn.params)]
+        largest = max([largest, *(_elements(v) for v in eqn.outvars), *(c.largest for c in inner)])
+        decided = decided and eqn.primitive.name != "while" and all(c.decided for c in inner)
+        if not inner or eqn.primitive.name.startswith(("reduce", "cum", "scatter", "select_and", "argm")):
+            operations += _operations(eqn)
+        elif eqn.primitive.name == "cond":
+            operations += max(c.operations for c in inner)
+        else:
+            operations += eqn.params.get("length", 1) * sum(c.operations for c in inner)
+    return Cost(largest, operations, decided)
+
+
+def _elements(v: Any) -> int:
+    return math.prod(getattr(v.aval, "shape", ()))
+
+
+def _operations(eqn: Any) -> int:
+    out = sum(_elements(v) for v in eqn.outvars)
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        return 2 * out * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+    if eqn.primitive.name == "conv_general_dilated":
+        numbers = eqn.params["dimension_numbers"]
+        kernel = eqn.invars[1].aval.shape
+        return 2 * out * math.prod(kernel[i] for i in numbers.rhs_spec[1:])
+    return max([out, *(_elements(v) for v in eqn.invars)])
+
+
+def check(subject: Subject, compiled: bool = True) -> Iterator[Finding]:
+    """Yields a finding for each dimension.
+
+    Args:
+        subject: what to examine; its `resize` says how sizes change.
+        compiled: whether to compile at two sizes too, and measure the temporary bytes.
+    """
+    if subject.resize is None or not subject.sizes:
+        yield Finding("V8", "skipped", "no dimension to enlarge: every axis has size 1", case=subject.case)
+        return
+    for dimension, size in subject.sizes.items():
+        yield _dimension(subject, dimension, size, compiled)
+
+
+def _dimension(subject: Subject, dimension: str, size: int, compiled: bool) -> Finding:
+    sizes = (FACTOR * size, 2 * FACTOR * size)
+    try:
+        ours = [cost(_trace(subject, dimension, n, lambda s: s.call)) for n in sizes]
+    except (TypeError, ValueError) as refusal:
+        message = f"{dimension} cannot be enlarged alone: {str(refusal).splitlines()[0]}"
+        return Finding("V8", "skipped", message, case=subject.case)
+    theirs = [cost(_trace(subject, dimension, n, lambda s: s.oracle)) for n in sizes]
+    if not all(c.decided for c in ours):
+        message = f"in {dimension}: a while loop of unknown length, growth undecided"
+        return Finding("V8", "skipped", message, case=subject.case)
+    memory, time = (_exponent(ours, part) for part in ("largest", "operations"))
+    allowed = [max(1.0, _exponent(theirs, part)) + EXCESS for part in ("largest", "operations")]
+    message = f"in {dimension}: largest array grows with exponent {memory:.2f}, operations {time:.2f}"
+    failed = memory > allowed[0] or time > allowed[1]
+    if compiled and not failed:
+        temporary = _compiled_exponent(subject, dimension)
+        message += f", temporary bytes {temporary:.2f}"
+        failed = temporary > allowed[0]
+    if failed:
+        message += f"; autodiff of the reference: {allowed[0] - EXCESS:.2f} and {allowed[1] - EXCESS:.2f}"
+    return Finding("V8", "fail" if failed else "pass", message, case=subject.case)
+
+
+def _exponent(costs: list[Cost], part: str) -> float:
+    small, large = (max(1, getattr(c, part)) for c in costs)
+    return math.log2(large / small)
+
+
+Chosen = Callable[[Subject], Callable[..., Any]]
+
+
+def _program(subject: Subject, chosen: Chosen) -> Callable[..., Any]:
+    """Returns forward and backward as a function of every array of the call, integers and masks included."""
+
+    def run(args: tuple[Any, ...], arrays: Mapping[str, Any]) -> Any:
+        inner = replace(subject, args=args, kwargs={**subject.kwargs, **arrays})
+        leaves = [jax.tree.leaves(args)[i] for i in subject.differentiable]
+        ys, back = jax.vjp(inner.flat(chosen(inner)), *leaves)
+        return ys, back(tuple(jnp.cos(y) for y in ys))  # any function of the outputs serves as their cotangent
+
+    return run
+
+
+def _trace(subject: Subject, dimension: str, n: int, chosen: Chosen) -> Any:
+    assert subject.resize is not None
+    return opened(jax.make_jaxpr(_program(subject, chosen))(*subject.resize({dimension: n})))[0]
+
+
+def _compiled_exponent(subject: Subject, dimension: str) -> float:
+    assert subject.resize is not None
+    program = jax.jit(_program(subject, lambda s: s.call))
+    sizes = (COMPILED, 2 * COMPILED)
+    analyses = [program.lower(*subject.resize({dimension: n})).compile().memory_analysis() for n in sizes]
+    small, large = (a.temp_size_in_bytes for a in analyses)
+    # Below a few kilobytes the program's own scratch space is all there is, and it does not grow.
+    return math.log2(max(large, 4096) / max(small, 4096))

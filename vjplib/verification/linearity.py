@@ -1,0 +1,58 @@
+"""V3, linearity: a pullback is linear in the cotangent, B(0) = 0, B(2 g) = 2 B(g), B(-g) = -B(g), additivity.
+
+Each output's cotangent is tried alone, the others zero, so that two outputs cannot hide one another. In float64, where
+doubling and negating are exact and rounding is far below any error that matters.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from vjplib.compat import x64
+from vjplib.verification.report import Finding
+from vjplib.verification.subject import Leaves, Subject
+
+TOLERANCE = float(np.sqrt(np.finfo(np.float64).eps))
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Yields a finding for each differentiated argument."""
+    with x64():
+        leaves = subject.leaves(np.float64)
+        g, e = subject.cotangents(leaves, 1), subject.cotangents(leaves, 2)
+        broken: dict[str, tuple[float, str]] = {}
+        for alone in range(len(g)):
+            only = [tuple(a * (i == alone) for i, a in enumerate(part)) for part in (g, e)]
+            for name, law, gap in _laws(subject, leaves, *only):
+                if gap > broken.get(name, (0.0, ""))[0]:
+                    broken[name] = gap, law
+    for name in subject.names:
+        gap, law = broken.get(name, (0.0, ""))
+        argument = f"cotangent of {name}"
+        if gap > TOLERANCE:
+            message = f"the backward is not linear in the cotangent: {law} is off by {gap:.1e} of its size"
+            yield Finding("V3", "fail", message, argument, gap / TOLERANCE, case=subject.case)
+        else:
+            yield Finding("V3", "pass", "linear in the cotangent", argument, gap / TOLERANCE, case=subject.case)
+
+
+def _laws(subject: Subject, leaves: Leaves, g: Leaves, e: Leaves) -> Iterator[tuple[str, str, float]]:
+    combinations = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (2.0, 0.0), (-1.0, 0.0), (1.0, 1.0)]
+    stack = tuple(np.stack([s * a + t * b for s, t in combinations]) for a, b in zip(g, e, strict=True))
+    pull = subject.pull(subject.call)
+    results = jax.jit(lambda gs: jax.lax.map(lambda one: pull(leaves, one)[1], gs))(stack)
+    for name, dx in zip(subject.names, (np.asarray(r) for r in results), strict=True):
+        zero, b_g, b_e, double, negative, total = dx
+        with np.errstate(invalid="ignore", over="ignore"):
+            gaps = {
+                "B(0) = 0": zero,
+                "B(2 g) = 2 B(g)": double - 2 * b_g,
+                "B(-g) = -B(g)": negative + b_g,
+                "B(g + e) = B(g) + B(e)": total - b_g - b_e,
+            }
+            size = max(
+                float(np.max(np.abs(b_g), initial=0)), float(np.max(np.abs(b_e), initial=0)), np.finfo(float).tiny
+            )
+            for law, gap in gaps.items():
+                yield name, law, float(np.max(np.nan_to_num(np.abs(gap), nan=np.inf), initial=0.0)) / size

@@ -1,0 +1,139 @@
+"""The self-calibrated measure of error: a rule may err as much as autodiff does, or as the problem is ill-conditioned.
+
+Let o be the oracle's answer in float64 at the exact inputs, a autodiff's in the working dtype, r the rule's, and d_k the
+change of o when each input is rounded at random by up to u, half a unit in the last place. For N the root mean square
+and the maximum, the tolerance is 8 max(N(a - o), max_k N(d_k), u N(o), u S). S is N(o) at the inputs as given: where a
+function saturates o may be far below it, and one rounding of a number of the usual size is no fault. Nothing here is
+set by hand for a rule.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import x64
+from vjplib.verification.subject import Leaves, Subject
+
+SLACK = 8.0
+UNSTABLE = 64.0
+DRAWS = 4
+
+
+class Error(NamedTuple):
+    """An error of one array.
+
+    Args:
+        ratio: in units of the tolerance; above 1 it is too large.
+        index: where it is worst.
+        relative: as a multiple of autodiff's, by root mean square; infinite where only autodiff makes no error.
+        unstable: whether autodiff's own error is more than rounding explains.
+    """
+
+    ratio: float
+    index: tuple[int, ...]
+    relative: float
+    unstable: bool
+
+
+class Oracle(NamedTuple):
+    """The oracle's outputs and cotangents in float64, and their changes under rounding of the inputs."""
+
+    values: Leaves
+    draws: tuple[Leaves, ...]
+
+
+def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float) -> Oracle:
+    """Returns the oracle's answer at the exact upcasts of leaves and cotangents, and at four roundings of them.
+
+    Args:
+        subject: what to examine.
+        leaves: the differentiated leaves, in the working dtype.
+        gs: the output cotangents, in the working dtype.
+        unit: half a unit in the last place of the working dtype, relative.
+    """
+    rng = np.random.default_rng((subject.seed, 2))
+    exact = tuple(tuple(np.asarray(a, np.float64) for a in part) for part in (leaves, gs))
+
+    def rounded(a: np.ndarray) -> np.ndarray:
+        noise = rng.uniform(-1, 1, (DRAWS, *a.shape))
+        return np.concatenate((a[None], a[None] * (1 + unit * noise)))
+
+    with x64():
+        stacks = tuple(tuple(rounded(a) for a in part) for part in exact)
+        ys, dxs = subject.truths(stacks)
+        rows = [np.asarray(a) for a in (*ys, *dxs)]
+    with np.errstate(invalid="ignore"):
+        draws = tuple(tuple(a[1 + k] - a[0] for a in rows) for k in range(DRAWS))
+    return Oracle(tuple(a[0] for a in rows), draws)
+
+
+def unit_of(leaves: Sequence[np.ndarray]) -> float:
+    """Returns half a unit in the last place, relative, of the coarsest dtype among the leaves."""
+    return max((float(jnp.finfo(a.dtype).eps) / 2 for a in leaves), default=0.0)
+
+
+def error(
+    r: np.ndarray,
+    o: np.ndarray,
+    a: np.ndarray,
+    draws: Sequence[np.ndarray],
+    unit: float,
+    usual: np.ndarray | None = None,
+    strict: bool = True,
+) -> Error:
+    """Returns the error of one array in units of its tolerance.
+
+    Args:
+        r: the rule's answer, in the working dtype.
+        o: the oracle's, in float64.
+        a: autodiff's, in the working dtype.
+        draws: the changes of o under rounding.
+        unit: half a unit in the last place, relative.
+        usual: the oracle's answer at the inputs as given; None for o itself.
+        strict: where autodiff errs more than 64 times what rounding explains, it is unstable, and rounding alone is the
+            measure; False to excuse a rule with autodiff's error all the same.
+    """
+    dtype = r.dtype
+    limit, tiny = float(jnp.finfo(dtype).max), float(jnp.finfo(dtype).smallest_normal)
+    r, a = r.astype(np.float64), a.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        target = np.where(np.abs(o) > limit, np.copysign(np.inf, o), o)
+        known = ~np.isnan(target)
+        wrong = _gap(r, target, known)
+        if wrong.size == 0:
+            return Error(0.0, (), 1.0, False)
+        of_autodiff = _gap(a, target, known)
+        finite = np.isfinite(target)
+        scale = np.where(finite, target, 0.0)
+        changes = [np.where(finite & np.isfinite(d), d, 0.0) for d in draws]
+        given = scale if usual is None else np.where(np.isfinite(usual), usual, 0.0)
+    worst = tuple(int(i) for i in np.unravel_index(np.argmax(np.where(np.isnan(wrong), np.inf, wrong)), wrong.shape))
+    ratios, unstable = [], False
+    for norm in (_rms, _max):
+        floor = max([unit * norm(scale), unit * norm(given), tiny, *(norm(d) for d in changes)])
+        autodiff = norm(of_autodiff)
+        if not np.isfinite(autodiff) or (strict and autodiff > UNSTABLE * floor):
+            unstable, tolerance = True, floor
+        else:
+            tolerance = max(floor, autodiff)
+        ratios.append(norm(wrong) / (SLACK * tolerance))
+    ours, theirs = _rms(wrong), _rms(of_autodiff)
+    relative = ours / theirs if theirs else (np.inf if ours else 1.0)
+    return Error(max(ratios), worst, 1.0 if np.isnan(relative) else float(relative), unstable)
+
+
+def _gap(x: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Returns |x - target|, 0 where both are the same infinity or the target is unknown, inf where x is not finite."""
+    gap = np.where((x == target) | ~known, 0.0, np.abs(x - target))
+    return np.where(np.isnan(gap), np.inf, gap)
+
+
+def _rms(x: np.ndarray) -> float:
+    largest = _max(x)
+    return largest if largest in (0.0, np.inf) else largest * float(np.sqrt(np.mean((x / largest) ** 2)))
+
+
+def _max(x: np.ndarray) -> float:
+    return float(np.max(np.abs(x), initial=0.0))

@@ -1,0 +1,83 @@
+"""V5, order two: the backward is itself differentiable, backwards and forwards, and right; or refused as declared."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from vjplib.compat import x64
+from vjplib.verification.linearity import TOLERANCE
+from vjplib.verification.report import Finding
+from vjplib.verification.subject import Leaves, Subject
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Yields a finding for each mode and each derivative, in float64 against the oracle.
+
+    The pullback B(x, g) is differentiated in both arguments: its VJP with a random direction is reverse over reverse,
+    its JVP forward over reverse. Rules that declare no second derivative must raise.
+    """
+    with x64():
+        leaves = subject.leaves(np.float64)
+        gs, directions = subject.cotangents(leaves, 1), subject.cotangents(leaves, 2)
+        rng = np.random.default_rng((subject.seed, 4))
+        tangents = tuple(rng.standard_normal(a.shape) for a in leaves)
+        for mode, second in (("reverse over reverse", _backwards), ("forward over reverse", _forwards)):
+            point = (leaves, gs, tangents, directions)
+            run = jax.jit(lambda p, second=second: second(subject.pull(subject.call), *p))
+            try:
+                found = run(point)
+            except Exception as error:  # a refusal is a finding, whatever its type
+                yield _refusal(subject, mode, error)
+                continue
+            if not subject.order_two:
+                yield Finding("V5", "fail", f"{mode} is declared to be refused, yet runs", case=subject.case)
+                continue
+            expected = jax.jit(lambda p, second=second: second(subject.pull(subject.oracle), *p))(point)
+            first = subject.truth(leaves, gs)[1]
+            scale = max((_size(a) for a in first), default=0.0)
+            yield from _compare(subject, mode, found, expected, scale)
+
+
+def _refusal(subject: Subject, mode: str, error: Exception) -> Finding:
+    said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if subject.order_two:
+        return Finding("V5", "fail", f"{mode} raises {said}", case=subject.case)
+    return Finding("V5", "pass", f"{mode} is refused, as declared, by {said}", case=subject.case)
+
+
+def _backwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves, directions: Leaves) -> Any:
+    del directions
+    _, back = jax.vjp(lambda x, g: pull(x, g)[1], xs, gs)
+    return back(tangents)
+
+
+def _forwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves, directions: Leaves) -> Any:
+    return jax.jvp(lambda x, g: pull(x, g)[1], (xs, gs), (tangents, directions))[1]
+
+
+def _compare(subject: Subject, mode: str, found: Any, expected: Any, scale: float) -> Iterator[Finding]:
+    worst, at = 0.0, ""
+    for path, (r, o) in _pairs(found, expected):
+        with np.errstate(invalid="ignore"):
+            gap = np.where(np.isnan(o) | (r == o), 0.0, np.abs(r - o))
+        size = max(_size(o), scale, np.finfo(float).tiny)
+        ratio = float(np.max(np.nan_to_num(gap, nan=np.inf), initial=0.0)) / size / TOLERANCE
+        if ratio > worst:
+            worst, at = ratio, path
+    if worst > 1:
+        yield Finding("V5", "fail", f"{mode} differs from the oracle in part {at}", "", worst, case=subject.case)
+    else:
+        yield Finding("V5", "pass", f"{mode} equals the oracle", "", worst, case=subject.case)
+
+
+def _pairs(found: Any, expected: Any) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(found)
+    for (path, r), o in zip(flat, jax.tree.leaves(expected), strict=True):
+        yield jax.tree_util.keystr(path), (np.asarray(r), np.asarray(o))
+
+
+def _size(a: Any) -> float:
+    array = np.abs(np.asarray(a))
+    return float(np.max(np.where(np.isfinite(array), array, 0.0), initial=0.0))

@@ -1,0 +1,159 @@
+"""What verification found: findings, and the report that holds them, as text, JSON and Markdown."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from io import StringIO
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+Level = Literal["pass", "fail", "note", "skipped"]
+
+CLAIMS = {
+    "V1": "contract",
+    "V2": "value",
+    "V3": "linearity",
+    "V4": "transforms",
+    "V5": "order two",
+    "V7": "residuals",
+    "V8": "growth",
+    "V10": "edges",
+    "V11": "accuracy",
+}
+_SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "skipped": "skip"}
+_STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "skipped": "dim"}
+_GRAVITY: tuple[Level, ...] = ("fail", "skipped", "note", "pass")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing verified of one function.
+
+    Args:
+        claim: "V1" to "V11", a key of `CLAIMS`.
+        level: "pass"; "fail"; "note", a limitation or a credit; or "skipped", undecided for the reason in the message.
+        message: what was found, in words.
+        argument: the argument or output concerned, as in "cotangent of x"; empty for the whole.
+        ratio: the error in units of the tolerance, where one was measured; above 1 it fails.
+        index: where the error is worst, an index into that array.
+        case: which call was examined.
+    """
+
+    claim: str
+    level: Level
+    message: str
+    argument: str = ""
+    ratio: float | None = None
+    index: tuple[int, ...] | None = None
+    case: str = ""
+
+    def __str__(self) -> str:
+        """Returns the finding on one line."""
+        parts = [f"{self.claim} {CLAIMS[self.claim]}", _SIGNS[self.level]]
+        if self.case:
+            parts.append(f"[{self.case}]")
+        if self.argument:
+            parts.append(f"{self.argument}:")
+        parts.append(self.message)
+        if self.ratio is not None:
+            parts.append(f"(error {self.ratio:.3g} x the tolerance")
+            parts[-1] += f", worst at {self.index})" if self.index is not None else ")"
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The proof sheet of one function.
+
+    Args:
+        name: the function's name.
+        findings: all findings, in the order of the claims.
+        seconds: how long it took.
+
+    Example:
+        >>> report = Report("f", (Finding("V1", "pass", "as promised"), Finding("V2", "fail", "wrong sign", "x")))
+        >>> report.ok, [finding.argument for finding in report.failures]
+        (False, ['x'])
+    """
+
+    name: str
+    findings: tuple[Finding, ...]
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was proved and nothing failed."""
+        return not self.failures and any(f.level == "pass" for f in self.findings)
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        """The findings that fail."""
+        return tuple(f for f in self.findings if f.level == "fail")
+
+    def level(self, claim: str) -> Level | None:
+        """Returns the gravest level found for a claim, None if it was not examined."""
+        levels = {f.level for f in self.findings if f.claim == claim}
+        if levels >= {"pass"} and "fail" not in levels:
+            return "pass"
+        return next((level for level in _GRAVITY if level in levels), None)
+
+    def __str__(self) -> str:
+        """Returns the report as a table, failures in full below it."""
+        return render([self])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report in plain types: name, ok, seconds and the findings."""
+        findings = [asdict(f) for f in self.findings]
+        return {"name": self.name, "ok": self.ok, "seconds": self.seconds, "findings": findings}
+
+    def to_json(self) -> str:
+        """Returns `to_dict` as JSON; a ratio that is not finite becomes a string, JSON having no such number."""
+        return json.dumps(_finite(self.to_dict()), indent=2)
+
+    def to_markdown(self) -> str:
+        """Returns the report as a Markdown table of claims, one row a finding."""
+        rows = ["| claim | result | case | argument | finding |", "|---|---|---|---|---|"]
+        for f in self.findings:
+            cells = (f"{f.claim} {CLAIMS[f.claim]}", _SIGNS[f.level], f.case, f.argument, f.message)
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        return "\n".join(rows)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(reports: Sequence[Report]) -> Table:
+    """Returns a table of one row a function and one column a claim."""
+    claims = [c for c in CLAIMS if any(r.level(c) for r in reports)]
+    grid = Table(*["rule", *(f"{c} {CLAIMS[c]}" for c in claims), "s"], header_style="bold")
+    for r in reports:
+        levels = [r.level(c) for c in claims]
+        cells = [f"[{_STYLES[level]}]{_SIGNS[level]}[/]" if level else "-" for level in levels]
+        grid.add_row(r.name, *cells, f"{r.seconds:.1f}")
+    return grid
+
+
+def remarks(reports: Sequence[Report], levels: Sequence[Level] = ("fail",)) -> Iterator[str]:
+    """Yields a line for each finding of the given levels, named by its function."""
+    for r in reports:
+        for f in r.findings:
+            if f.level in levels:
+                yield f"{r.name}: {f}"
+
+
+def render(reports: Sequence[Report], width: int = 120) -> str:
+    """Returns the table of the reports and their failures as plain text."""
+    text = StringIO()
+    console = Console(file=text, width=width, no_color=True)
+    console.print(table(reports))
+    for line in remarks(reports):
+        console.print(line, markup=False, highlight=False)
+    return text.getvalue()

@@ -1,0 +1,157 @@
+"""Subject: a function under examination with the call to examine it at, flattened to what can be differentiated."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import strip_custom_rules
+
+Leaves = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A function, its oracle and one call.
+
+    Args:
+        fn: the function under examination.
+        reference: what it must equal, differentiated by JAX; None for fn's own primal, custom rules stripped.
+        args: positional arguments, any pytrees; leaves of a floating dtype are differentiated, others are not.
+        kwargs: keyword arguments, not differentiated.
+        seed: of every random number.
+        order_two: whether second derivatives are offered.
+        residuals: the bytes that the call is claimed to keep for the backward, or None.
+        compared: what residuals are compared with; None for the oracle.
+        sizes: the dimensions of the call that may be enlarged, by name.
+        resize: takes other sizes for some of them; returns the arguments and array keyword arguments then, as
+            `jax.ShapeDtypeStruct`.
+        case: a name for the call.
+    """
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    reference: Callable[..., Any] | None = None
+    seed: int = 0
+    order_two: bool = True
+    residuals: int | None = None
+    compared: Callable[..., Any] | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    resize: Callable[[Mapping[str, int]], tuple[tuple[Any, ...], Mapping[str, Any]]] | None = None
+    case: str = ""
+
+    @cached_property
+    def oracle(self) -> Callable[..., Any]:
+        """The reference, or fn's primal with every custom rule stripped; it takes positional arguments."""
+        if self.reference is not None:
+            return lambda *args: self.reference(*args, **self.kwargs)
+        return strip_custom_rules(self.call)
+
+    @property
+    def baseline(self) -> Callable[..., Any]:
+        """What residuals are compared with, of positional arguments alone."""
+        if self.compared is None:
+            return self.oracle
+        return lambda *args: self.compared(*args, **self.kwargs)
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        """The function under examination, of positional arguments alone."""
+        return lambda *args: self.fn(*args, **self.kwargs)
+
+    @cached_property
+    def _flat(self) -> tuple[list[Any], Any]:
+        return jax.tree.flatten(self.args)
+
+    @cached_property
+    def differentiable(self) -> tuple[int, ...]:
+        """Which leaves of the arguments are differentiated."""
+        return tuple(i for i, leaf in enumerate(self._flat[0]) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The name of each differentiated leaf, as the function's signature has it."""
+        parameters = _parameters(self.fn, len(self.args))
+        paths, _ = jax.tree_util.tree_flatten_with_path(self.args)
+        every = [parameters[path[0].idx] + jax.tree_util.keystr(path[1:]) for path, _ in paths]
+        return tuple(every[i] for i in self.differentiable)
+
+    def leaves(self, dtype: Any = None, scale: float = 1.0) -> Leaves:
+        """Returns the differentiated leaves, times scale, in a dtype (their own for None), as NumPy arrays."""
+        picked = (np.asarray(self._flat[0][i]) for i in self.differentiable)
+        return tuple((leaf * scale).astype(leaf.dtype if dtype is None else dtype) for leaf in picked)
+
+    def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
+        """Returns the positional arguments with these differentiated leaves in place."""
+        every = list(self._flat[0])
+        for i, leaf in zip(self.differentiable, leaves, strict=True):
+            every[i] = leaf
+        return jax.tree.unflatten(self._flat[1], every)
+
+    def flat(self, f: Callable[..., Any]) -> Callable[..., Leaves]:
+        """Returns f as a function of the differentiated leaves that returns its floating output leaves."""
+
+        def run(*leaves: Any) -> Leaves:
+            outputs = jax.tree.leaves(f(*self.rebuild(leaves)))
+            return tuple(y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.floating))
+
+        return run
+
+    def pull(self, f: Callable[..., Any]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
+        """Returns the function of leaves and output cotangents that gives f's outputs and argument cotangents."""
+
+        def run(leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
+            ys, back = jax.vjp(self.flat(f), *leaves)
+            return ys, back(tuple(gs))
+
+        return run
+
+    def outputs(self, leaves: Leaves) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Returns the shape and dtype of each floating output leaf."""
+        return jax.eval_shape(self.flat(self.call), *leaves)
+
+    def cotangents(self, leaves: Leaves, seed: int = 0) -> Leaves:
+        """Returns standard normal cotangents of the outputs, in their dtypes."""
+        rng = np.random.default_rng((self.seed, 1, seed))
+        return tuple(rng.standard_normal(y.shape).astype(y.dtype) for y in self.outputs(leaves))
+
+    @cached_property
+    def fast(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
+        """`pull` of the function under examination, jitted."""
+        return jax.jit(self.pull(self.call))
+
+    @cached_property
+    def primal(self) -> Callable[..., Leaves]:
+        """The function under examination, undifferentiated, jitted: leaves to floating output leaves."""
+        return jax.jit(self.flat(self.call))
+
+    @cached_property
+    def truth(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
+        """`pull` of the oracle, jitted."""
+        return jax.jit(self.pull(self.oracle))
+
+    @cached_property
+    def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
+        """`pull` of the oracle over a stack of leaves and cotangents, one after the other, jitted."""
+        return jax.jit(lambda stack: jax.lax.map(lambda pair: self.pull(self.oracle)(*pair), stack))
+
+    def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> "Subject":
+        """Returns the same subject at another call."""
+        return replace(self, args=args, kwargs=kwargs, case=case)
+
+
+def _parameters(fn: Callable[..., Any], count: int) -> list[str]:
+    """Returns a name for each of count positional arguments."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # built-in functions may have no signature
+        parameters = ()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in parameters if p.kind in positional]
+    return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]

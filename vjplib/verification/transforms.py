@@ -1,0 +1,143 @@
+"""V4, transforms: jit, vmap, scan, checkpoint, subsets of the arguments, reruns and NumPy arguments change nothing.
+
+Everything is compared with the eager pullback in float64, where a difference in rounding is far below any other.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import x64
+from vjplib.verification.linearity import TOLERANCE
+from vjplib.verification.report import Finding
+from vjplib.verification.subject import Leaves, Subject
+
+Pull = Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
+
+
+def check(subject: Subject, eager: bool = True) -> Iterator[Finding]:
+    """Yields a finding for each transform.
+
+    Args:
+        subject: what to examine.
+        eager: whether to run without jit too, on device arrays and on NumPy arrays; slow to start, each operation being
+            compiled alone.
+    """
+    with x64():
+        leaves = subject.leaves(np.float64)
+        pairs = [(leaves, subject.cotangents(leaves, 1)), (_changed(leaves, subject), subject.cotangents(leaves, 2))]
+        pull = subject.pull(subject.call)
+        jitted = jax.jit(pull)
+        truth = [_host(jitted(*pair)) for pair in pairs]
+        if eager:
+            yield from _report(subject, "NumPy arguments, not jitted", lambda: pull(*pairs[0]), truth[0])
+            device = jax.tree.map(jnp.asarray, pairs[0])
+            yield from _report(subject, "not jitted", lambda: pull(*device), truth[0])
+        yield _bitwise(subject, jitted, pairs[0])
+        yield from _together(subject, dict(_variants(subject, pull, jitted, pairs, truth)))
+
+
+def _changed(leaves: Leaves, subject: Subject) -> Leaves:
+    rng = np.random.default_rng((subject.seed, 3))
+    return tuple(a * rng.uniform(0.5, 1.0, a.shape) for a in leaves)
+
+
+def _host(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
+def _variants(
+    subject: Subject, pull: Pull, jitted: Pull, pairs: list[tuple[Leaves, Leaves]], truth: list[Any]
+) -> Iterator[tuple[str, tuple[Callable[[], Any], Any]]]:
+    """Yields each transform by name: a traceable function of nothing, and what it must return."""
+    (xs, gs), (other_xs, other_gs) = pairs
+    both_gs = _stack(gs, other_gs)
+    count = len(xs)
+    batched = [c for c in itertools.product((True, False), repeat=count) if any(c)]
+    for choice in batched if count <= 3 else [batched[0], *batched[-count:]]:
+        mixed = tuple(b if chosen else a for a, b, chosen in zip(xs, other_xs, choice, strict=True))
+        axes = tuple(0 if chosen else None for chosen in choice)
+        inputs = tuple(np.stack((a, b)) if c else a for a, b, c in zip(xs, other_xs, choice, strict=True))
+        names = ", ".join(n for n, chosen in zip(subject.names, choice, strict=True) if chosen)
+        expected = _both(truth[0], jitted(mixed, other_gs))
+        yield f"vmap over {names}", (_lazily(jax.vmap(pull, in_axes=(axes, 0)), inputs, both_gs), expected)
+    expected = _both(truth[0], jitted(xs, other_gs))
+    yield "vmap over cotangents alone", (_lazily(jax.vmap(pull, in_axes=(None, 0)), xs, both_gs), expected)
+    scanned = _lazily(lambda x, g: jax.lax.map(lambda pair: pull(*pair), (x, g)), _stack(xs, other_xs), both_gs)
+    yield "scan", (scanned, _both(*truth))
+    for label, policy in (("checkpoint", None), ("checkpoint, all saved", jax.checkpoint_policies.everything_saveable)):
+        again = jax.checkpoint(lambda *args: subject.call(*args), policy=policy)
+        yield label, (_lazily(subject.pull(again), xs, gs), truth[0])
+    if count > 1:
+        for i, name in enumerate(subject.names):
+            yield f"gradient of {name} alone", (_lazily(_alone(subject, xs, i), gs), truth[0][1][i])
+
+
+def _stack(a: Leaves, b: Leaves) -> Leaves:
+    return tuple(np.stack(pair) for pair in zip(a, b, strict=True))
+
+
+def _both(first: Any, second: Any) -> Any:
+    return jax.tree.map(lambda a, b: np.stack((a, b)), first, second)
+
+
+def _lazily(f: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    return lambda: f(*args)
+
+
+def _alone(subject: Subject, xs: Leaves, i: int) -> Callable[[Leaves], Any]:
+    def run(gs: Leaves) -> Any:
+        _, back = jax.vjp(lambda x: subject.flat(subject.call)(*xs[:i], x, *xs[i + 1 :]), xs[i])
+        return back(tuple(gs))[0]
+
+    return run
+
+
+def _together(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any]]) -> Iterator[Finding]:
+    """Compiles all transforms as one program; one that cannot be traced is reported and left out."""
+    traced = {}
+    for name, (run, expected) in variants.items():
+        try:
+            jax.eval_shape(run)
+            traced[name] = (run, expected)
+        except Exception as error:  # whatever the rule raises under a transform is the finding
+            yield Finding("V4", "fail", f"{name}: raises {type(error).__name__}: {error}", case=subject.case)
+    results = jax.jit(lambda: {name: run() for name, (run, _) in traced.items()})()
+    for name, result in results.items():
+        yield from _report(subject, name, lambda result=result: result, traced[name][1])
+
+
+def _report(subject: Subject, name: str, run: Callable[[], Any], expected: Any) -> Iterator[Finding]:
+    try:
+        result = _host(run())
+    except Exception as error:  # whatever the rule raises under a transform is the finding
+        yield Finding("V4", "fail", f"{name}: raises {type(error).__name__}: {error}", case=subject.case)
+        return
+    gap = max(
+        (_gap(a, b) for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)), default=0.0
+    )
+    if gap > TOLERANCE:
+        message = f"{name}: differs from the plain pullback by {gap:.1e} of its size"
+        yield Finding("V4", "fail", message, ratio=gap / TOLERANCE, case=subject.case)
+    else:
+        yield Finding("V4", "pass", name, ratio=gap / TOLERANCE, case=subject.case)
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> float:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return np.inf
+    with np.errstate(invalid="ignore"):
+        difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    largest = float(np.max(np.abs(np.where(np.isfinite(b), b, 0.0)), initial=np.finfo(float).tiny))
+    return float(np.max(np.nan_to_num(difference, nan=np.inf), initial=0.0)) / largest
+
+
+def _bitwise(subject: Subject, jitted: Pull, pair: tuple[Leaves, Leaves]) -> Finding:
+    first, second = (jax.tree.leaves(_host(jitted(*pair))) for _ in range(2))
+    same = all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
+    message = "a rerun gives the same bits" if same else "a rerun gives other bits: state or randomness is hidden in it"
+    return Finding("V4", "pass" if same else "fail", message, case=subject.case)
