@@ -152,6 +152,20 @@ class Edge(NamedTuple):
     kwargs: Mapping[str, Any] = {}
 
 
+class Scaling(NamedTuple):
+    """A function to time at growing sizes, for the exponent of its growth.
+
+    Args:
+        fn: a function of arrays.
+        case: the call; the size that it gives the growing dimension is not used.
+        sizes: the growing dimension's name, and its sizes in turn, at least two.
+    """
+
+    fn: Callable[..., Any]
+    case: Case
+    sizes: tuple[str, tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Rule:
     """All that the library knows of one rule.
@@ -164,6 +178,7 @@ class Rule:
         cases: calls to verify; the first is the typical one.
         edges: inputs at the boundary of the domain.
         bench: calls to time, large.
+        scaling: functions to time at growing sizes, by name.
         residuals: the bytes that float32 calls of the first case keep between forward and backward, from its sizes.
         jacobian: the derivative of a one-vector call with respect to each argument, as objects of `vjplib.jacobians`
             (None for an argument whose Jacobian has no short form).
@@ -183,6 +198,7 @@ class Rule:
     cases: tuple[Case, ...]
     edges: tuple[Edge, ...] = ()
     bench: tuple[Case, ...] = ()
+    scaling: Mapping[str, Scaling] = field(default_factory=dict)
     residuals: Callable[..., int] | None = None
     jacobian: Callable[..., tuple[Any, ...]] | None = None
     reason: str = ""
