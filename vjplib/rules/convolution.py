@@ -15,10 +15,10 @@ from jaxtyping import Array, Float
 from vjplib.compat import separate_call
 from vjplib.jacobians import BandedToeplitz, Dense
 from vjplib.numerics import as_form, floating, form, wide
-from vjplib.rule import Case, Edge, Rule
+from vjplib.rule import Case, Edge, Rule, Scaling
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("stride",))
+@partial(jax.custom_vjp[Array], nondiff_argnames=("stride",))
 def conv1d(
     x: Float[Array, "*batch n"] | Float[Array, "*batch n c_in"],
     h: Float[Array, " k"] | Float[Array, "k c_in c_out"],
@@ -131,7 +131,7 @@ def _check(x, h, stride):
         raise ValueError(f"stride must be at least 1, got {stride}")
 
 
-# ----------------------------------------------------------------------------- one kernel at stride 1, by shifted copies
+# ---------------------------------------------------------------------------- one kernel at stride 1, by shifted copies
 
 
 def _correlate(x, h, low):
@@ -164,7 +164,7 @@ def _one_channel(x, h, low):
 
 _by_taps = separate_call(_taps, static_argnames=("low",))
 
-# ------------------------------------------------- channels and strides, by convolutions of (batch, n, i) with (k, i, o)
+# ------------------------------------------------ channels and strides, by convolutions of (batch, n, i) with (k, i, o)
 
 
 def _blocks(a, h):
@@ -272,6 +272,8 @@ def _fits(**dims):
     return dims["k"] <= dims["n"]
 
 
+_ONE_KERNEL = Case(("k", "n"), {"k": 3, "n": 1024})
+
 RULES = (
     Rule(
         fn=conv1d,
@@ -300,6 +302,10 @@ RULES = (
             Case(("n", "k"), {"n": 1_000_000, "k": 3}),
             Case(("n", "k"), {"n": 1_000_000, "k": 15}),
         ),
+        scaling={  # at sizes past the caches, and past the cost of a call
+            "Algorithm 3": Scaling(naive_vjp, _ONE_KERNEL, ("n", (3072, 4096, 6144, 8192))),
+            "Algorithm 4": Scaling(sparse_vjp, _ONE_KERNEL, ("n", (2**19, 2**20, 2**21, 2**22))),
+        },
         residuals=lambda n, k: 4 * (n + k),
         jacobian=jacobian,
         reason="the lecture's convolution; on CPU, one kernel by shifted copies is many times faster",

@@ -16,7 +16,7 @@ from vjplib.rule import Case, Edge, Rule
 # ---------------------------------------------------------------------------------------------------------------- relu
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("derivative_at_zero",))
+@partial(jax.custom_vjp[Array], nondiff_argnames=("derivative_at_zero",))
 def relu(x: Float[Array, "..."], derivative_at_zero: int = 1) -> Float[Array, "..."]:
     """max(x, 0), elementwise; its derivative is 1 where x > 0, 0 where x < 0, and a choice at 0.
 

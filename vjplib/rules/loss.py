@@ -17,7 +17,7 @@ from vjplib.rule import Case, Edge, Input, Rule, distribution, index_below, mask
 # ----------------------------------------------------------------------------------------------- softmax_cross_entropy
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("axis",))
+@partial(jax.custom_vjp[Array], nondiff_argnames=("axis",))
 def softmax_cross_entropy(
     logits: Float[Array, "*b n"],
     labels: Float[Array, "*b n"],

@@ -67,7 +67,7 @@ multiply.defvjp(fwd_multiply, bwd_multiply)
 # ---------------------------------------------------------------------------------------------------------------- prod
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("axis", "keepdims"))
+@partial(jax.custom_vjp[Array], nondiff_argnames=("axis", "keepdims"))
 def prod(
     x: Float[Array, "..."], axis: int | Sequence[int] | None = None, keepdims: bool = False
 ) -> Float[Array, "..."]:

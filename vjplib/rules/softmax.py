@@ -15,7 +15,7 @@ from vjplib.rule import Case, Edge, Input, Rule, mask
 # ------------------------------------------------------------------------------------------------------------- softmax
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("axis",))
+@partial(jax.custom_vjp[Array], nondiff_argnames=("axis",))
 def softmax(
     x: Float[Array, "..."], axis: int | Sequence[int] | None = -1, where: Bool[Array, "..."] | None = None
 ) -> Float[Array, "..."]:
@@ -85,7 +85,7 @@ softmax.defvjp(fwd_softmax, bwd_softmax)
 # --------------------------------------------------------------------------------------------------------- log_softmax
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("axis",))
+@partial(jax.custom_vjp[Array], nondiff_argnames=("axis",))
 def log_softmax(
     x: Float[Array, "..."], axis: int | Sequence[int] | None = -1, where: Bool[Array, "..."] | None = None
 ) -> Float[Array, "..."]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.verification.report import Finding
+from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Subject
 from vjplib.verification.value import compare
 
@@ -22,7 +22,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         try:
             errors = list(compare(subject, leaves, subject.cotangents(leaves), strict=False))
         except (TypeError, ValueError) as refusal:
-            message = f"{dtype}: refused, {type(refusal).__name__}: {str(refusal).splitlines()[0]}"
+            message = f"{dtype}: refused, {said(refusal)}"
             yield Finding("V11", "skipped", message, case=subject.case)
             continue
         name, e = max(errors, key=lambda pair: pair[1].ratio)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import recorded_custom_vjps
-from vjplib.verification.report import Finding
+from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Subject
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -46,7 +46,7 @@ def _avals(subject: Subject, dtype: Any) -> Iterator[Finding]:
         primal = jax.eval_shape(lambda *a: subject.call(*a), *args)
     except (TypeError, ValueError) as refusal:
         level = "fail" if dtype is None else "note"
-        yield Finding("V1", level, f"refuses to run {at}: {_first_line(refusal)}", case=subject.case)
+        yield Finding("V1", level, f"refuses to run {at}: {said(refusal)}", case=subject.case)
         return
     forward, dxs = jax.eval_shape(_pulled(subject), leaves)
     if jax.tree.structure(primal) != jax.tree.structure(forward):
@@ -154,7 +154,3 @@ def _raw_cotangent(subject: Subject, name: str, x: Any, dx: Any) -> Iterator[Fin
 
 def _struct(a: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

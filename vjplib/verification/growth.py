@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vjplib.compat import opened, programs
-from vjplib.verification.report import Finding
+from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Subject
 
 FACTOR = 32
@@ -23,11 +23,19 @@ COMPILED = 2048
 
 
 class Cost(NamedTuple):
-    """What a program takes: elements of its largest array, operations, and whether every loop's length is known."""
+    """What a program takes.
+
+    Args:
+        largest: elements of its largest array.
+        operations: multiplications and additions.
+        decided: whether the length of every loop is known.
+        equations: the program's own length.
+    """
 
     largest: int
     operations: int
     decided: bool
+    equations: int
 
 
 def cost(jaxpr: Any) -> Cost:
@@ -36,11 +44,12 @@ def cost(jaxpr: Any) -> Cost:
     Example:
         >>> x = jax.ShapeDtypeStruct((4, 5), jnp.float32)
         >>> cost(jax.make_jaxpr(lambda x: x @ x.T)(x).jaxpr)
-        Cost(largest=20, operations=180, decided=True)
+        Cost(largest=20, operations=180, decided=True, equations=2)
     """
-    largest, operations, decided = 0, 0, True
+    largest, operations, decided, equations = 0, 0, True, len(jaxpr.eqns)
     for eqn in jaxpr.eqns:
         inner = [cost(body) for _, body, _ in programs(eqn.params)]
+        equations += sum(c.equations for c in inner)
         largest = max([largest, *(_elements(v) for v in eqn.outvars), *(c.largest for c in inner)])
         decided = decided and eqn.primitive.name != "while" and all(c.decided for c in inner)
         if not inner or eqn.primitive.name.startswith(("reduce", "cum", "scatter", "select_and", "argm")):
@@ -49,7 +58,7 @@ def cost(jaxpr: Any) -> Cost:
             operations += max(c.operations for c in inner)
         else:
             operations += eqn.params.get("length", 1) * sum(c.operations for c in inner)
-    return Cost(largest, operations, decided)
+    return Cost(largest, operations, decided, equations)
 
 
 def _elements(v: Any) -> int:
@@ -87,7 +96,7 @@ def _dimension(subject: Subject, dimension: str, size: int, compiled: bool) -> F
     try:
         ours = [cost(_trace(subject, dimension, n, lambda s: s.call)) for n in sizes]
     except (TypeError, ValueError) as refusal:
-        message = f"{dimension} cannot be enlarged alone: {str(refusal).splitlines()[0]}"
+        message = f"{dimension} cannot be enlarged alone: {said(refusal)}"
         return Finding("V8", "skipped", message, case=subject.case)
     theirs = [cost(_trace(subject, dimension, n, lambda s: s.oracle)) for n in sizes]
     if not all(c.decided for c in ours):
@@ -97,7 +106,7 @@ def _dimension(subject: Subject, dimension: str, size: int, compiled: bool) -> F
     allowed = [max(1.0, _exponent(theirs, part)) + EXCESS for part in ("largest", "operations")]
     message = f"in {dimension}: largest array grows with exponent {memory:.2f}, operations {time:.2f}"
     failed = memory > allowed[0] or time > allowed[1]
-    if compiled and not failed:
+    if compiled and not failed and ours[0].equations == ours[1].equations:
         temporary = _compiled_exponent(subject, dimension)
         message += f", temporary bytes {temporary:.2f}"
         failed = temporary > allowed[0]
@@ -136,6 +145,6 @@ def _compiled_exponent(subject: Subject, dimension: str) -> float:
     program = jax.jit(_program(subject, lambda s: s.call))
     sizes = (COMPILED, 2 * COMPILED)
     analyses = [program.lower(*subject.resize({dimension: n})).compile().memory_analysis() for n in sizes]
-    small, large = (a.temp_size_in_bytes for a in analyses)
+    small, large = (a.temp_size_in_bytes if a else 0 for a in analyses)
     # Below a few kilobytes the program's own scratch space is all there is, and it does not grow.
     return math.log2(max(large, 4096) / max(small, 4096))

@@ -7,19 +7,19 @@ doubling and negating are exact and rounding is far below any error that matters
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
+from vjplib.verification.measure import HALF_THE_DIGITS, size_of
 from vjplib.verification.report import Finding
 from vjplib.verification.subject import Leaves, Subject
-
-TOLERANCE = float(np.sqrt(np.finfo(np.float64).eps))
 
 
 def check(subject: Subject) -> Iterator[Finding]:
     """Yields a finding for each differentiated argument."""
     with x64():
-        leaves = subject.leaves(np.float64)
+        leaves = tuple(jnp.asarray(a) for a in subject.leaves(np.float64))
         g, e = subject.cotangents(leaves, 1), subject.cotangents(leaves, 2)
         broken: dict[str, tuple[float, str]] = {}
         for alone in range(len(g)):
@@ -30,11 +30,11 @@ def check(subject: Subject) -> Iterator[Finding]:
     for name in subject.names:
         gap, law = broken.get(name, (0.0, ""))
         argument = f"cotangent of {name}"
-        if gap > TOLERANCE:
+        if gap > HALF_THE_DIGITS:
             message = f"the backward is not linear in the cotangent: {law} is off by {gap:.1e} of its size"
-            yield Finding("V3", "fail", message, argument, gap / TOLERANCE, case=subject.case)
+            yield Finding("V3", "fail", message, argument, gap / HALF_THE_DIGITS, case=subject.case)
         else:
-            yield Finding("V3", "pass", "linear in the cotangent", argument, gap / TOLERANCE, case=subject.case)
+            yield Finding("V3", "pass", "linear in the cotangent", argument, gap / HALF_THE_DIGITS, case=subject.case)
 
 
 def _laws(subject: Subject, leaves: Leaves, g: Leaves, e: Leaves) -> Iterator[tuple[str, str, float]]:
@@ -51,8 +51,6 @@ def _laws(subject: Subject, leaves: Leaves, g: Leaves, e: Leaves) -> Iterator[tu
                 "B(-g) = -B(g)": negative + b_g,
                 "B(g + e) = B(g) + B(e)": total - b_g - b_e,
             }
-            size = max(
-                float(np.max(np.abs(b_g), initial=0)), float(np.max(np.abs(b_e), initial=0)), np.finfo(float).tiny
-            )
-            for law, gap in gaps.items():
-                yield name, law, float(np.max(np.nan_to_num(np.abs(gap), nan=np.inf), initial=0.0)) / size
+        size = max(size_of(b_g), size_of(b_e), float(np.finfo(np.float64).tiny))
+        for law, gap in gaps.items():
+            yield name, law, float(np.max(np.nan_to_num(np.abs(gap), nan=np.inf), initial=0.0)) / size

@@ -1,6 +1,6 @@
 """The self-calibrated measure of error: a rule may err as much as autodiff does, or as the problem is ill-conditioned.
 
-Let o be the oracle's answer in float64 at the exact inputs, a autodiff's in the working dtype, r the rule's, and d_k the
+Let o be the oracle's answer in float64 at the exact inputs, a autodiff's in the working dtype, r the rule's, d_k the
 change of o when each input is rounded at random by up to u, half a unit in the last place. For N the root mean square
 and the maximum, the tolerance is 8 max(N(a - o), max_k N(d_k), u N(o), u S). S is N(o) at the inputs as given: where a
 function saturates o may be far below it, and one rounding of a number of the usual size is no fault. Nothing here is
@@ -8,6 +8,7 @@ set by hand for a rule.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -16,12 +17,14 @@ import numpy as np
 from vjplib.compat import x64
 from vjplib.verification.subject import Leaves, Subject
 
+HALF_THE_DIGITS = float(np.sqrt(np.finfo(np.float64).eps))
 SLACK = 8.0
 UNSTABLE = 64.0
 DRAWS = 4
 
 
-class Error(NamedTuple):
+@dataclass(frozen=True)
+class Error:
     """An error of one array.
 
     Args:
@@ -54,14 +57,14 @@ def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float) -> Oracle
         unit: half a unit in the last place of the working dtype, relative.
     """
     rng = np.random.default_rng((subject.seed, 2))
-    exact = tuple(tuple(np.asarray(a, np.float64) for a in part) for part in (leaves, gs))
+    exact = [[np.asarray(a, np.float64) for a in part] for part in (leaves, gs)]
 
     def rounded(a: np.ndarray) -> np.ndarray:
         noise = rng.uniform(-1, 1, (DRAWS, *a.shape))
         return np.concatenate((a[None], a[None] * (1 + unit * noise)))
 
     with x64():
-        stacks = tuple(tuple(rounded(a) for a in part) for part in exact)
+        stacks = (tuple(rounded(a) for a in exact[0]), tuple(rounded(a) for a in exact[1]))
         ys, dxs = subject.truths(stacks)
         rows = [np.asarray(a) for a in (*ys, *dxs)]
     with np.errstate(invalid="ignore"):
@@ -126,8 +129,30 @@ def error(
 
 def _gap(x: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Returns |x - target|, 0 where both are the same infinity or the target is unknown, inf where x is not finite."""
-    gap = np.where((x == target) | ~known, 0.0, np.abs(x - target))
+    with np.errstate(invalid="ignore"):
+        gap = np.where((x == target) | ~known, 0.0, np.abs(x - target))
     return np.where(np.isnan(gap), np.inf, gap)
+
+
+def relative_gap(x: np.ndarray, target: np.ndarray, scale: float = 0.0) -> float:
+    """Returns the largest |x - target| by the largest |target|, or by scale if that is larger.
+
+    Equal infinities do not differ, nor anything from a NaN in the target. Another shape or dtype is infinitely far.
+
+    Args:
+        x: an array.
+        target: what it should be.
+        scale: a size below which a difference counts less.
+    """
+    if x.shape != target.shape or x.dtype != target.dtype:
+        return np.inf
+    gap = _max(_gap(x, target, ~np.isnan(target)))
+    return gap / max(size_of(target), scale, float(np.finfo(np.float64).tiny))
+
+
+def size_of(x: np.ndarray) -> float:
+    """Returns the largest finite |x|, 0 for an empty array."""
+    return _max(np.where(np.isfinite(x), x, 0.0))
 
 
 def _rms(x: np.ndarray) -> float:

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.linearity import TOLERANCE
-from vjplib.verification.report import Finding
+from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of
+from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Leaves, Subject
 
 
@@ -36,15 +36,14 @@ def check(subject: Subject) -> Iterator[Finding]:
                 continue
             expected = jax.jit(lambda p, second=second: second(subject.pull(subject.oracle), *p))(point)
             first = subject.truth(leaves, gs)[1]
-            scale = max((_size(a) for a in first), default=0.0)
+            scale = max(size_of(np.asarray(a)) for a in first)
             yield from _compare(subject, mode, found, expected, scale)
 
 
 def _refusal(subject: Subject, mode: str, error: Exception) -> Finding:
-    said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if subject.order_two:
-        return Finding("V5", "fail", f"{mode} raises {said}", case=subject.case)
-    return Finding("V5", "pass", f"{mode} is refused, as declared, by {said}", case=subject.case)
+        return Finding("V5", "fail", f"{mode} raises {said(error)}", case=subject.case)
+    return Finding("V5", "pass", f"{mode} is refused, as declared, by {said(error)}", case=subject.case)
 
 
 def _backwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves, directions: Leaves) -> Any:
@@ -58,26 +57,13 @@ def _forwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves
 
 
 def _compare(subject: Subject, mode: str, found: Any, expected: Any, scale: float) -> Iterator[Finding]:
-    worst, at = 0.0, ""
-    for path, (r, o) in _pairs(found, expected):
-        with np.errstate(invalid="ignore"):
-            gap = np.where(np.isnan(o) | (r == o), 0.0, np.abs(r - o))
-        size = max(_size(o), scale, np.finfo(float).tiny)
-        ratio = float(np.max(np.nan_to_num(gap, nan=np.inf), initial=0.0)) / size / TOLERANCE
-        if ratio > worst:
-            worst, at = ratio, path
+    parts, _ = jax.tree_util.tree_flatten_with_path(found)
+    gaps = [
+        (relative_gap(np.asarray(r), np.asarray(o), scale) / HALF_THE_DIGITS, jax.tree_util.keystr(path))
+        for (path, r), o in zip(parts, jax.tree.leaves(expected), strict=True)
+    ]
+    worst, at = max(gaps)
     if worst > 1:
         yield Finding("V5", "fail", f"{mode} differs from the oracle in part {at}", "", worst, case=subject.case)
     else:
         yield Finding("V5", "pass", f"{mode} equals the oracle", "", worst, case=subject.case)
-
-
-def _pairs(found: Any, expected: Any) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(found)
-    for (path, r), o in zip(flat, jax.tree.leaves(expected), strict=True):
-        yield jax.tree_util.keystr(path), (np.asarray(r), np.asarray(o))
-
-
-def _size(a: Any) -> float:
-    array = np.abs(np.asarray(a))
-    return float(np.max(np.where(np.isfinite(array), array, 0.0), initial=0.0))

@@ -64,6 +64,16 @@ class Finding:
         return " ".join(parts)
 
 
+def said(error: Exception) -> str:
+    """Returns an exception's type and the first line of its message.
+
+    Example:
+        >>> said(ValueError("x must be positive, got -1"))
+        'ValueError: x must be positive, got -1'
+    """
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
 @dataclass(frozen=True)
 class Report:
     """The proof sheet of one function.

@@ -20,7 +20,7 @@ from vjplib.verification import (
     transforms,
     value,
 )
-from vjplib.verification.report import CLAIMS, Finding, Report
+from vjplib.verification.report import CLAIMS, Finding, Report, said
 from vjplib.verification.subject import Subject
 
 Effort = Literal["quick", "standard", "deep"]
@@ -81,7 +81,7 @@ def verify(
 
     Args:
         fn: any function of arrays, most of all a `jax.custom_vjp` or a function that calls some.
-        args: positional arguments, pytrees of arrays. Floating leaves are differentiated; integers and booleans are not.
+        args: positional arguments, pytrees of arrays. Floating leaves are differentiated, integers and booleans not.
         kwargs: keyword arguments, not differentiated.
         reference: the same function, written so that JAX may differentiate it. None for what fn itself computes, the
             custom rules inside it stripped.
@@ -233,9 +233,7 @@ def _guarded(claim: str, check: Check, subject: Subject) -> list[Finding]:
     try:
         findings.extend(check(subject))
     except Exception as error:  # any error that a rule raises is a finding about that rule
-        lines = str(error).strip().splitlines()
-        message = f"raises {type(error).__name__}: {lines[0] if lines else ''}"
-        findings.append(Finding(claim, "fail", message, case=subject.case))
+        findings.append(Finding(claim, "fail", f"raises {said(error)}", case=subject.case))
     return findings
 
 

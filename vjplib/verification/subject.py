@@ -49,16 +49,18 @@ class Subject:
     @cached_property
     def oracle(self) -> Callable[..., Any]:
         """The reference, or fn's primal with every custom rule stripped; it takes positional arguments."""
-        if self.reference is not None:
-            return lambda *args: self.reference(*args, **self.kwargs)
-        return strip_custom_rules(self.call)
+        reference = self.reference
+        if reference is None:
+            return strip_custom_rules(self.call)
+        return lambda *args: reference(*args, **self.kwargs)
 
     @property
     def baseline(self) -> Callable[..., Any]:
         """What residuals are compared with, of positional arguments alone."""
-        if self.compared is None:
+        compared = self.compared
+        if compared is None:
             return self.oracle
-        return lambda *args: self.compared(*args, **self.kwargs)
+        return lambda *args: compared(*args, **self.kwargs)
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -88,8 +90,8 @@ class Subject:
         return tuple((leaf * scale).astype(leaf.dtype if dtype is None else dtype) for leaf in picked)
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
-        """Returns the positional arguments with these differentiated leaves in place."""
-        every = list(self._flat[0])
+        """Returns the positional arguments with these differentiated leaves in place, the others on the device."""
+        every = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
         for i, leaf in zip(self.differentiable, leaves, strict=True):
             every[i] = leaf
         return jax.tree.unflatten(self._flat[1], every)
@@ -137,7 +139,7 @@ class Subject:
         return jax.jit(self.pull(self.oracle))
 
     @cached_property
-    def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
+    def truths(self) -> Callable[[tuple[Leaves, Leaves]], tuple[Leaves, Leaves]]:
         """`pull` of the oracle over a stack of leaves and cotangents, one after the other, jitted."""
         return jax.jit(lambda stack: jax.lax.map(lambda pair: self.pull(self.oracle)(*pair), stack))
 

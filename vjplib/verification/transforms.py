@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.linearity import TOLERANCE
-from vjplib.verification.report import Finding
+from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap
+from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Leaves, Subject
 
 Pull = Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
@@ -29,14 +29,14 @@ def check(subject: Subject, eager: bool = True) -> Iterator[Finding]:
     """
     with x64():
         leaves = subject.leaves(np.float64)
-        pairs = [(leaves, subject.cotangents(leaves, 1)), (_changed(leaves, subject), subject.cotangents(leaves, 2))]
+        host = [(leaves, subject.cotangents(leaves, 1)), (_changed(leaves, subject), subject.cotangents(leaves, 2))]
+        pairs = jax.tree.map(jnp.asarray, host)
         pull = subject.pull(subject.call)
-        jitted = jax.jit(pull)
+        jitted = subject.fast
         truth = [_host(jitted(*pair)) for pair in pairs]
         if eager:
-            yield from _report(subject, "NumPy arguments, not jitted", lambda: pull(*pairs[0]), truth[0])
-            device = jax.tree.map(jnp.asarray, pairs[0])
-            yield from _report(subject, "not jitted", lambda: pull(*device), truth[0])
+            yield from _report(subject, "NumPy arguments, not jitted", lambda: pull(*host[0]), truth[0])
+            yield from _report(subject, "not jitted", lambda: pull(*pairs[0]), truth[0])
         yield _bitwise(subject, jitted, pairs[0])
         yield from _together(subject, dict(_variants(subject, pull, jitted, pairs, truth)))
 
@@ -105,7 +105,7 @@ def _together(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any
             jax.eval_shape(run)
             traced[name] = (run, expected)
         except Exception as error:  # whatever the rule raises under a transform is the finding
-            yield Finding("V4", "fail", f"{name}: raises {type(error).__name__}: {error}", case=subject.case)
+            yield Finding("V4", "fail", f"{name}: raises {said(error)}", case=subject.case)
     results = jax.jit(lambda: {name: run() for name, (run, _) in traced.items()})()
     for name, result in results.items():
         yield from _report(subject, name, lambda result=result: result, traced[name][1])
@@ -115,25 +115,14 @@ def _report(subject: Subject, name: str, run: Callable[[], Any], expected: Any) 
     try:
         result = _host(run())
     except Exception as error:  # whatever the rule raises under a transform is the finding
-        yield Finding("V4", "fail", f"{name}: raises {type(error).__name__}: {error}", case=subject.case)
+        yield Finding("V4", "fail", f"{name}: raises {said(error)}", case=subject.case)
         return
-    gap = max(
-        (_gap(a, b) for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)), default=0.0
-    )
-    if gap > TOLERANCE:
+    gap = max(map(relative_gap, jax.tree.leaves(result), jax.tree.leaves(expected)))
+    if gap > HALF_THE_DIGITS:
         message = f"{name}: differs from the plain pullback by {gap:.1e} of its size"
-        yield Finding("V4", "fail", message, ratio=gap / TOLERANCE, case=subject.case)
+        yield Finding("V4", "fail", message, ratio=gap / HALF_THE_DIGITS, case=subject.case)
     else:
-        yield Finding("V4", "pass", name, ratio=gap / TOLERANCE, case=subject.case)
-
-
-def _gap(a: np.ndarray, b: np.ndarray) -> float:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return np.inf
-    with np.errstate(invalid="ignore"):
-        difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-    largest = float(np.max(np.abs(np.where(np.isfinite(b), b, 0.0)), initial=np.finfo(float).tiny))
-    return float(np.max(np.nan_to_num(difference, nan=np.inf), initial=0.0)) / largest
+        yield Finding("V4", "pass", name, ratio=gap / HALF_THE_DIGITS, case=subject.case)
 
 
 def _bitwise(subject: Subject, jitted: Pull, pair: tuple[Leaves, Leaves]) -> Finding:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
-from vjplib.verification.measure import Error, consult, error, unit_of
+from vjplib.compat import x64
+from vjplib.verification.measure import HALF_THE_DIGITS, Error, consult, error, relative_gap, unit_of
 from vjplib.verification.report import Finding
 from vjplib.verification.subject import Leaves, Subject
 
@@ -27,15 +29,25 @@ def check(subject: Subject, scales: tuple[float, ...] = SCALES) -> Iterator[Find
             if name not in worst or e.ratio > worst[name][0].ratio:
                 worst[name] = e, f"inputs times {scale:g}"
     for name, (e, where) in worst.items():
-        yield judged("V2", name, e, where, subject.case)
+        message = f"{'differs from' if e.ratio > 1 else 'equals'} the float64 oracle, {where}"
+        if e.unstable:
+            message += "; autodiff of the reference is itself unstable there"
+        yield Finding("V2", "fail" if e.ratio > 1 else "pass", message, name, e.ratio, e.index, subject.case)
+    yield from _in_float64(subject)
 
 
-def judged(claim: str, name: str, e: Error, where: str, case: str) -> Finding:
-    """Returns the finding for a measured error."""
-    message = f"{'differs from' if e.ratio > 1 else 'equals'} the float64 oracle, {where}"
-    if e.unstable:
-        message += "; autodiff of the reference is itself unstable there"
-    return Finding(claim, "fail" if e.ratio > 1 else "pass", message, name, e.ratio, e.index, case)
+def _in_float64(subject: Subject) -> Iterator[Finding]:
+    """Compares in float64, to half the digits: coarser arithmetic inside the rule shows."""
+    with x64():
+        leaves = subject.leaves(np.float64)
+        gs = subject.cotangents(leaves)
+        found, expected = (f(leaves, gs) for f in (subject.fast, subject.truth))
+    names = [*(f"output {i}" for i in range(len(found[0]))), *(f"cotangent of {name}" for name in subject.names)]
+    for name, r, o in zip(names, jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        gap = relative_gap(np.asarray(r), np.asarray(o))
+        level = "fail" if gap > HALF_THE_DIGITS else "pass"
+        message = f"in float64, {gap:.1e} from the oracle, relative to its size"
+        yield Finding("V2", level, message, name, gap / HALF_THE_DIGITS, case=subject.case)
 
 
 def compare(
