@@ -1,0 +1,146 @@
+"""Derives, writes and verifies a new rule from nothing: RMS normalisation, y = x / sqrt(mean(x^2) + eps).
+
+The file is what the file of any rule looks like: reference, forward, derivation, backward, record. Run, it first
+examines a backward with a likely mistake, treating the norm as a constant, and prints what gives it away; then it
+verifies the right one.
+
+    python examples/define_a_rule.py [--effort quick|standard|deep]
+
+The record at its end is all that the command line needs: run here, `PYTHONPATH=examples vjplib verify define_a_rule`
+gives the same proof sheet, and `PYTHONPATH=examples python -m vjplib.page DIRECTORY define_a_rule` the rule's page.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vjplib import Case, Edge, Rule, verify, verify_rule
+from vjplib.jacobians import DiagonalMinusLowRank
+from vjplib.numerics import floating, wide
+
+EPS = 1e-6
+
+
+@jax.custom_vjp
+def rms_norm(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+    """x / r with r = sqrt(mean(x^2) + 1e-6) along the last axis; its Jacobian is (I - y y^T / n) / r.
+
+    Args:
+        x: (..., n), floating.
+
+    Returns:
+        An array of x's shape and dtype, whose mean square along the last axis is 1, or less where x is as small as
+        1e-3. A row of zeros gives zeros. NaN makes its row NaN; an infinity gives NaN, and 0 beside it. Where |x|
+        exceeds 1e19 its square overflows float32, and the row is 0.
+
+    Raises:
+        TypeError: x is not floating.
+        ValueError: x is a scalar.
+
+    Example:
+        >>> jnp.round(rms_norm(jnp.array([3.0, -3.0, 3.0])), 3).tolist()
+        [1.0, -1.0, 1.0]
+
+    Source:
+        Zhang and Sennrich, Root mean square layer normalization, 2019.
+    """
+    return fwd(x)[0]
+
+
+def reference(x):
+    """Step 1: the textbook form, in plain jnp. What JAX makes of it in float64 is the truth to be held to."""
+    return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + EPS)
+
+
+def jacobian(x):
+    """Step 2: the derivative as a matrix, for one vector: diagonal minus rank one. To be looked at, never formed."""
+    y = reference(x)
+    inverse = jax.lax.rsqrt(jnp.mean(x**2) + EPS)
+    return (DiagonalMinusLowRank(jnp.full_like(x, inverse), inverse * y[:, None], y[:, None] / x.size),)
+
+
+def fwd(x):
+    """Step 3: the forward checks the argument, and keeps what the backward needs: y, and one number 1 / r a row."""
+    x = floating("x", x)
+    if x.ndim == 0:
+        raise ValueError("x must have at least one axis to normalise along, got shape ()")
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide(x)), -1, keepdims=True) + EPS)
+    y = (wide(x) * inverse).astype(x.dtype)
+    return y, (y, inverse)
+
+
+# r^2 = sum_k x_k^2 / n + eps, so 2 r dr/dx_j = 2 x_j / n, that is dr/dx_j = x_j / (n r) = y_j / n. By the quotient rule
+#   dy_i/dx_j = delta_ij / r - x_i / r^2 dr/dx_j = (delta_ij - y_i y_j / n) / r
+# The Jacobian is n x n, and full: every output depends on every input, through r. With the cotangent on its left, the
+# second term is a number times y:
+#   g^T J = (g - mean(g * y) y) / r
+def bwd(res, g):
+    """Step 4: the derivative and its product with the cotangent, worked out together above."""
+    y, inverse = res
+    y, wide_g = wide(y), wide(g)
+    dx = (wide_g - jnp.mean(wide_g * y, -1, keepdims=True) * y) * inverse
+    return (dx.astype(g.dtype),)
+
+
+rms_norm.defvjp(fwd, bwd)
+
+
+@jax.custom_vjp
+def careless(x):
+    """rms_norm once more, for a backward that is wrong."""
+    return fwd(x)[0]
+
+
+# With r taken for a constant J = I / r, and the cotangent is merely scaled: a mistake easily made, and one that trains.
+def bwd_careless(res, g):
+    """g / r: the second term is lost."""
+    _, inverse = res
+    return ((wide(g) * inverse).astype(g.dtype),)
+
+
+careless.defvjp(fwd, bwd_careless)
+
+# Step 5: the record, with inputs to try and claims to hold. The assertions are the library's.
+RULES = (
+    Rule(
+        fn=rms_norm,
+        reference=reference,
+        baselines={"x / sqrt(mean(x**2) + eps)": reference},
+        cases=(Case(("b n",), {"b": 2, "n": 7}), Case(("b c n",), {"b": 2, "c": 3, "n": 5}), Case(("n",), {"n": 11})),
+        edges=(
+            Edge("a row of zeros beside another", ([[0.0, 0.0], [3.0, -4.0]],)),
+            Edge("as small as eps", ([1e-3, -1e-3, 2e-3],)),
+            Edge("one element", ([[2.0], [-3.0]],)),
+            Edge("empty batch", (np.zeros((0, 3)),)),
+        ),
+        residuals=lambda b, n: 4 * (b * n + b),
+        jacobian=jacobian,
+        reason="keeps its output and one number a row",
+        source="Zhang and Sennrich, 2019",
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the example with command-line arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--effort", default="standard", choices=("quick", "standard", "deep"))
+    effort = parser.parse_args(argv).effort
+
+    # Without a reference, a function is held to JAX's derivative of what it computes itself.
+    x = np.random.default_rng(0).standard_normal((2, 7)).astype(np.float32)
+    wrong = verify(careless, (x,), effort=effort)
+    print("With the norm taken for a constant:", wrong, sep="\n")
+    assert not wrong.ok
+
+    right = verify_rule(RULES[0], effort=effort)
+    print("As derived:", right, sep="\n")
+    assert right.ok
+
+
+if __name__ == "__main__":
+    main()
