@@ -75,7 +75,7 @@ def _kink(subject: Subject, leaves: Leaves, gs: Leaves) -> bool:
         exact = tuple(np.asarray(g, np.float64) for g in gs)
         for sign in (-1, 1):
             moved = tuple(np.asarray(a, np.float64) + sign * s for a, s in zip(leaves, steps, strict=True))
-            sides.append([np.asarray(dx) for dx in subject.truth(moved, exact)[1]])
+            sides.append([np.asarray(dx) for dx in subject.answers(moved, exact).true_dxs])
     jumps = [float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(*sides, strict=True)]
     sizes = [float(np.max(np.abs(a), initial=0.0)) for a in jax.tree.leaves(sides)]
     return max(jumps, default=0.0) > KINK * max(sizes, default=0.0)

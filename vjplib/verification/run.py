@@ -50,8 +50,8 @@ _CHECKS: dict[str, dict[str, Check]] = {
     },
 }
 _CHECKS["deep"] = _CHECKS["standard"]
-_EVERY_CASE = {"quick": ("V1", "V2"), "standard": ("V1", "V2", "V3", "V4", "V5"), "deep": tuple(CLAIMS)}
-_RANDOM_SIZES = {"quick": 0, "standard": 1, "deep": 20}
+_EVERY_CASE = {"quick": ("V1", "V2"), "standard": ("V1", "V2", "V3", "V4", "V5")}
+_RANDOM_SIZES = {"quick": 0, "standard": 0, "deep": 20}
 
 
 class NotVerifiedError(AssertionError):
@@ -176,8 +176,10 @@ def verify_rule(
     for i, case in enumerate(rule.cases):
         subject = _at_case(rule, case, seed, main=i == 0)
         for claim, check in selected:
-            if i == 0 or claim in _EVERY_CASE[effort]:
+            if i == 0 or effort == "deep":
                 findings += _guarded(claim, check, subject)
+            elif claim in _EVERY_CASE[effort]:
+                findings += _guarded(claim, _CHECKS["quick"][claim], subject)
         for number in range(_RANDOM_SIZES[effort]):
             findings += _at_random_sizes(rule, case, (seed, i, number), claims, main=i == 0)
     if claims is None or "V10" in claims:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,24 @@ import numpy as np
 from vjplib.compat import strip_custom_rules
 
 Leaves = tuple[Any, ...]
+
+
+class Answers(NamedTuple):
+    """Outputs and cotangents of one call.
+
+    Args:
+        primal: the outputs of the function, undifferentiated.
+        ys: its outputs when differentiated.
+        dxs: its cotangents.
+        true_ys: the oracle's outputs.
+        true_dxs: the oracle's cotangents, by autodiff.
+    """
+
+    primal: Leaves
+    ys: Leaves
+    dxs: Leaves
+    true_ys: Leaves
+    true_dxs: Leaves
 
 
 @dataclass(frozen=True)
@@ -124,19 +142,12 @@ class Subject:
         return tuple(rng.standard_normal(y.shape).astype(y.dtype) for y in self.outputs(leaves))
 
     @cached_property
-    def fast(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
-        """`pull` of the function under examination, jitted."""
-        return jax.jit(self.pull(self.call))
-
-    @cached_property
-    def primal(self) -> Callable[..., Leaves]:
-        """The function under examination, undifferentiated, jitted: leaves to floating output leaves."""
-        return jax.jit(self.flat(self.call))
-
-    @cached_property
-    def truth(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
-        """`pull` of the oracle, jitted."""
-        return jax.jit(self.pull(self.oracle))
+    def answers(self) -> Callable[[Leaves, Leaves], "Answers"]:
+        """All answers at leaves and cotangents as one compiled program: compiling is what takes the time."""
+        ours, theirs = self.pull(self.call), self.pull(self.oracle)
+        return jax.jit(
+            lambda leaves, gs: Answers(self.flat(self.call)(*leaves), *ours(leaves, gs), *theirs(leaves, gs))
+        )
 
     @cached_property
     def truths(self) -> Callable[[tuple[Leaves, Leaves]], tuple[Leaves, Leaves]]:

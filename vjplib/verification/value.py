@@ -41,10 +41,11 @@ def _in_float64(subject: Subject) -> Iterator[Finding]:
     with x64():
         leaves = subject.leaves(np.float64)
         gs = subject.cotangents(leaves)
-        found, expected = (f(leaves, gs) for f in (subject.fast, subject.truth))
-    names = [*(f"output {i}" for i in range(len(found[0]))), *(f"cotangent of {name}" for name in subject.names)]
-    for name, r, o in zip(names, jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        gap = relative_gap(np.asarray(r), np.asarray(o))
+        found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
+    names = [*(f"output {i}" for i in range(len(found.ys))), *(f"cotangent of {name}" for name in subject.names)]
+    pairs = zip(names, (*found.ys, *found.dxs), (*found.true_ys, *found.true_dxs), strict=True)
+    for name, r, o in pairs:
+        gap = relative_gap(r, o)
         level = "fail" if gap > HALF_THE_DIGITS else "pass"
         message = f"in float64, {gap:.1e} from the oracle, relative to its size"
         yield Finding("V2", level, message, name, gap / HALF_THE_DIGITS, case=subject.case)
@@ -64,20 +65,19 @@ def compare(
     """
     unit = unit_of(leaves)
     oracle = consult(subject, leaves, gs, unit)
-    ys, dxs = subject.fast(leaves, gs)
-    autodiff = [np.asarray(a) for part in subject.truth(leaves, gs) for a in part]
-    outputs = [f"output {i}" if len(ys) > 1 else "output" for i in range(len(ys))]
+    found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
+    autodiff = (*found.true_ys, *found.true_dxs)
+    count = len(found.ys)
+    outputs = [f"output {i}" if count > 1 else "output" for i in range(count)]
     differentiated = [f"{name} of the forward pass" for name in outputs]
     cotangents = [f"cotangent of {name}" for name in subject.names]
-    answers = [
-        *zip(range(len(ys)), outputs, subject.primal(*leaves), strict=True),
-        *zip(range(len(ys) + len(dxs)), differentiated + cotangents, (*ys, *dxs), strict=True),
+    rows = [
+        *zip(range(count), outputs, found.primal, strict=True),
+        *zip(range(len(autodiff)), differentiated + cotangents, (*found.ys, *found.dxs), strict=True),
     ]
-    for i, name, r in answers:
+    for i, name, r in rows:
         draws = [d[i] for d in oracle.draws]
         yield (
             name,
-            error(
-                np.asarray(r), oracle.values[i], autodiff[i], draws, unit, None if usual is None else usual[i], strict
-            ),
+            error(r, oracle.values[i], autodiff[i], draws, unit, None if usual is None else usual[i], strict),
         )
