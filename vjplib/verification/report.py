@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import Any, Literal
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -115,13 +116,13 @@ class Report:
         return render([self])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the report in plain types: name, ok, seconds and the findings."""
+        """Returns name, ok, seconds and findings as JSON has them: a ratio that is not finite becomes a string."""
         findings = [asdict(f) for f in self.findings]
-        return {"name": self.name, "ok": self.ok, "seconds": self.seconds, "findings": findings}
+        return _finite({"name": self.name, "ok": self.ok, "seconds": self.seconds, "findings": findings})
 
     def to_json(self) -> str:
-        """Returns `to_dict` as JSON; a ratio that is not finite becomes a string, JSON having no such number."""
-        return json.dumps(_finite(self.to_dict()), indent=2)
+        """Returns `to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
 
     def to_markdown(self) -> str:
         """Returns the report as a Markdown table of claims, one row a finding."""
@@ -141,9 +142,13 @@ def _finite(value: Any) -> Any:
 
 
 def table(reports: Sequence[Report]) -> Table:
-    """Returns a table of one row a function and one column a claim."""
+    """Returns a table of one row a function and one column a claim, the claims named below it."""
     claims = [c for c in CLAIMS if any(r.level(c) for r in reports)]
-    grid = Table(*["rule", *(f"{c} {CLAIMS[c]}" for c in claims), "s"], header_style="bold")
+    legend = ", ".join(f"{c} {CLAIMS[c]}" for c in claims)
+    grid = Table(caption=legend, caption_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column("", overflow="fold")
+    for heading in (*claims, "s"):
+        grid.add_column(heading, justify="right" if heading == "s" else "left", no_wrap=True)
     for r in reports:
         levels = [r.level(c) for c in claims]
         cells = [f"[{_STYLES[level]}]{_SIGNS[level]}[/]" if level else "-" for level in levels]
@@ -165,5 +170,5 @@ def render(reports: Sequence[Report], width: int = 120) -> str:
     console = Console(file=text, width=width, no_color=True)
     console.print(table(reports))
     for line in remarks(reports):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return text.getvalue()

@@ -1,0 +1,178 @@
+"""The commands: what they print, what they write, and the status that they exit with."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import vjplib
+from vjplib.__main__ import main
+from vjplib.catalog import rules
+
+MODULE = """
+import jax
+import jax.numpy as jnp
+from vjplib import Case, Rule
+
+@jax.custom_vjp
+def waves(x):
+    return jnp.sin(x)
+
+waves.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: ({factor} * g * jnp.cos(x),))
+CASE = Case(("b n",), {{"b": 2, "n": 5}})
+RULES = (Rule(waves, jnp.sin, {{"jnp.sin": jnp.sin}}, (CASE,), bench=(CASE,), reason="an example"{fields}),)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Returns a function that writes a module of one rule into the current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def write(name, factor=1.0, fields=""):
+        (tmp_path / f"{name}.py").write_text(MODULE.format(factor=factor, fields=fields))
+
+    before = set(sys.modules)
+    yield write
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def refused(capsys, *arguments):
+    """Returns the message of a command that exits with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    out, message = capsys.readouterr()
+    assert out == ""
+    assert message.count("\n") == 1
+    return message
+
+
+def test_list_prints_every_rule_with_its_reason(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for rule in rules():
+        assert rule.name in out
+        assert rule.reason in out
+        assert rule.source in out
+    assert "4*n + 4*k" in out
+
+
+def test_a_right_rule_is_verified(capsys):
+    assert main(["verify", "tanh", "vjplib.rules.elementwise:sigmoid", "--quick"]) == 0
+    out = capsys.readouterr().out
+    assert "tanh" in out
+    assert "sigmoid" in out
+    assert "FAIL" not in out
+    assert "2 of 2 rules verified" in out
+
+
+def test_a_rule_named_twice_is_verified_once(capsys):
+    assert main(["verify", "tanh", "vjplib.rules.elementwise:tanh", "--claims", "v1"]) == 0
+    assert "1 of 1 rules verified" in capsys.readouterr().out
+
+
+def test_a_wrong_rule_of_one_s_own_fails_by_name(capsys, module, tmp_path):
+    module("halved", factor=0.5)
+    assert main(["verify", "halved", "tanh", "--quick", "--json", "out.json"]) == 1
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("waves: V2"))
+    for word in ("FAIL", "[b=2 n=5]", "cotangent of x", "x the tolerance", "worst at ("):
+        assert word in line
+    assert "1 of 2 rules verified" in out
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [(r["name"], r["ok"]) for r in written["reports"]] == [("waves", False), ("tanh", True)]
+    assert not written["ok"]
+    assert written["environment"]["vjplib"] == vjplib.__version__
+
+
+def test_a_record_that_cannot_be_used_fails_and_the_others_are_verified(capsys, module):
+    module("misnamed", fields=", residuals=lambda rows: 4 * rows")
+    assert main(["verify", "misnamed", "tanh", "--claims", "V1"]) == 1
+    out = capsys.readouterr().out
+    assert "waves: V1 contract FAIL the record cannot be used: TypeError" in out
+    assert "1 of 2 rules verified" in out
+
+
+def test_nothing_decided_is_not_success(capsys):
+    assert main(["verify", "tanh", "--quick", "--claims", "V11"]) == 1
+    assert "tanh: no claim was decided, so nothing is proved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_an_unknown_target_is_told_what_exists(capsys, command):
+    message = refused(capsys, command, "sofmax")
+    assert message.startswith(f"vjplib {command}: target must be a module or one of conv1d, relu, ")
+    assert "got 'sofmax'" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "vjplib.rule"], "vjplib.rule must end in RULES"),
+        (["verify", "vjplib.rules.linear:relu"], "vjplib.rules.linear must hold a rule named 'relu', has linear"),
+        (["verify", "--claims", "V1,V6"], "argument --claims: must be among V1, "),
+        (["verify", "--seed", "-1"], "argument --seed: must be an integer of at least 0, got -1"),
+        (["verify", "--quick", "--deep"], "argument --deep: not allowed with argument --quick"),
+        (["bench", "--json", "nowhere/out.json"], "argument --json: must lie in a folder that exists"),
+        (["verify", "--json", "."], "argument --json: must be a file that can be written, got ."),
+        (["prove"], "invalid choice: 'prove'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_what_makes_no_sense_exits_2_in_one_line(capsys, arguments, message):
+    assert message in refused(capsys, *arguments)
+
+
+def test_a_module_that_cannot_be_imported_is_named(capsys, module, tmp_path):
+    module("unused")
+    (tmp_path / "broken.py").write_text("import vjplib\n1 / 0\n")
+    message = refused(capsys, "verify", "broken")
+    assert message == "vjplib verify: broken cannot be imported: ZeroDivisionError: division by zero\n"
+
+
+def test_bench_prints_and_writes(capsys, module, tmp_path):
+    module("right")
+    assert main(["bench", "right", "--quick", "--json", str(tmp_path / "bench.json")]) == 0
+    out = capsys.readouterr().out
+    assert "waves" in out
+    assert "jnp.sin" in out
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["measure"] for row in written["rows"]] == ["forward", "returned", "reduced"]
+    assert all(row["ours"]["median"] > 0 for row in written["rows"])
+    assert written["refused"] == []
+
+
+def test_bench_refuses_a_rule_that_is_not_its_baseline(capsys, module, tmp_path):
+    module("doubled", factor=2.0)
+    assert main(["bench", "doubled", "--quick", "--json", "bench.json"]) == 1
+    assert "waves is not timed: ValueError: waves and its baseline jnp.sin" in capsys.readouterr().out
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["rows"] == []
+    assert len(written["refused"]) == 1
+
+
+def test_figures_prints_the_paths_drawn(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("vjplib.figures.draw_all", lambda directory: [tmp_path / directory / "descent.png"])
+    assert main(["figures", "made"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'made' / 'descent.png'}\n"
+
+
+def test_figures_where_no_folder_can_be_made(capsys, tmp_path):
+    (tmp_path / "taken").write_text("")
+    assert str(tmp_path / "taken") in refused(capsys, "figures", str(tmp_path / "taken"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"]])
+def test_help_version_and_list_start_no_backend(arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
+    ran = subprocess.run([sys.executable, "-m", "vjplib", *arguments], env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "vjplib" in ran.stdout or "softmax" in ran.stdout
