@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vjplib.rules.loss import softmax_cross_entropy_with_integer_labels
@@ -175,7 +175,7 @@ def fit(
         epochs: how many epochs in all, those of an earlier run that is resumed included.
         batch_size: examples a step; those that do not fill a batch sit the epoch out.
         seed: of the shuffling. The same seed gives the same history, bit for bit on CPU.
-        evaluate: called with the parameters after each epoch, for the metrics of its record; see `evaluator`.
+        evaluate: gives the metrics of an epoch's record from the parameters after it; see `evaluator`.
         checkpoint_dir: where to save state and history after each epoch. If it holds an earlier run, this one goes on
             from there and gives what it would have given uninterrupted.
         progress: whether to show a progress bar.
@@ -187,8 +187,7 @@ def fit(
         DivergenceError: a loss or an updated parameter is NaN or infinite; the error holds what was reached before.
         ImportError: checkpoint_dir is given and orbax-checkpoint is not installed.
         TypeError: data is not a sequence of arrays.
-        ValueError: arrays of data are empty or of different lengths, batch_size exceeds their length, a number is not
-            positive, or checkpoint_dir holds a run with other settings or more epochs.
+        ValueError: data is empty or of unequal lengths, a number is out of range, or checkpoint_dir holds another run.
 
     Example:
         >>> x = jnp.arange(8.0)
@@ -202,14 +201,12 @@ def fit(
     """
     arrays = _examples("data", data, batch_size)
     _positive("epochs", epochs)
-    # No array can be donated twice, and an optimizer's state may share some with params: copy both.
     run = Fit(jax.tree.map(_copy, State(params, optimizer.init(params))), ())
     fixed = {"seed": seed, "batch_size": batch_size, "examples": len(arrays[0]), **_forms(run.state)}
     with _checkpoints(checkpoint_dir, fixed) as (resume, save), _bar(epochs, progress) as show:
         run = resume(run, epochs)
         while len(run.history) < epochs:
-            key = jax.random.fold_in(jax.random.key(seed), len(run.history))
-            state, mean = _epoch(run, partial(_guarded_step, loss, optimizer), arrays, batch_size, key)
+            state, mean = _epoch(run, partial(_guarded_step, loss, optimizer), arrays, batch_size, seed)
             metrics = {} if evaluate is None else evaluate(state.params)
             run = Fit(state, (*run.history, Record(len(run.history) + 1, mean, metrics)))
             save(run)
@@ -253,20 +250,21 @@ def evaluator(metrics: Mapping[str, Metric], data: Sequence[ArrayLike], *, batch
 
 
 def _epoch(
-    run: Fit, guarded_step: Callable[..., tuple[State, Array, Array]], arrays: Batch, batch_size: int, key: PRNGKeyArray
+    run: Fit, guarded_step: Callable[..., tuple[State, Array, Array]], arrays: Batch, batch_size: int, seed: int
 ) -> tuple[State, float]:
     """Returns the state after one more epoch, and the mean loss of its steps."""
-    n = len(arrays[0])
+    # The order depends on the epoch's number alone, so that a resumed run shuffles as an uninterrupted one does.
+    n, key = len(arrays[0]), jax.random.fold_in(jax.random.key(seed), len(run.history))
     order = np.asarray(jax.random.permutation(key, n))
-    state, good, losses, goods = run.state, jnp.array(True), [], []
+    state, good, steps = run.state, jnp.array(True), []
     for rows in order[: n - n % batch_size].reshape(-1, batch_size):
         state, good, value = guarded_step(state, good, arrays, rows)
-        losses.append(value)
-        goods.append(good)
-    if not good:
-        first_bad = int(jnp.argmin(jnp.stack(goods)))
-        raise DivergenceError(len(run.history) + 1, first_bad + 1, float(losses[first_bad]), Fit(state, run.history))
-    return state, float(jnp.mean(jnp.stack(losses)))
+        steps.append((good, value))
+    goods, losses = (np.asarray(a) for a in zip(*jax.device_get(steps), strict=True))
+    if not goods.all():
+        bad = int(np.argmin(goods))
+        raise DivergenceError(len(run.history) + 1, bad + 1, float(losses[bad]), Fit(state, run.history))
+    return state, float(np.mean(losses, dtype=float))
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
@@ -295,7 +293,8 @@ def _finite(tree: Any) -> Bool[Array, ""]:
 
 
 def _copy(a: ArrayLike) -> Array:
-    # Naming the dtype makes a weak type a strong one, as every step's output is: else the epoch would compile twice.
+    # Steps donate their state: the caller's arrays must outlive that, and none shared within it be donated twice.
+    # Naming the dtype makes a weak type a strong one, as every step's output is: else the step would compile twice.
     return jnp.array(a, dtype=jnp.asarray(a).dtype)
 
 
