@@ -1,0 +1,64 @@
+"""The docs are those of the code: generated pages up to date, links that lead somewhere, every row and claim told of.
+
+That the examples on the pages run is shown by pytest itself, which collects them.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vjplib import catalog, page
+from vjplib.figures import FIGURES
+from vjplib.verification import CLAIMS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+WRITE_THEM = "run `python -m vjplib.page docs/rules` and commit what it writes"
+
+
+def text(name):
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def test_the_pages_of_the_rules_are_those_of_their_records():
+    made = page.pages(catalog.rules())
+    kept = {path.name: text(path) for path in (DOCS / "rules").iterdir()}
+    assert sorted(kept) == sorted(made), WRITE_THEM
+    assert [name for name in made if kept[name] != made[name]] == [], WRITE_THEM
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.stem)
+def test_relative_links_lead_to_files(path):
+    prose = re.sub(r"^ *```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([^)#:\s]+)\)", prose)
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("folder", [DOCS, DOCS / "rules"], ids=lambda folder: folder.name)
+def test_the_table_of_contents_of_a_folder_holds_every_page_in_it(folder):
+    match = re.search(r"```{toctree}\n:hidden:\n\n(.*?)\n```", text(folder / "index.md"), re.DOTALL)
+    assert match is not None
+    pages = {path.stem for path in folder.glob("*.md")} - {"index"}
+    assert set(match[1].splitlines()) == pages | {f"{path.parent.name}/index" for path in folder.glob("*/index.md")}
+
+
+def test_the_lecture_page_walks_through_every_row():
+    rows = re.findall(r"^### (L\d+): ", text("lecture.md"), re.M)
+    assert rows == [f"L{i}" for i in range(1, 21)]
+
+
+def test_a_test_is_named_after_every_row():
+    tests = (Path(__file__).parent / "test_lecture_rows.py").read_text(encoding="utf-8")
+    assert all(f"\ndef test_L{i}_" in tests for i in range(1, 21))
+
+
+def test_every_figure_is_drawn_and_shown():
+    assert {path.stem for path in (DOCS / "figures").iterdir()} == set(FIGURES)
+    assert all(f"(figures/{name}.png)" in text("lecture.md") for name in FIGURES)
+
+
+def test_the_verification_page_tells_of_every_claim():
+    rows = re.findall(r"^\| (V\d+ [a-z ]+) \|", text("verification.md"), re.M)
+    assert rows == [f"{claim} {name}" for claim, name in CLAIMS.items()]
