@@ -7,6 +7,8 @@ output; `apply` maps parameters and input to the output, and works under `jax.ji
     shape, params = network.init(jax.random.key(0), (40, 1))
     logits = network.apply(params, x)
 
+Linear maps, convolutions and activations are the rules'; reshaping, swapping, averaging and adding are plain JAX.
+
 Layers look at the last axes only. Those before them are batch axes, any number of them, as they are for the rules, and
 the shape given to `init` may hold them or leave them out.
 """
