@@ -33,7 +33,17 @@ def floating(name: str, x: ArrayLike) -> jax.Array:
 
 def wide(x: jax.Array) -> jax.Array:
     """Returns x in the dtype that rules compute in: float32, or x's own where that is wider."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x.dtype))
+
+
+def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns float32, or dtype where that is wider; 8-bit floats, which JAX does not promote by itself, included.
+
+    Example:
+        >>> wide_dtype(jnp.dtype("bfloat16")), wide_dtype(jnp.dtype("float64"))
+        (dtype('float32'), dtype('float64'))
+    """
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def axes_of(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import as_form, floating, form, wide
+from vjplib.numerics import as_form, floating, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 
 
@@ -58,7 +58,7 @@ def fwd(x, W, b):
         raise ValueError(f"x must have at least one axis, its features, got shape {x.shape}")
     if W.ndim != 2 or W.shape[1] != x.shape[-1]:
         raise ValueError(f"W must have shape (m, n) with n the last axis of x, got W {W.shape} and x {x.shape}")
-    y = jnp.einsum("...n,mn->...m", x, W, preferred_element_type=_accumulator(x, W))
+    y = jnp.einsum("...n,mn->...m", x, W, preferred_element_type=wide_dtype(jnp.result_type(x, W)))
     if b is None:
         return y.astype(jnp.result_type(x, W)), (x, W, None)
     b = floating("b", b)
@@ -72,13 +72,9 @@ def fwd(x, W, b):
 # The Jacobian in W has m * m n entries of which m n differ from zero; the product needs just x and g.
 def bwd(res, g):
     x, W, form_b = res
-    dx = jnp.einsum("...m,mn->...n", g, W, preferred_element_type=_accumulator(g, W)).astype(x.dtype)
-    dW = jnp.einsum("...m,...n->mn", g, x, preferred_element_type=_accumulator(g, x)).astype(W.dtype)
+    dx = jnp.einsum("...m,mn->...n", g, W, preferred_element_type=wide_dtype(jnp.result_type(g, W))).astype(x.dtype)
+    dW = jnp.einsum("...m,...n->mn", g, x, preferred_element_type=wide_dtype(jnp.result_type(g, x))).astype(W.dtype)
     return dx, dW, None if form_b is None else as_form(wide(g), form_b)
-
-
-def _accumulator(a: jax.Array, b: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(jnp.result_type(a, b), jnp.float32)
 
 
 linear.defvjp(fwd, bwd)

@@ -8,7 +8,7 @@ import numpy as np
 from vjplib.compat import x64
 from vjplib.rule import Edge
 from vjplib.verification.report import Finding
-from vjplib.verification.subject import Leaves, Subject
+from vjplib.verification.subject import Leaves, Subject, in_default_dtypes
 from vjplib.verification.value import compare
 
 KINK = 1e-3
@@ -37,7 +37,7 @@ def check_named(subject: Subject, edges: Sequence[Edge]) -> Iterator[Finding]:
 
 
 def _single(a: np.ndarray) -> np.ndarray:
-    return a.astype(np.float32) if np.issubdtype(a.dtype, np.floating) else a
+    return a.astype(np.float32) if np.issubdtype(a.dtype, np.floating) else in_default_dtypes(a)
 
 
 def _edge(subject: Subject, name: str, leaves: Leaves, gs: Leaves, finite_only: bool = False) -> Iterator[Finding]:

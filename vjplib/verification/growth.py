@@ -143,8 +143,8 @@ def _trace(subject: Subject, dimension: str, n: int, chosen: Chosen) -> Any:
 def _compiled_exponent(subject: Subject, dimension: str) -> float:
     assert subject.resize is not None
     program = jax.jit(_program(subject, lambda s: s.call))
-    sizes = (COMPILED, 2 * COMPILED)
+    sizes = (COMPILED, 8 * COMPILED)  # far apart, for the compiler may change its plan from one size to the next
     analyses = [program.lower(*subject.resize({dimension: n})).compile().memory_analysis() for n in sizes]
     small, large = (a.temp_size_in_bytes if a else 0 for a in analyses)
     # Below a few kilobytes the program's own scratch space is all there is, and it does not grow.
-    return math.log2(max(large, 4096) / max(small, 4096))
+    return math.log2(max(large, 4096) / max(small, 4096)) / 3

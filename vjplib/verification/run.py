@@ -21,7 +21,7 @@ from vjplib.verification import (
     value,
 )
 from vjplib.verification.report import CLAIMS, Finding, Report, said
-from vjplib.verification.subject import Subject
+from vjplib.verification.subject import Subject, in_default_dtypes
 
 Effort = Literal["quick", "standard", "deep"]
 Check = Callable[[Subject], Iterator[Finding]]
@@ -129,7 +129,7 @@ def verify(
     if not subject.differentiable:
         raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")
     start = time.perf_counter()
-    findings = [f for claim, check in _selected(effort, claims) for f in _guarded(claim, check, subject)]
+    findings = examine(subject, effort, claims)
     return Report(_name(fn), tuple(findings), time.perf_counter() - start)
 
 
@@ -174,36 +174,48 @@ def verify_rule(
     selected = _selected(effort, claims)
     findings: list[Finding] = []
     for i, case in enumerate(rule.cases):
-        subject = _at_case(rule, case, seed, main=i == 0)
+        subject = at_case(rule, case, seed)
         for claim, check in selected:
             if i == 0 or effort == "deep":
                 findings += _guarded(claim, check, subject)
             elif claim in _EVERY_CASE[effort]:
                 findings += _guarded(claim, _CHECKS["quick"][claim], subject)
         for number in range(_RANDOM_SIZES[effort]):
-            findings += _at_random_sizes(rule, case, (seed, i, number), claims, main=i == 0)
+            findings += _at_random_sizes(rule, case, (seed, i, number), claims)
     if claims is None or "V10" in claims:
-        named = _at_case(rule, rule.cases[0], seed, main=True)
+        named = at_case(rule, rule.cases[0], seed)
         findings += _guarded("V10", lambda s: edges.check_named(s, rule.edges), named)
     order = list(CLAIMS)
     findings.sort(key=lambda f: order.index(f.claim))
     return Report(rule.name, tuple(findings), time.perf_counter() - start)
 
 
-def _at_random_sizes(
-    rule: Rule, case: Case, seed: tuple[int, ...], claims: Sequence[str] | None, main: bool
-) -> Iterator[Finding]:
+def _at_random_sizes(rule: Rule, case: Case, seed: tuple[int, ...], claims: Sequence[str] | None) -> Iterator[Finding]:
     rng = np.random.default_rng(seed)
     sizes = case.sizes(rng)
     if sizes == dict(case.dims):
         return
-    subject = _at_case(rule, case, int(rng.integers(2**31)), main=main, **sizes)
+    subject = at_case(rule, case, int(rng.integers(2**31)), **sizes)
     for claim, check in (("V2", lambda s: value.check(s, scales=(1.0,))), ("V7", residuals.check)):
         if claims is None or claim in claims:
             yield from _guarded(claim, check, subject)
 
 
-def _at_case(rule: Rule, case: Case, seed: int, main: bool, **sizes: int) -> Subject:
+def examine(subject: Subject, effort: Effort = "standard", claims: Sequence[str] | None = None) -> list[Finding]:
+    """Returns the findings of each claim on one subject."""
+    return [f for claim, check in _selected(effort, claims) for f in _guarded(claim, check, subject)]
+
+
+def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
+    """Returns the subject that a record and one of its cases make; the first case carries the residual claim.
+
+    Args:
+        rule: the record.
+        case: one of its cases.
+        seed: of the arguments drawn.
+        **sizes: in place of the case's own.
+    """
+    main = case is rule.cases[0]
     dims = {**case.dims, **sizes}
     call = case.call(np.random.default_rng(seed), np.float32, **dims)
     described = [f"{k}={v}" for k, v in dims.items()]
@@ -240,8 +252,7 @@ def _guarded(claim: str, check: Check, subject: Subject) -> list[Finding]:
 
 
 def _array(leaf: Any) -> Any:
-    if isinstance(leaf, (bool, int, float)):
-        leaf = np.asarray(leaf, np.float32 if isinstance(leaf, float) else None)
+    leaf = in_default_dtypes(leaf)
     dtype = jnp.result_type(leaf)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"args must hold real arrays, got one of {dtype}; split it in real and imaginary part")

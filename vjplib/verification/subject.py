@@ -159,6 +159,20 @@ class Subject:
         return replace(self, args=args, kwargs=kwargs, case=case)
 
 
+def in_default_dtypes(leaf: Any) -> Any:
+    """Returns an integer array in 32 bits, as JAX takes it unless told otherwise, a Python number as an array, or leaf.
+
+    Example:
+        >>> in_default_dtypes(np.array([1, 2])).dtype, in_default_dtypes(0.5).dtype
+        (dtype('int32'), dtype('float32'))
+    """
+    if isinstance(leaf, float):
+        return np.float32(leaf)
+    array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    narrow = {"int64": np.int32, "uint64": np.uint32}.get(array.dtype.name)
+    return array if narrow is None else array.astype(narrow)
+
+
 def _parameters(fn: Callable[..., Any], count: int) -> list[str]:
     """Returns a name for each of count positional arguments."""
     try:

@@ -1,0 +1,127 @@
+"""Every record against every claim, each an id of its own; and what every rule promises beside its derivative."""
+
+from functools import cache
+
+import chex
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vjplib.catalog import find, rules
+from vjplib.verification import CLAIMS, verify_rule
+from vjplib.verification.run import at_case, examine
+
+RULES = {rule.name: rule for rule in rules()}
+CASES = {f"{name}-{i}": (rule, case) for name, rule in RULES.items() for i, case in enumerate(rule.cases)}
+
+
+@cache
+def proof_sheet(name):
+    return verify_rule(RULES[name])
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("name", RULES)
+def test_claim_holds(name, claim):
+    report = proof_sheet(name)
+    assert report.level(claim) == "pass", [str(f) for f in report.findings if f.claim == claim]
+    assert not [f for f in report.failures if f.claim == claim]
+
+
+def random_calls(count):
+    rng = np.random.default_rng(2026)
+    turns = [(number, *list(CASES.values())[number % len(CASES)]) for number in range(count)]
+    return [
+        pytest.param(rule, case, case.sizes(rng), int(rng.integers(2**31)), id=f"{rule.name}-{number}")
+        for number, rule, case in turns
+    ]
+
+
+def assert_no_false_alarm(rule, case, sizes, seed, claims):
+    findings = examine(at_case(rule, case, seed, **sizes), claims=claims)
+    assert not [str(f) for f in findings if f.level == "fail"]
+
+
+@pytest.mark.parametrize(("rule", "case", "sizes", "seed"), random_calls(20))
+def test_no_false_alarm_at_random_sizes(rule, case, sizes, seed):
+    assert_no_false_alarm(rule, case, sizes, seed, ("V2", "V7"))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(("rule", "case", "sizes", "seed"), random_calls(200))
+def test_no_false_alarm_over_200_random_sizes(rule, case, sizes, seed):
+    assert_no_false_alarm(rule, case, sizes, seed, CLAIMS)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_lowers_for_every_platform(name):
+    """Forward and backward go through jax.export for CPU, CUDA and TPU; only the CPU's program keeps calls apart."""
+    rule = RULES[name]
+    subject = at_case(rule, rule.cases[0])
+    leaves = subject.leaves()
+    gs = subject.cotangents(leaves)
+    exported = jax.export.export(jax.jit(subject.pull(subject.call)), platforms=["cpu", "cuda", "tpu"])(leaves, gs)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    for platform in ("cuda", "tpu"):
+        alone = jax.export.export(jax.jit(subject.pull(subject.call)), platforms=[platform])(leaves, gs)
+        assert "inlineable" not in alone.mlir_module()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_traces_once_for_the_same_shapes(name):
+    chex.clear_trace_counter()
+    rule = RULES[name]
+    subject = at_case(rule, rule.cases[0])
+    leaves = subject.leaves()
+    counted = jax.jit(chex.assert_max_traces(subject.pull(subject.call), n=1))
+    for seed in (1, 2):
+        counted(leaves, subject.cotangents(leaves, seed))
+
+
+class Variants(chex.TestCase):
+    """Each rule's value under chex's variants: with jit, without, and with device arrays."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    def test_value_equals_the_reference(self):
+        for rule in RULES.values():
+            call = rule.cases[0].call(np.random.default_rng(0))
+            ours = self.variant(lambda *args, rule=rule, call=call: rule.fn(*args, **call.kwargs))(*call.args)
+            chex.assert_trees_all_close(ours, rule.reference(*call.args, **call.kwargs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("name", RULES)
+def test_answers_in_the_dtype_of_the_call(name, dtype):
+    rule = RULES[name]
+    subject = at_case(rule, rule.cases[0])
+    leaves = subject.leaves(jnp.dtype(dtype))
+    ys, dxs = jax.eval_shape(subject.pull(subject.call), leaves, subject.cotangents(leaves))
+    assert {a.dtype for a in (*ys, *dxs)} == {jnp.dtype(dtype)}
+
+
+def test_records_are_complete():
+    for rule in RULES.values():
+        assert rule.reason, rule.name
+        assert rule.source, rule.name
+        assert rule.bench, rule.name
+        assert rule.edges, rule.name
+        assert rule.residuals, rule.name
+        assert rule.jacobian, rule.name
+
+
+def test_references_hold_no_custom_rule():
+    for rule in RULES.values():
+        for case in rule.cases:
+            call = case.call(np.random.default_rng(0))
+            jaxpr = str(jax.make_jaxpr(lambda *args, r=rule, c=call: r.reference(*args, **c.kwargs))(*call.args))
+            assert "custom_" not in jaxpr, rule.name
+
+
+def test_every_rule_is_public_under_its_own_name():
+    import vjplib
+
+    for rule in RULES.values():
+        assert getattr(vjplib, rule.name) is rule.fn
+        assert find(rule.name) == (rule,)

@@ -1,0 +1,48 @@
+"""The verifier is verified: each wrong rule is caught by the claim that it breaks."""
+
+import jax
+import pytest
+from wrong_rules import FAULTS
+
+import vjplib
+from vjplib.compat import strip_custom_rules
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_caught(name):
+    fault = FAULTS[name]
+    report = vjplib.verify(fault.fn, fault.args, reference=fault.reference, claims=fault.claims)
+    caught = {finding.claim for finding in report.failures}
+    assert caught == set(fault.claims), report
+    assert fault.raises or not any("raises" in finding.message for finding in report.failures), report
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_same_function_differentiated_by_jax_raises_no_alarm(name):
+    fault = FAULTS[name]
+    primal = jax.nn.softmax if "overflow" in name else lambda *args: fault.fn(*args)
+    report = vjplib.verify(strip_custom_rules(primal), fault.args, claims=(*fault.claims, "V2"))
+    assert report.ok, report
+
+
+def test_failure_names_argument_claim_error_and_worst_index():
+    fault = FAULTS["edge of the convolution"]
+    report = vjplib.verify(fault.fn, fault.args, claims=("V2",))
+    (finding, *_) = report.failures
+    assert (finding.claim, finding.argument, finding.index) == ("V2", "cotangent of x", (0,))
+    assert finding.ratio > 1e3
+    assert "cotangent of x" in str(report)
+    assert "worst at (0,)" in " ".join(str(report).split())
+
+
+def test_assert_verified_raises_with_the_report():
+    fault = FAULTS["sign"]
+    with pytest.raises(vjplib.NotVerifiedError, match="cotangent of x") as caught:
+        vjplib.assert_verified(fault.fn, fault.args, claims=("V2",))
+    assert not caught.value.report.ok
+
+
+def test_same_seed_gives_the_same_findings():
+    fault = FAULTS["0.1 % too large"]
+    first, second = (vjplib.verify(fault.fn, fault.args, claims=("V2", "V3"), seed=7) for _ in range(2))
+    assert first.findings == second.findings
