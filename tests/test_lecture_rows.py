@@ -255,12 +255,13 @@ def test_L16_every_rule_is_a_pair_of_forward_and_backward(rule):
     (vjp, args, kwargs), *_ = calls
     assert vjp.fwd
     assert vjp.bwd
-    given = inspect.signature(vjp.fun).bind(*args, **kwargs)
+    given = inspect.signature(vjp).bind(*args, **kwargs)
     given.apply_defaults()
+    *static, _, _ = inspect.signature(vjp.bwd).parameters  # then come the residuals and g
     output, residuals = vjp.fwd(*given.args)
-    cotangents = vjp.bwd(*(given.args[i] for i in vjp.nondiff_argnums), residuals, jnp.ones_like(output))
+    cotangents = vjp.bwd(*(given.arguments[name] for name in static), residuals, jnp.ones_like(output))
     chex.assert_trees_all_equal(output, y)
-    assert len(cotangents) == len(given.args) - len(vjp.nondiff_argnums)
+    assert len(cotangents) == len(given.args) - len(static)
 
 
 H = jnp.array([5.0, 7.0, 11.0])
@@ -278,22 +279,23 @@ def test_L17_its_jacobian_is_the_band_matrix_of_equation_35():
     assert BandedToeplitz(H, n=4).dense().tolist() == band
 
 
-def exponent(f, n=256):
-    """Returns the base-2 logarithm of the growth of f's operations, and of its largest array, as n doubles."""
-    small, large = (cost(jax.make_jaxpr(f)(H, jnp.ones(size)).jaxpr) for size in (n, 2 * n))
+def exponents(f, n=2**14):
+    """Returns the base-2 logarithms of the growth of f's operations, and of its largest array, as n doubles."""
+    vectors = (jax.ShapeDtypeStruct((size,), jnp.float32) for size in (n, 2 * n))
+    small, large = (cost(jax.make_jaxpr(f)(H, g).jaxpr) for g in vectors)
     return np.log2(large.operations / small.operations), np.log2(large.largest / small.largest)
 
 
 def test_L18_algorithm_3_forms_the_matrix_and_takes_quadratic_time_and_memory():
     g = jnp.array([1.0, 2.0, 4.0, 8.0])
     chex.assert_trees_all_equal(naive_vjp(H, g), g @ BandedToeplitz(H, n=4).dense())
-    np.testing.assert_allclose(exponent(naive_vjp), 2, atol=1e-2)
+    np.testing.assert_allclose(exponents(naive_vjp), 2, rtol=1e-3)
 
 
 def test_L19_algorithm_4_gives_the_same_in_linear_time_and_memory():
     g = jnp.array([1.0, 2.0, 4.0, 8.0])
     chex.assert_trees_all_equal(sparse_vjp(H, g), naive_vjp(H, g))
-    np.testing.assert_allclose(exponent(sparse_vjp), 1, atol=1e-2)
+    np.testing.assert_allclose(exponents(sparse_vjp), 1, rtol=1e-3)
 
 
 def test_L19_the_rule_has_the_cotangents_of_input_and_kernel():
@@ -320,6 +322,12 @@ def test_L20_a_layer_of_one_s_own_is_verified_and_its_mistake_found():
 
 
 # --------------------------------------------------------------------------------------------------------------- errata
+
+
+def test_errata_definition_2_4_there_are_m_outputs_whatever_n():
+    x, W = normal(0, 5), normal(1, 3, 5)
+    assert vl.linear(x, W).shape == (3,)
+    assert jax.jacrev(vl.linear)(x, W).shape == (3, 5)
 
 
 def test_errata_equation_12_has_three_partial_derivatives():

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from vjplib import catalog, page
+from vjplib import Case, Rule, catalog, page
 
 RULES = catalog.rules()
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -179,6 +179,14 @@ def test_pages_are_written_with_an_index(users, tmp_path, capsys):
 
 def test_without_targets_the_pages_are_the_library_s(tmp_path):
     assert {path.stem for path in page.write_pages(tmp_path)} == {rule.name for rule in RULES} | {"index"}
+
+
+def test_a_function_without_source_is_refused():
+    scope = {}
+    exec("def f(x): return x", scope)
+    rule = Rule(fn=scope["f"], reference=scope["f"], baselines={}, cases=(Case(("n",), {"n": 3}),))
+    with pytest.raises(OSError, match="could not get source code"):
+        page.page(rule)
 
 
 def test_two_rules_of_one_name_are_refused(users):
