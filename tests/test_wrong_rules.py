@@ -1,6 +1,8 @@
 """The verifier is verified: each wrong rule is caught by the claim that it breaks."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from wrong_rules import FAULTS
 
@@ -46,3 +48,27 @@ def test_same_seed_gives_the_same_findings():
     fault = FAULTS["0.1 % too large"]
     first, second = (vjplib.verify(fault.fn, fault.args, claims=("V2", "V3"), seed=7) for _ in range(2))
     assert first.findings == second.findings
+
+
+def test_another_subgradient_is_a_note_unless_a_reference_states_one():
+    """jnp.maximum's derivative at a tie is 1/2; a rule that takes 1 is right by its own convention."""
+    x = np.float32([0.5, -1.0, 2.0])
+    claims = ("V10",)
+    chosen = vjplib.verify(vjplib.relu, (x,), claims=claims)
+    assert chosen.ok, chosen
+    assert any("subgradient" in finding.message for finding in chosen.findings)
+    assert vjplib.verify(vjplib.relu, (x,), reference=lambda x: jnp.where(x >= 0, x, 0), claims=claims).ok
+    assert not vjplib.verify(vjplib.relu, (x,), reference=lambda x: jnp.where(x > 0, x, 0), claims=claims).ok
+
+
+def test_formula_at_odds_with_its_own_limit_is_not_held_against_the_rule():
+    """JAX differentiates |x| at 0 to 1, and with it this smooth function to 0 in place of 1/2."""
+
+    def softplus(x):
+        return jnp.log1p(jnp.exp(-jnp.abs(x))) + jnp.maximum(x, 0)
+
+    rule = jax.custom_vjp(softplus)
+    rule.defvjp(lambda x: (softplus(x), x), lambda x, g: (g * jax.nn.sigmoid(x),))
+    report = vjplib.verify(rule, (np.float32([0.5, -1.0, 2.0]),), claims=("V10",))
+    assert report.ok, report
+    assert any("limit" in finding.message for finding in report.findings)

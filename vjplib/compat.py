@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Literal as Literal
 
 
 def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
 
+from vjplib.compat import Literal
 from vjplib.verification.report import Finding
 from vjplib.verification.subject import Subject
 

@@ -1,0 +1,183 @@
+"""The package as a whole: layers, imports, names, and records that live in a user's own package."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import vjplib
+from vjplib.catalog import find, rules, rules_in
+from vjplib.verification import verify_rule
+
+ROOT = Path(vjplib.__file__).parent
+# From the bottom up: a module may import those before it.
+LAYERS = (
+    ("compat", "numerics"),
+    ("jacobians",),
+    ("rule",),
+    ("rules",),
+    ("catalog",),
+    ("verification",),
+    ("bench", "page"),
+    ("net",),
+    ("train",),
+    ("figures",),
+    ("__main__",),
+)
+KNOWS_NO_RULE = ("verification", "bench", "page")
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        yield path, path.relative_to(ROOT).with_suffix("").parts
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vjplib"):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("vjplib"))
+
+
+def test_imports_point_down():
+    height = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    for path, parts in modules():
+        if parts == ("__init__",):
+            continue
+        for name in imports(path):
+            below = name.split(".")[1] if "." in name else None
+            if below is None:
+                assert parts[0] in ("__main__", "bench", "page"), f"{path} imports the whole package"
+            else:
+                assert height[below] <= height[parts[0]], f"{path} imports {name}, which stands above it"
+                assert not (parts[0] in KNOWS_NO_RULE and below == "rules"), f"{path} must see records only, not {name}"
+
+
+def test_every_module_says_what_it_is():
+    for path, _ in modules():
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_moving_imports_are_in_one_module():
+    for path, parts in modules():
+        text = path.read_text(encoding="utf-8")
+        if parts != ("compat",):
+            assert "jax._src" not in text, path
+            assert "jax.experimental" not in text, path
+            assert "jax.extend" not in text, path
+
+
+def test_importing_starts_no_backend_and_makes_no_array():
+    names = sorted({".".join(("vjplib", *(p for p in parts if p != "__init__"))) for _, parts in modules()})
+    names.remove("vjplib.__main__")
+    program = f"""
+        import importlib
+        for name in {names!r}:
+            importlib.import_module(name)
+        import jax
+        from jax._src import xla_bridge
+        assert not xla_bridge._backends, "a backend was started"
+    """
+    subprocess.run([sys.executable, "-W", "error", "-c", textwrap.dedent(program)], check=True)
+
+
+def test_public_functions_document_what_the_style_asks():
+    for rule in rules():
+        documentation = rule.fn.__doc__ or ""
+        for section in ("Args:", "Returns:", "Raises:", "Example:", "Source:"):
+            assert section in documentation, f"{rule.name} lacks {section}"
+    for name in ("verify", "assert_verified", "verify_rule"):
+        assert "Example:" in (getattr(vjplib, name).__doc__ or ""), name
+
+
+def test_version_is_that_of_the_distribution():
+    from importlib.metadata import version
+
+    assert version("vjplib") == vjplib.__version__
+
+
+USER_RULE = '''
+"""A rule of the user's own."""
+
+import jax
+import jax.numpy as jnp
+
+from vjplib import Case, Edge, Rule
+
+
+@jax.custom_vjp
+def {name}(x):
+    """log(1 + exp(x)); its derivative is the sigmoid."""
+    return fwd(x)[0]
+
+
+def reference(x):
+    return jnp.log1p(jnp.exp(-jnp.abs(x))) + jnp.maximum(x, 0)
+
+
+def fwd(x):
+    return jnp.logaddexp(x, 0.0), x
+
+
+# d/dx log(1 + e^x) = 1 / (1 + e^-x)
+def bwd(x, g):
+    return ({factor} * g * jax.nn.sigmoid(x),)
+
+
+{name}.defvjp(fwd, bwd)
+
+RULES = (
+    Rule(
+        fn={name},
+        reference=reference,
+        baselines={{"jax.nn.softplus": jax.nn.softplus}},
+        cases=(Case(("b n",), {{"b": 2, "n": 7}}),),
+        edges=(Edge("large", ([1e4, -1e4],)),),
+        reason="a user's",
+        source="calculus",
+    ),
+)
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "userlib"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("", encoding="utf-8")
+    (folder / "right.py").write_text(USER_RULE.format(name="softplus", factor="1"), encoding="utf-8")
+    (folder / "wrong.py").write_text(USER_RULE.format(name="softminus", factor="1.001"), encoding="utf-8")
+    (folder / "empty.py").write_text("x = 1\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "userlib"
+    for name in [m for m in sys.modules if m.split(".")[0] == "userlib"]:
+        del sys.modules[name]
+
+
+def test_a_users_rule_is_verified_like_ours(package):
+    (right,) = find(f"{package}.right")
+    assert verify_rule(right, effort="quick").ok
+    (wrong,) = find(f"{package}.wrong:softminus")
+    report = verify_rule(wrong, effort="quick")
+    assert {f.claim for f in report.failures} >= {"V2"}
+
+
+def test_targets_that_name_nothing_say_what_there_is(package):
+    with pytest.raises(ValueError, match=r"a module or one of conv1d, .*got 'sofmax'"):
+        find("sofmax")
+    with pytest.raises(ValueError, match="must hold a rule named 'other', has softplus"):
+        find(f"{package}.right:other")
+    with pytest.raises(ValueError, match=r"userlib\.empty must end in RULES"):
+        find(f"{package}.empty")
+
+
+def test_records_are_found_without_a_list():
+    import vjplib.rules.linear
+
+    (linear,) = rules_in(vjplib.rules.linear)
+    assert any(rule is linear for rule in rules())
+    assert len({rule.name for rule in rules()}) == len(rules())
