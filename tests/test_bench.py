@@ -7,7 +7,6 @@ from io import StringIO
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -162,9 +161,8 @@ def test_convolution_is_ten_times_faster_than_both_baselines():
     assert all(r.ratio > 10 for r in rows if r.measure != "forward"), [(r.measure, r.ratio) for r in rows]
 
 
-@pytest.mark.deep
 def test_algorithm_4_grows_linearly_and_algorithm_3_quadratically():
     (conv1d,) = find("conv1d")
     exponents = {g.name: g.exponent for g in bench.bench_growth(conv1d)}
-    assert np.isclose(exponents["Algorithm 4"], 1, atol=0.4)
-    assert np.isclose(exponents["Algorithm 3"], 2, atol=0.5)
+    assert 0.6 < exponents["Algorithm 4"] < 1.4
+    assert 1.6 < exponents["Algorithm 3"] < 2.6

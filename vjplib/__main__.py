@@ -169,7 +169,7 @@ def _bench(parsed: argparse.Namespace) -> int:
     from vjplib.verification.report import said
 
     console = Console(highlight=False)
-    seconds = 0.1 if parsed.quick else 1.0
+    seconds = 0.1 if parsed.quick else 1.5
     rows, growths, refused = [], [], []
     for rule in _progress(_rules(parsed), console):
         try:

@@ -32,7 +32,7 @@ SLOWER = 1.1
 """From this multiple of a baseline's time on, a rule is called slower, and owes its reason."""
 TOLERANCE = float(np.sqrt(np.finfo(np.float64).eps))
 """How far rule and baseline may lie apart in float64, as a share of the largest entry, to pass for one function."""
-ROUNDS = (7, 500)
+ROUNDS = (11, 500)
 """The fewest and the most calls that a median is taken of."""
 
 Program = Callable[[tuple[Any, ...], Mapping[str, Any], Leaves], Any]
