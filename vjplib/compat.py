@@ -130,7 +130,8 @@ def _apply(eqn: Any, values: list[Any]) -> Sequence[Any]:
 
 def _stripped_parameter(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
-        return type(value)(_stripped_parameter(item) for item in value)
+        items = [_stripped_parameter(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if not isinstance(value, (ClosedJaxpr, Jaxpr)):
         return value
     jaxpr, consts = opened(value)

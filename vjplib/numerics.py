@@ -163,8 +163,8 @@ def shifted_exponentials(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns exp(x - shift), its sum along axes and the shift, which is the maximum along axes.
 
-    No exponential overflows, and the largest is 1, so that no sum of them is 0. The shift cancels in whatever is made of
-    all three, and is not differentiated.
+    No exponential overflows, and the largest is 1, so that no sum of them is 0. The shift cancels in whatever is made
+    of all three, and is not differentiated.
 
     Args:
         x: the array.

@@ -41,9 +41,8 @@ def _shown(a: Any) -> str:
 def _avals(subject: Subject, dtype: Any) -> Iterator[Finding]:
     at = "as called" if dtype is None else f"in {dtype}"
     leaves = subject.leaves(dtype)
-    args = subject.rebuild(leaves)
     try:
-        primal = jax.eval_shape(lambda *a: subject.call(*a), *args)
+        primal = jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
     except (TypeError, ValueError) as refusal:
         level = "fail" if dtype is None else "note"
         yield Finding("V1", level, f"refuses to run {at}: {said(refusal)}", case=subject.case)
@@ -74,9 +73,14 @@ def _avals(subject: Subject, dtype: Any) -> Iterator[Finding]:
         yield Finding("V1", "pass", f"shapes, dtypes and structure agree {at}", case=subject.case)
 
 
+def _whole(subject: Subject, leaves: Any) -> Any:
+    """Returns the function's output as it is, integers and structure included."""
+    return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
+
+
 def _pulled(subject: Subject) -> Any:
     def run(leaves: Any) -> Any:
-        y, back = jax.vjp(lambda *ls: subject.call(*subject.rebuild(ls)), *leaves)
+        y, back = jax.vjp(lambda *ls: _whole(subject, ls), *leaves)
         return y, back(jax.tree.map(_cotangent_like, y))
 
     return run
@@ -89,7 +93,7 @@ def _cotangent_like(y: Any) -> Any:
 
 
 def _closure(subject: Subject) -> Iterator[Finding]:
-    constants = [c for c in jax.make_jaxpr(lambda *a: subject.call(*a))(*subject.args).consts if np.size(c) > 1]
+    constants = [c for c in jax.make_jaxpr(lambda ls: _whole(subject, ls))(subject.leaves()).consts if np.size(c) > 1]
     given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
     for c in constants:
         if id(c) not in given and jnp.issubdtype(c.dtype, jnp.floating):
@@ -100,7 +104,7 @@ def _closure(subject: Subject) -> Iterator[Finding]:
 def _raw(subject: Subject) -> Iterator[Finding]:
     """Looks at what each custom_vjp's own backward returns, before JAX fits it to the arguments."""
     with recorded_custom_vjps() as calls:
-        jax.eval_shape(lambda *a: subject.call(*a), *subject.args)
+        jax.eval_shape(lambda ls: _whole(subject, ls), subject.leaves())
         for rule, args, kwargs in tuple(calls):
             yield from _raw_one(subject, rule, args, kwargs)
 

@@ -21,9 +21,11 @@ def check(subject: Subject) -> Iterator[Finding]:
     sparse = tuple(np.where(np.arange(g.size).reshape(g.shape) % 2, g, np.float32(0)) for g in gs)
     yield from _edge(subject, "zeros", tuple(np.zeros_like(a) for a in leaves), gs)
     yield from _edge(subject, "ties", tuple(np.ones_like(a) for a in leaves), gs)
-    for name, scale in (("inputs times 100", 1e2), ("inputs times 10,000", 1e4), ("inputs times 1e-30", 1e-30)):
+    for name, scale in (("inputs times 100", 1e2), ("inputs times 10,000", 1e4)):
         yield from _edge(subject, name, subject.leaves(np.float32, scale), gs)
-    yield from _edge(subject, "subnormal inputs", subject.leaves(np.float32, 1e-40), gs, finite_only=True)
+    yield from _edge(subject, "inputs times 1e-30", subject.leaves(np.float32, 1e-30), gs, tiny=True)
+    # Whether subnormal numbers count as zero is the platform's choice: only that the answer is finite is claimed.
+    yield from _edge(subject, "subnormal inputs", subject.leaves(np.float32, 1e-40), gs, tiny=True, finite_only=True)
     yield from _edge(subject, "a cotangent with exact zeros", leaves, sparse)
 
 
@@ -40,20 +42,24 @@ def _single(a: np.ndarray) -> np.ndarray:
     return a.astype(np.float32) if np.issubdtype(a.dtype, np.floating) else in_default_dtypes(a)
 
 
-def _edge(subject: Subject, name: str, leaves: Leaves, gs: Leaves, finite_only: bool = False) -> Iterator[Finding]:
-    errors = list(compare(subject, leaves, gs, strict=False))
-    if finite_only:  # whether subnormal numbers count as zero is the platform's choice
-        errors = [(argument, e) for argument, e in errors if not np.isfinite(e.ratio)]
-    failed = [(argument, e) for argument, e in errors if e.ratio > 1]
+def _edge(
+    subject: Subject, name: str, leaves: Leaves, gs: Leaves, tiny: bool = False, finite_only: bool = False
+) -> Iterator[Finding]:
+    errors = list(compare(subject, leaves, gs))
+    if finite_only:
+        errors = [(argument, e) for argument, e in errors if not np.isfinite(e.excused)]
+    failed = [(argument, e) for argument, e in errors if e.excused > 1]
     if not failed:
-        yield Finding("V10", "pass", name, ratio=max((e.ratio for _, e in errors), default=0.0), case=subject.case)
+        yield Finding("V10", "pass", name, ratio=max((e.excused for _, e in errors), default=0.0), case=subject.case)
         return
-    excuses = _excuses(subject, leaves, gs) if all(np.isfinite(e.ratio) for _, e in failed) else {}
+    excuses = _excuses(subject, leaves, gs) if all(np.isfinite(e.excused) for _, e in failed) else {}
     for argument, e in failed:
         level, reason = excuses.get(argument, ("fail", "differs from the oracle"))
-        if not np.isfinite(e.ratio):
+        if not np.isfinite(e.excused):
             reason = "not finite where the oracle is"
-        yield Finding("V10", level, f"{name}: {reason}", argument, e.ratio, e.index, subject.case)
+            if tiny and e.lost:  # what underflows in float32 is no fault of the rule's
+                level, reason = "note", f"{reason}, and nor is autodiff"
+        yield Finding("V10", level, f"{name}: {reason}", argument, e.excused, e.index, subject.case)
 
 
 def _excuses(subject: Subject, leaves: Leaves, gs: Leaves) -> dict[str, tuple[Level, str]]:

@@ -5,6 +5,7 @@ without computing: the base-2 logarithm of the ratio of its largest arrays, and 
 the exponent. The same is done for autodiff of the reference, which the rule must not exceed.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -129,7 +130,7 @@ def _program(subject: Subject, chosen: Chosen) -> Callable[..., Any]:
     def run(args: tuple[Any, ...], arrays: Mapping[str, Any]) -> Any:
         inner = replace(subject, args=args, kwargs={**subject.kwargs, **arrays})
         leaves = [jax.tree.leaves(args)[i] for i in subject.differentiable]
-        ys, back = jax.vjp(inner.flat(chosen(inner)), *leaves)
+        ys, back = jax.vjp(chosen(inner), *leaves)
         return ys, back(tuple(jnp.cos(y) for y in ys))  # any function of the outputs serves as their cotangent
 
     return run
@@ -143,8 +144,9 @@ def _trace(subject: Subject, dimension: str, n: int, chosen: Chosen) -> Any:
 def _compiled_exponent(subject: Subject, dimension: str) -> float:
     assert subject.resize is not None
     program = jax.jit(_program(subject, lambda s: s.call))
-    sizes = (COMPILED, 8 * COMPILED)  # far apart, for the compiler may change its plan from one size to the next
+    sizes = (COMPILED, 2 * COMPILED, 4 * COMPILED)
     analyses = [program.lower(*subject.resize({dimension: n})).compile().memory_analysis() for n in sizes]
-    small, large = (a.temp_size_in_bytes if a else 0 for a in analyses)
-    # Below a few kilobytes the program's own scratch space is all there is, and it does not grow.
-    return math.log2(max(large, 4096) / max(small, 4096)) / 3
+    # Below a few kilobytes the program's own scratch space is all there is, and it does not grow. Of two doublings the
+    # compiler may have changed its plan at one: the smaller counts.
+    temporary = [max(4096, a.temp_size_in_bytes if a else 0) for a in analyses]
+    return min(math.log2(large / small) for small, large in itertools.pairwise(temporary))

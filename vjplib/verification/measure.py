@@ -29,14 +29,18 @@ class Error:
 
     Args:
         ratio: in units of the tolerance; above 1 it is too large.
+        excused: the same, with autodiff's error as the tolerance however large it is.
         index: where it is worst.
         relative: as a multiple of autodiff's, by root mean square; infinite where only autodiff makes no error.
+        lost: whether autodiff's answer is not finite where the oracle's is.
         unstable: whether autodiff's own error is more than rounding explains.
     """
 
     ratio: float
+    excused: float
     index: tuple[int, ...]
     relative: float
+    lost: bool
     unstable: bool
 
 
@@ -84,7 +88,6 @@ def error(
     draws: Sequence[np.ndarray],
     unit: float,
     usual: np.ndarray | None = None,
-    strict: bool = True,
 ) -> Error:
     """Returns the error of one array in units of its tolerance.
 
@@ -95,8 +98,8 @@ def error(
         draws: the changes of o under rounding.
         unit: half a unit in the last place, relative.
         usual: the oracle's answer at the inputs as given; None for o itself.
-        strict: where autodiff errs more than 64 times what rounding explains, it is unstable, and rounding alone is the
-            measure; False to excuse a rule with autodiff's error all the same.
+
+    Where autodiff errs more than 64 times what rounding explains it is unstable, and rounding alone is the measure.
     """
     dtype = r.dtype
     limit, tiny = float(jnp.finfo(dtype).max), float(jnp.finfo(dtype).smallest_normal)
@@ -106,25 +109,32 @@ def error(
         known = ~np.isnan(target)
         wrong = _gap(r, target, known)
         if wrong.size == 0:
-            return Error(0.0, (), 1.0, False)
+            return Error(0.0, 0.0, (), 1.0, False, False)
         of_autodiff = _gap(a, target, known)
         finite = np.isfinite(target)
         scale = np.where(finite, target, 0.0)
         changes = [np.where(finite & np.isfinite(d), d, 0.0) for d in draws]
         given = scale if usual is None else np.where(np.isfinite(usual), usual, 0.0)
     worst = tuple(int(i) for i in np.unravel_index(np.argmax(np.where(np.isnan(wrong), np.inf, wrong)), wrong.shape))
-    ratios, unstable = [], False
+    ratios, excused, unstable = [], [], False
     for norm in (_rms, _max):
         floor = max([unit * norm(scale), unit * norm(given), tiny, *(norm(d) for d in changes)])
         autodiff = norm(of_autodiff)
-        if not np.isfinite(autodiff) or (strict and autodiff > UNSTABLE * floor):
+        tolerance = max(floor, autodiff) if np.isfinite(autodiff) else floor
+        excused.append(norm(wrong) / (SLACK * tolerance))
+        if autodiff > UNSTABLE * floor:
             unstable, tolerance = True, floor
-        else:
-            tolerance = max(floor, autodiff)
         ratios.append(norm(wrong) / (SLACK * tolerance))
     ours, theirs = _rms(wrong), _rms(of_autodiff)
     relative = ours / theirs if theirs else (np.inf if ours else 1.0)
-    return Error(max(ratios), worst, 1.0 if np.isnan(relative) else float(relative), unstable)
+    return Error(
+        max(ratios),
+        max(excused),
+        worst,
+        1.0 if np.isnan(relative) else float(relative),
+        not np.isfinite(theirs),
+        unstable,
+    )
 
 
 def _gap(x: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from vjplib.verification import (
     value,
 )
 from vjplib.verification.report import CLAIMS, Finding, Report, said
-from vjplib.verification.subject import Subject, in_default_dtypes
+from vjplib.verification.subject import Static, Subject, in_default_dtypes
 
 Effort = Literal["quick", "standard", "deep"]
 Check = Callable[[Subject], Iterator[Finding]]
@@ -82,6 +82,7 @@ def verify(
     Args:
         fn: any function of arrays, most of all a `jax.custom_vjp` or a function that calls some.
         args: positional arguments, pytrees of arrays. Floating leaves are differentiated, integers and booleans not.
+            What is no array (an axis, a function, anything in a place named by nondiff_argnums) is passed on as it is.
         kwargs: keyword arguments, not differentiated.
         reference: the same function, written so that JAX may differentiate it. None for what fn itself computes, the
             custom rules inside it stripped.
@@ -114,7 +115,8 @@ def verify(
         raise ValueError(f"effort must be one of {', '.join(_CHECKS)}, got {effort!r}")
     if unknown := sorted(set(claims or ()) - set(CLAIMS)):
         raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
-    arrays = jax.tree.map(_array, tuple(args))
+    static = getattr(fn, "nondiff_argnums", ())
+    arrays = tuple(Static(a) if i in static or _is_static(a) else jax.tree.map(_array, a) for i, a in enumerate(args))
     subject = Subject(
         fn,
         arrays,
@@ -238,7 +240,8 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
 def _selected(effort: str, claims: Sequence[str] | None) -> list[tuple[str, Check]]:
     if unknown := sorted(set(claims or ()) - set(CLAIMS)):
         raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
-    return [(claim, check) for claim, check in _CHECKS[effort].items() if claims is None or claim in claims]
+    checks = _CHECKS[effort] if claims is None else {**_CHECKS["standard"], **_CHECKS[effort]}
+    return [(claim, check) for claim, check in checks.items() if claims is None or claim in claims]
 
 
 def _guarded(claim: str, check: Check, subject: Subject) -> list[Finding]:
@@ -249,6 +252,12 @@ def _guarded(claim: str, check: Check, subject: Subject) -> list[Finding]:
     except Exception as error:  # any error that a rule raises is a finding about that rule
         findings.append(Finding(claim, "fail", f"raises {said(error)}", case=subject.case))
     return findings
+
+
+def _is_static(argument: Any) -> bool:
+    """Returns whether nothing in an argument is an array or a Python float."""
+    leaves = jax.tree.leaves(argument)
+    return bool(leaves) and not any(isinstance(a, float) or hasattr(a, "dtype") for a in leaves)
 
 
 def _array(leaf: Any) -> Any:

@@ -15,6 +15,24 @@ from vjplib.compat import strip_custom_rules
 Leaves = tuple[Any, ...]
 
 
+@jax.tree_util.register_pytree_node_class
+class Static:
+    """An argument that is no array, such as an axis or a function: a pytree without leaves."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def tree_flatten(self) -> tuple[tuple[()], "Static"]:
+        """Returns no leaves, and itself."""
+        return (), self
+
+    @classmethod
+    def tree_unflatten(cls, static: "Static", leaves: tuple[()]) -> "Static":
+        """Returns the argument that was flattened."""
+        del leaves
+        return static
+
+
 class Answers(NamedTuple):
     """Outputs and cotangents of one call.
 
@@ -64,26 +82,29 @@ class Subject:
     resize: Callable[[Mapping[str, int]], tuple[tuple[Any, ...], Mapping[str, Any]]] | None = None
     case: str = ""
 
-    @cached_property
-    def oracle(self) -> Callable[..., Any]:
-        """The reference, or fn's primal with every custom rule stripped; it takes positional arguments."""
-        reference = self.reference
-        if reference is None:
-            return strip_custom_rules(self.call)
-        return lambda *args: reference(*args, **self.kwargs)
+    def flat(self, f: Callable[..., Any]) -> Callable[..., Leaves]:
+        """Returns f at this call as a function of the differentiated leaves, to its floating output leaves."""
+
+        def run(*leaves: Any) -> Leaves:
+            outputs = jax.tree.leaves(f(*self.rebuild(leaves), **self.kwargs))
+            return tuple(y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.floating))
+
+        return run
 
     @property
-    def baseline(self) -> Callable[..., Any]:
-        """What residuals are compared with, of positional arguments alone."""
-        compared = self.compared
-        if compared is None:
-            return self.oracle
-        return lambda *args: compared(*args, **self.kwargs)
+    def call(self) -> Callable[..., Leaves]:
+        """The function under examination, flat."""
+        return self.flat(self.fn)
 
     @property
-    def call(self) -> Callable[..., Any]:
-        """The function under examination, of positional arguments alone."""
-        return lambda *args: self.fn(*args, **self.kwargs)
+    def oracle(self) -> Callable[..., Leaves]:
+        """The reference, or the function's primal with every custom rule stripped, flat."""
+        return strip_custom_rules(self.call) if self.reference is None else self.flat(self.reference)
+
+    @property
+    def baseline(self) -> Callable[..., Leaves]:
+        """What residuals are compared with, flat."""
+        return self.oracle if self.compared is None else self.flat(self.compared)
 
     @cached_property
     def _flat(self) -> tuple[list[Any], Any]:
@@ -108,33 +129,24 @@ class Subject:
         return tuple((leaf * scale).astype(leaf.dtype if dtype is None else dtype) for leaf in picked)
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
-        """Returns the positional arguments with these differentiated leaves in place, the others on the device."""
+        """Returns the positional arguments with these differentiated leaves in place."""
         every = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
         for i, leaf in zip(self.differentiable, leaves, strict=True):
             every[i] = leaf
-        return jax.tree.unflatten(self._flat[1], every)
+        return tuple(a.value if isinstance(a, Static) else a for a in jax.tree.unflatten(self._flat[1], every))
 
-    def flat(self, f: Callable[..., Any]) -> Callable[..., Leaves]:
-        """Returns f as a function of the differentiated leaves that returns its floating output leaves."""
-
-        def run(*leaves: Any) -> Leaves:
-            outputs = jax.tree.leaves(f(*self.rebuild(leaves)))
-            return tuple(y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.floating))
-
-        return run
-
-    def pull(self, f: Callable[..., Any]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
-        """Returns the function of leaves and output cotangents that gives f's outputs and argument cotangents."""
+    def pull(self, f: Callable[..., Leaves]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
+        """Returns the function of leaves and output cotangents that gives a flat f's outputs and cotangents."""
 
         def run(leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
-            ys, back = jax.vjp(self.flat(f), *leaves)
+            ys, back = jax.vjp(f, *leaves)
             return ys, back(tuple(gs))
 
         return run
 
     def outputs(self, leaves: Leaves) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Returns the shape and dtype of each floating output leaf."""
-        return jax.eval_shape(self.flat(self.call), *leaves)
+        return jax.eval_shape(self.call, *leaves)
 
     def cotangents(self, leaves: Leaves, seed: int = 0) -> Leaves:
         """Returns standard normal cotangents of the outputs, in their dtypes."""
@@ -145,9 +157,7 @@ class Subject:
     def answers(self) -> Callable[[Leaves, Leaves], "Answers"]:
         """All answers at leaves and cotangents as one compiled program: compiling is what takes the time."""
         ours, theirs = self.pull(self.call), self.pull(self.oracle)
-        return jax.jit(
-            lambda leaves, gs: Answers(self.flat(self.call)(*leaves), *ours(leaves, gs), *theirs(leaves, gs))
-        )
+        return jax.jit(lambda leaves, gs: Answers(self.call(*leaves), *ours(leaves, gs), *theirs(leaves, gs)))
 
     @cached_property
     def truths(self) -> Callable[[tuple[Leaves, Leaves]], tuple[Leaves, Leaves]]:

@@ -80,7 +80,7 @@ def _variants(
     scanned = _lazily(lambda x, g: jax.lax.map(lambda pair: pull(*pair), (x, g)), _stack(xs, other_xs), both_gs)
     yield "scan", (scanned, _both(*truth))
     for label, policy in (("checkpoint", None), ("checkpoint, all saved", jax.checkpoint_policies.everything_saveable)):
-        again = jax.checkpoint(lambda *args: subject.call(*args), policy=policy)
+        again = jax.checkpoint(subject.call, policy=policy)
         yield label, (_lazily(subject.pull(again), xs, gs), truth[0])
     if count > 1:
         for i, name in enumerate(subject.names):
@@ -101,7 +101,7 @@ def _lazily(f: Callable[..., Any], *args: Any) -> Callable[[], Any]:
 
 def _alone(subject: Subject, xs: Leaves, i: int) -> Callable[[Leaves], Any]:
     def run(gs: Leaves) -> Any:
-        _, back = jax.vjp(lambda x: subject.flat(subject.call)(*xs[:i], x, *xs[i + 1 :]), xs[i])
+        _, back = jax.vjp(lambda x: subject.call(*xs[:i], x, *xs[i + 1 :]), xs[i])
         return back(tuple(gs))[0]
 
     return run

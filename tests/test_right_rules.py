@@ -1,0 +1,153 @@
+"""Right rules of every shape that users write raise no alarm: pytrees, several outputs, static arguments, refusals."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vjplib
+
+RNG = np.random.default_rng(1)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def rule(primal, fwd, bwd, **options):
+    made = jax.custom_vjp(primal, **options)
+    made.defvjp(fwd, bwd)
+    return made
+
+
+def layer_norm(params, x):
+    """A pytree argument, and a second output."""
+    mean = jnp.mean(x, -1, keepdims=True)
+    deviation = jnp.sqrt(jnp.var(x, -1, keepdims=True) + 1e-5)
+    return (x - mean) / deviation * params["scale"] + params["bias"], mean[..., 0]
+
+
+def layer_norm_fwd(params, x):
+    deviation = jnp.sqrt(jnp.var(x, -1, keepdims=True) + 1e-5)
+    return layer_norm(params, x), (params["scale"], (x - jnp.mean(x, -1, keepdims=True)) / deviation, deviation)
+
+
+def layer_norm_bwd(res, gs):
+    scale, unit, deviation = res
+    g, g_mean = gs
+    scaled = g * scale
+    dx = (scaled - scaled.mean(-1, keepdims=True) - unit * (scaled * unit).mean(-1, keepdims=True)) / deviation
+    batch = tuple(range(g.ndim - 1))
+    return {"scale": (g * unit).sum(batch), "bias": g.sum(batch)}, dx + g_mean[..., None] / g.shape[-1]
+
+
+def top_three(x):
+    """An output of integers."""
+    return jax.lax.top_k(x, 3)
+
+
+def top_three_bwd(res, gs):
+    indices, like = res
+    rows = jnp.arange(indices.shape[0])[:, None]
+    return (jnp.zeros_like(like).at[rows, indices].add(gs[0]),)
+
+
+def attention(q, k, v):
+    return jax.nn.softmax(q @ k.T) @ v
+
+
+def sine_on_the_host(x, g):
+    shape = jax.ShapeDtypeStruct(g.shape, g.dtype)
+    return (jax.pure_callback(lambda x, g: (g * np.cos(x)).astype(g.dtype), shape, x, g, vmap_method="expand_dims"),)
+
+
+def einsum_by_string(spec, a, b):
+    return jnp.einsum(spec, a, b)
+
+
+RIGHT = {
+    "a pytree and two outputs": (
+        rule(layer_norm, layer_norm_fwd, layer_norm_bwd),
+        ({"scale": normal(7), "bias": normal(7)}, normal(3, 7)),
+        {},
+    ),
+    "integer outputs": (
+        rule(top_three, lambda x: (top_three(x), (top_three(x)[1], x)), top_three_bwd),
+        (normal(2, 11),),
+        {},
+    ),
+    "a backward made by JAX": (
+        rule(attention, lambda *args: jax.vjp(attention, *args), lambda back, g: back(g)),
+        (normal(5, 3), normal(7, 3), normal(7, 2)),
+        {},
+    ),
+    "a static exponent": (
+        rule(lambda x, n: x**n, lambda x, n: (x**n, x), lambda n, x, g: (g * n * x ** (n - 1),), nondiff_argnums=(1,)),
+        (normal(5), 3),
+        {},
+    ),
+    "a static string": (
+        rule(
+            einsum_by_string,
+            lambda spec, a, b: (jnp.einsum(spec, a, b), (a, b)),
+            lambda spec, res, g: jax.vjp(partial(jnp.einsum, spec), *res)[1](g),
+            nondiff_argnums=(0,),
+        ),
+        ("ij,jk->ik", normal(2, 3), normal(3, 5)),
+        {},
+    ),
+    "second order refused": (
+        rule(jnp.sin, lambda x: (jnp.sin(x), x), sine_on_the_host),
+        (normal(5),),
+        {"order_two": False},
+    ),
+    "integer and boolean arguments": (
+        rule(
+            lambda x, i, m: jnp.where(m, x[i], 0),
+            lambda x, i, m: (jnp.where(m, x[i], 0), (x, i, m)),
+            lambda res, g: (jnp.zeros_like(res[0]).at[res[1]].add(jnp.where(res[2], g, 0)), None, None),
+        ),
+        (normal(7), np.array([1, 1, 6]), np.array([True, False, True])),
+        {},
+    ),
+    "no custom rule at all": (lambda x, y: jnp.tanh(x @ y), (normal(3, 5), normal(5, 2)), {}),
+    "a norm, whose squares underflow": (jnp.linalg.norm, (normal(11),), {}),
+    "a linear solve": (lambda a, b: jnp.linalg.solve(a @ a.T + jnp.eye(3), b), (normal(3, 3), normal(3)), {}),
+    "a scan": (lambda x: jax.lax.scan(lambda c, a: (jnp.tanh(c + a), c), 0.0, x)[1], (normal(7),), {}),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_rule_raises_no_alarm(name):
+    fn, args, options = RIGHT[name]
+    report = vjplib.verify(fn, args, **options)
+    assert report.ok, "\n".join(map(str, report.failures))
+
+
+def test_refusal_that_is_declared_but_does_not_happen_fails():
+    report = vjplib.verify(vjplib.tanh, (normal(3),), order_two=False, claims=("V5",))
+    assert [f.claim for f in report.failures] == ["V5", "V5"]
+
+
+def test_claimed_residual_bytes_are_held_to():
+    x = (normal(5),)
+    assert vjplib.verify(vjplib.tanh, x, residual_bytes=20, claims=("V7",)).ok
+    report = vjplib.verify(vjplib.tanh, x, residual_bytes=5, claims=("V7",))
+    assert "keeps 20 bytes" in report.failures[0].message
+
+
+def test_closed_over_array_is_noted():
+    weights = jnp.asarray(normal(5))
+    report = vjplib.verify(lambda x: x * weights, (normal(5),), claims=("V1",))
+    assert report.ok
+    assert any("closes over an array" in f.message for f in report.findings if f.level == "note")
+
+
+def test_reports_serialise(tmp_path):
+    import json
+
+    report = vjplib.verify(vjplib.tanh, (normal(3),), claims=("V1", "V2"))
+    assert json.loads(report.to_json())["ok"] is True
+    assert report.to_markdown().count("\n") == len(report.findings) + 1
