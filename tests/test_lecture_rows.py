@@ -255,7 +255,7 @@ def test_L16_every_rule_is_a_pair_of_forward_and_backward(rule):
     (vjp, args, kwargs), *_ = calls
     assert vjp.fwd
     assert vjp.bwd
-    given = inspect.signature(vjp).bind(*args, **kwargs)
+    given = inspect.signature(vjp.primal).bind(*args, **kwargs)
     given.apply_defaults()
     *static, _, _ = inspect.signature(vjp.bwd).parameters  # then come the residuals and g
     output, residuals = vjp.fwd(*given.args)

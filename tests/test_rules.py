@@ -23,7 +23,7 @@ def proof_sheet(name):
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in RULES])
 def test_claim_holds(name, claim):
     report = proof_sheet(name)
     assert report.level(claim) == "pass", [str(f) for f in report.findings if f.claim == claim]

@@ -121,7 +121,9 @@ FAULTS = {
     "bias not summed, but its first row": Fault(
         linear(lambda res, g: (*right_linear(res, g)[:2], g[0])), (X, W, B), None, ("V2",)
     ),
-    "bias not summed at all": Fault(linear(lambda res, g: (*right_linear(res, g)[:2], g)), (X, W, B), None, ("V1",), True),
+    "bias not summed at all": Fault(
+        linear(lambda res, g: (*right_linear(res, g)[:2], g)), (X, W, B), None, ("V1",), True
+    ),
     "swapped cotangents of equal shape": Fault(
         rule(jnp.matmul, lambda a, b: (a @ b, (a, b)), lambda res, g: (res[0].T @ g, g @ res[1].T)),
         SQUARE,

@@ -199,8 +199,7 @@ def _program(subject: Subject, fn: Callable[..., Any], measure: str) -> Program:
     """Returns a program that takes every array of the call, integers and masks too, so that none is a constant."""
 
     def run(args: tuple[Any, ...], arrays: Mapping[str, Any], gs: Leaves) -> Any:
-        kwargs = {**subject.kwargs, **arrays}
-        flat = subject.at(args, kwargs, subject.case).flat(lambda *a: fn(*a, **kwargs))
+        flat = subject.at(args, {**subject.kwargs, **arrays}, subject.case).flat(fn)
         leaves = jax.tree.leaves(args)
         return MEASURES[measure](flat, tuple(leaves[i] for i in subject.differentiable), gs)
 
@@ -247,7 +246,7 @@ def _arrays(subject: Subject) -> dict[str, np.ndarray]:
 
 
 def _residuals(subject: Subject, fn: Callable[..., Any], leaves: Leaves) -> int:
-    return residual_bytes(subject.flat(lambda *args: fn(*args, **subject.kwargs)), *leaves)
+    return residual_bytes(subject.flat(fn), *leaves)
 
 
 def _compiled(f: Callable[..., Any], *args: Any) -> tuple[Callable[[], Any], float, float, int | None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
@@ -40,21 +40,71 @@ def x64() -> Any:
     return jax.enable_x64(True)
 
 
+class CustomVJP(NamedTuple):
+    """What a custom_vjp is made of, under either of JAX's implementations (`jax_custom_vjp3`).
+
+    Args:
+        primal: the function it was given.
+        fwd: its forward pass.
+        bwd: its backward pass.
+        static: which positional arguments are not differentiated, by nondiff_argnums or nondiff_argnames.
+        symbolic_zeros: whether the passes take symbolic zeros.
+        name: the primal's name.
+    """
+
+    primal: Callable[..., Any]
+    fwd: Callable[..., Any]
+    bwd: Callable[..., Any]
+    static: frozenset[int]
+    symbolic_zeros: bool
+    name: str
+
+
+def custom_vjp_of(fn: Any) -> CustomVJP | None:
+    """Returns the parts of a custom_vjp, None for any other function.
+
+    Example:
+        >>> custom_vjp_of(jax.numpy.sin) is None
+        True
+    """
+    if not isinstance(fn, _implementations()):
+        return None
+    primal = getattr(fn, "fun", None) or fn.f
+    static = fn.nondiff_argnums if hasattr(fn, "nondiff_argnums") else fn.static_argnums
+    symbolic = fn.symbolic_zeros if hasattr(fn, "symbolic_zeros") else fn.symz
+    return CustomVJP(primal, fn.fwd, fn.bwd, frozenset(static), bool(symbolic), primal.__name__)
+
+
+def _implementations() -> tuple[type, ...]:
+    """Returns the classes that `jax.custom_vjp(f)` may be of: with jax_custom_vjp3 it makes an object of another."""
+    return tuple({jax.custom_vjp, type(jax.custom_vjp(lambda x: x))})
+
+
 @contextmanager
-def recorded_custom_vjps() -> Iterator[list[tuple[jax.custom_vjp, tuple[Any, ...], dict[str, Any]]]]:
-    """Records every call of a custom_vjp made inside the context: the object, its arguments and keyword arguments."""
+def recorded_custom_vjps() -> Iterator[list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]]:
+    """Records every call of a custom_vjp made inside the context: its parts, arguments and keyword arguments.
+
+    The class is patched for all threads; calls made by others meanwhile are recorded too.
+    """
     calls = []
-    original = jax.custom_vjp.__call__
 
-    def call(self: jax.custom_vjp, *args: Any, **kwargs: Any) -> Any:
-        calls.append((self, args, kwargs))
-        return original(self, *args, **kwargs)
+    def recording(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            parts = custom_vjp_of(self)
+            assert parts is not None
+            calls.append((parts, args, kwargs))
+            return original(self, *args, **kwargs)
 
-    jax.custom_vjp.__call__ = call
+        return call
+
+    originals = {kind: kind.__call__ for kind in _implementations()}
+    for kind, original in originals.items():
+        kind.__call__ = recording(original)
     try:
         yield calls
     finally:
-        jax.custom_vjp.__call__ = original
+        for kind, original in originals.items():
+            kind.__call__ = original
 
 
 def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +135,14 @@ def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
 def programs(params: Mapping[str, Any]) -> list[tuple[str, Jaxpr, list[Any]]]:
     """Returns the programs among an equation's parameters: the parameter's name, the jaxpr and its constants."""
     named = ((n, v) for n, vs in params.items() for v in (vs if isinstance(vs, (tuple, list)) else (vs,)))
-    return [(name, *opened(value)) for name, value in named if isinstance(value, (ClosedJaxpr, Jaxpr))]
+    held = ((name, _program(value)) for name, value in named)
+    return [(name, *opened(program)) for name, program in held if program is not None]
+
+
+def _program(value: Any) -> Any:
+    """Returns the jaxpr that a parameter is, or that the primitive object of the newer custom_vjp holds, or None."""
+    value = getattr(getattr(value, "traced", None), "jaxpr", value)
+    return value if isinstance(value, (ClosedJaxpr, Jaxpr)) else None
 
 
 def opened(item: Any) -> tuple[Jaxpr, list[Any]]:
@@ -93,8 +150,8 @@ def opened(item: Any) -> tuple[Jaxpr, list[Any]]:
     return getattr(item, "jaxpr", item), list(getattr(item, "consts", ()))
 
 
-_INLINED = {"custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2", "checkpoint", "closed_call"}
-_CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+_CUSTOM = {"custom_jvp_call", "custom_vjp_call", "call_hi_primitive"}
+_INLINED = _CUSTOM | {"jit", "pjit", "remat2", "checkpoint", "closed_call"}
 
 
 def _holds_custom_rule(jaxpr: Jaxpr) -> bool:

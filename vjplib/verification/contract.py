@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import recorded_custom_vjps
+from vjplib.compat import CustomVJP, recorded_custom_vjps
 from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Subject
 
@@ -109,10 +109,10 @@ def _raw(subject: Subject) -> Iterator[Finding]:
             yield from _raw_one(subject, rule, args, kwargs)
 
 
-def _raw_one(subject: Subject, rule: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Finding]:
-    bound = inspect.signature(rule.fun).bind(*args, **kwargs)
+def _raw_one(subject: Subject, rule: CustomVJP, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Finding]:
+    bound = inspect.signature(rule.primal).bind(*args, **kwargs)
     bound.apply_defaults()
-    static = set(rule.nondiff_argnums)
+    static = rule.static
     names = list(bound.arguments)
     values = list(bound.args)
     avals = [v if i in static else jax.tree.map(_struct, v) for i, v in enumerate(values)]
@@ -128,13 +128,13 @@ def _raw_one(subject: Subject, rule: Any, args: tuple[Any, ...], kwargs: dict[st
 
     if rule.symbolic_zeros:
         yield Finding(
-            "V1", "note", f"{rule.__name__} takes symbolic zeros: its raw backward is not examined", case=subject.case
+            "V1", "note", f"{rule.name} takes symbolic zeros: its raw backward is not examined", case=subject.case
         )
         return
     cotangents = jax.eval_shape(backward, *(avals[i] for i in moving))
     for i, dx in zip(moving, cotangents, strict=False):
         name, x = names[min(i, len(names) - 1)], avals[i]
-        yield from _raw_cotangent(subject, f"{rule.__name__}'s {name}", x, dx)
+        yield from _raw_cotangent(subject, f"{rule.name}'s {name}", x, dx)
 
 
 def _raw_cotangent(subject: Subject, name: str, x: Any, dx: Any) -> Iterator[Finding]:

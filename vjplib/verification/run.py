@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vjplib.compat import custom_vjp_of
 from vjplib.rule import Case, Rule
 from vjplib.verification import (
     accuracy,
@@ -115,7 +116,8 @@ def verify(
         raise ValueError(f"effort must be one of {', '.join(_CHECKS)}, got {effort!r}")
     if unknown := sorted(set(claims or ()) - set(CLAIMS)):
         raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
-    static = getattr(fn, "nondiff_argnums", ())
+    parts = custom_vjp_of(fn)
+    static = parts.static if parts else ()
     arrays = tuple(Static(a) if i in static or _is_static(a) else jax.tree.map(_array, a) for i, a in enumerate(args))
     subject = Subject(
         fn,
