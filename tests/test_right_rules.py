@@ -115,7 +115,7 @@ RIGHT = {
     "no custom rule at all": (lambda x, y: jnp.tanh(x @ y), (normal(3, 5), normal(5, 2)), {}),
     "a norm, whose squares underflow": (jnp.linalg.norm, (normal(11),), {}),
     "a linear solve": (lambda a, b: jnp.linalg.solve(a @ a.T + jnp.eye(3), b), (normal(3, 3), normal(3)), {}),
-    "a scan": (lambda x: jax.lax.scan(lambda c, a: (jnp.tanh(c + a), c), 0.0, x)[1], (normal(7),), {}),
+    "a scan": (lambda x: jax.lax.scan(lambda c, a: (jnp.tanh(c + a), c), jnp.zeros_like(x[0]), x)[1], (normal(7),), {}),
 }
 
 

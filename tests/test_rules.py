@@ -1,6 +1,7 @@
 """Every record against every claim, each an id of its own; and what every rule promises beside its derivative."""
 
 from functools import cache
+from typing import Any
 
 import chex
 import jax
@@ -80,10 +81,13 @@ def test_traces_once_for_the_same_shapes(name):
         counted(leaves, subject.cotangents(leaves, seed))
 
 
+variants: Any = chex.variants  # untyped in chex
+
+
 class Variants(chex.TestCase):
     """Each rule's value under chex's variants: with jit, without, and with device arrays."""
 
-    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    @variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
     def test_value_equals_the_reference(self):
         for rule in RULES.values():
             call = rule.cases[0].call(np.random.default_rng(0))

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.core import Literal as Literal
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+T = TypeVar("T")
 
 
 def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
@@ -38,6 +42,33 @@ def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., An
 def x64() -> Any:
     """Returns a context in which float64 stays float64, whatever the user's setting."""
     return jax.enable_x64(True)
+
+
+class Differentiable(Protocol[P, R]):
+    """The type of a custom_vjp: called as the function it was made of is, with the rule attached to it."""
+
+    __name__: str
+    fwd: Callable[..., Any] | None
+    bwd: Callable[..., Any] | None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Returns what the function returns."""
+        ...
+
+    def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
+        """Attaches the forward and the backward pass."""
+        ...
+
+
+if TYPE_CHECKING:
+
+    def custom_vjp(
+        fun: Callable[P, T], nondiff_argnums: Sequence[int] = (), nondiff_argnames: Sequence[str] = ()
+    ) -> Differentiable[P, T]:
+        """`jax.custom_vjp`, typed so that the rule keeps its function's signature."""
+        ...
+else:
+    custom_vjp = jax.custom_vjp
 
 
 class CustomVJP(NamedTuple):

@@ -6,23 +6,23 @@ As everywhere in deep learning the kernel is not flipped: the sum is a correlati
 import math
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from vjplib.compat import separate_call
+from vjplib.compat import custom_vjp, separate_call
 from vjplib.jacobians import BandedToeplitz, Dense
 from vjplib.numerics import as_form, floating, form, wide
 from vjplib.rule import Case, Edge, Rule, Scaling
 
 
-@partial(jax.custom_vjp[Array], nondiff_argnames=("stride",))
+@partial(custom_vjp, nondiff_argnames=("stride",))
 def conv1d(
-    x: Float[Array, "*batch n"] | Float[Array, "*batch n c_in"],
-    h: Float[Array, " k"] | Float[Array, "k c_in c_out"],
-    b: Float[Array, ""] | Float[Array, " c_out"] | None = None,
+    x: Float[ArrayLike, "*batch n"] | Float[ArrayLike, "*batch n c_in"],
+    h: Float[ArrayLike, " k"] | Float[ArrayLike, "k c_in c_out"],
+    b: Float[ArrayLike, ""] | Float[ArrayLike, " c_out"] | None = None,
     stride: int = 1,
 ) -> Float[Array, "*batch m"] | Float[Array, "*batch m c_out"]:
     """y_i = sum_j h_j x_{s i + j - p} + b, x zero outside; dx is g convolved back with h, dh is x correlated with g.

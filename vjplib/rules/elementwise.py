@@ -7,8 +7,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from vjplib.compat import custom_vjp
 from vjplib.jacobians import Diagonal
 from vjplib.numerics import as_form, broadcast_shapes, floating, form, wide
 from vjplib.rule import Case, Edge, Rule
@@ -16,8 +18,8 @@ from vjplib.rule import Case, Edge, Rule
 # ---------------------------------------------------------------------------------------------------------------- relu
 
 
-@partial(jax.custom_vjp[Array], nondiff_argnames=("derivative_at_zero",))
-def relu(x: Float[Array, "..."], derivative_at_zero: int = 1) -> Float[Array, "..."]:
+@partial(custom_vjp, nondiff_argnames=("derivative_at_zero",))
+def relu(x: Float[ArrayLike, "..."], derivative_at_zero: int = 1) -> Float[Array, "..."]:
     """max(x, 0), elementwise; its derivative is 1 where x > 0, 0 where x < 0, and a choice at 0.
 
     Args:
@@ -72,8 +74,8 @@ relu.defvjp(fwd_relu, bwd_relu)
 # ---------------------------------------------------------------------------------------------------------------- tanh
 
 
-@jax.custom_vjp
-def tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+@custom_vjp
+def tanh(x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """tanh(x), elementwise; its derivative is 1 - tanh(x)^2.
 
     Args:
@@ -122,8 +124,8 @@ tanh.defvjp(fwd_tanh, bwd_tanh)
 # ------------------------------------------------------------------------------------------------------------- sigmoid
 
 
-@jax.custom_vjp
-def sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
+@custom_vjp
+def sigmoid(x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """1 / (1 + exp(-x)), elementwise; its derivative is sigmoid(x) (1 - sigmoid(x)).
 
     Args:
@@ -174,8 +176,8 @@ sigmoid.defvjp(fwd_sigmoid, bwd_sigmoid)
 # ----------------------------------------------------------------------------------------------------------- quadratic
 
 
-@jax.custom_vjp
-def quadratic(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+@custom_vjp
+def quadratic(x: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """4 x + 7 y^2, elementwise; its partial derivatives are 4 and 14 y.
 
     Args:

@@ -1,17 +1,18 @@
 """The linear map y = W x + b of a fully connected layer, with a cotangent for each of its three arguments."""
 
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
 from vjplib.numerics import as_form, floating, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 
 
-@jax.custom_vjp
+@custom_vjp
 def linear(
-    x: Float[Array, "... n"], W: Float[Array, "m n"], b: Float[Array, " m"] | None = None
+    x: Float[ArrayLike, "... n"], W: Float[ArrayLike, "m n"], b: Float[ArrayLike, " m"] | None = None
 ) -> Float[Array, "... m"]:
     """W x + b over the last axis of x; its derivatives are W in x, and by their VJPs g x^T in W and g in b.
 

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
 from vjplib.numerics import as_form, axes_of, floating, form, masked, shifted_exponentials, wide
 from vjplib.rule import Case, Edge, Input, Rule, distribution, index_below, mask
@@ -17,12 +19,12 @@ from vjplib.rule import Case, Edge, Input, Rule, distribution, index_below, mask
 # ----------------------------------------------------------------------------------------------- softmax_cross_entropy
 
 
-@partial(jax.custom_vjp[Array], nondiff_argnames=("axis",))
+@partial(custom_vjp, nondiff_argnames=("axis",))
 def softmax_cross_entropy(
-    logits: Float[Array, "*b n"],
-    labels: Float[Array, "*b n"],
+    logits: Float[ArrayLike, "*b n"],
+    labels: Float[ArrayLike, "*b n"],
     axis: int | Sequence[int] | None = -1,
-    where: Bool[Array, "*b n"] | None = None,
+    where: Bool[ArrayLike, "*b n"] | None = None,
 ) -> Float[Array, "*b"]:
     """-sum_i labels_i log softmax(logits)_i along axis.
 
@@ -114,10 +116,10 @@ def _some_class(logits, axes):
 
 
 def softmax_cross_entropy_with_integer_labels(
-    logits: Float[Array, "*b n"],
-    labels: Int[Array, "*b"],
+    logits: Float[ArrayLike, "*b n"],
+    labels: Int[ArrayLike, "*b"],
     axis: int | tuple[int, ...] = -1,
-    where: Bool[Array, "*b n"] | None = None,
+    where: Bool[ArrayLike, "*b n"] | None = None,
 ) -> Float[Array, "*b"]:
     """log sum_i exp(logits_i) - logits_label, which is -log softmax(logits)_label, along axis.
 
@@ -186,7 +188,7 @@ def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, 
     return Dense((jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.size, dtype=logits.dtype))[None, :]), None
 
 
-@jax.custom_vjp
+@custom_vjp
 def _integer_cross_entropy(logits, labels, kept):
     """The rule itself: the class axis last, arguments checked."""
     return fwd_integer_cross_entropy(logits, labels, kept)[0]
@@ -220,8 +222,10 @@ _integer_cross_entropy.defvjp(fwd_integer_cross_entropy, bwd_integer_cross_entro
 # ------------------------------------------------------------------------------------------------------- squared_error
 
 
-@jax.custom_vjp
-def squared_error(predictions: Float[Array, "..."], targets: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+@custom_vjp
+def squared_error(
+    predictions: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."] | None = None
+) -> Float[Array, "..."]:
     """(predictions - targets)^2, elementwise; its partial derivatives are twice the difference, and minus that.
 
     Args:

@@ -7,8 +7,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
 from vjplib.numerics import as_form, axes_of, broadcast_shapes, floating, form, wide
 from vjplib.rule import Case, Edge, Input, Rule
@@ -16,8 +18,8 @@ from vjplib.rule import Case, Edge, Input, Rule
 # ------------------------------------------------------------------------------------------------------------ multiply
 
 
-@jax.custom_vjp
-def multiply(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+@custom_vjp
+def multiply(x: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """x y, elementwise; its partial derivatives are y and x.
 
     Args:
@@ -68,9 +70,9 @@ multiply.defvjp(fwd_multiply, bwd_multiply)
 # ---------------------------------------------------------------------------------------------------------------- prod
 
 
-@partial(jax.custom_vjp[Array], nondiff_argnames=("axis", "keepdims"))
+@partial(custom_vjp, nondiff_argnames=("axis", "keepdims"))
 def prod(
-    x: Float[Array, "..."], axis: int | Sequence[int] | None = None, keepdims: bool = False
+    x: Float[ArrayLike, "..."], axis: int | Sequence[int] | None = None, keepdims: bool = False
 ) -> Float[Array, "..."]:
     """prod_i x_i along axes; its i-th partial derivative is the product of the others, prod_{j != i} x_j.
 

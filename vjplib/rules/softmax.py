@@ -6,8 +6,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from vjplib.compat import custom_vjp
 from vjplib.jacobians import DiagonalMinusLowRank
 from vjplib.numerics import axes_of, floating, masked, shifted_exponentials, wide
 from vjplib.rule import Case, Edge, Input, Rule, mask
@@ -15,9 +17,9 @@ from vjplib.rule import Case, Edge, Input, Rule, mask
 # ------------------------------------------------------------------------------------------------------------- softmax
 
 
-@partial(jax.custom_vjp[Array], nondiff_argnames=("axis",))
+@partial(custom_vjp, nondiff_argnames=("axis",))
 def softmax(
-    x: Float[Array, "..."], axis: int | Sequence[int] | None = -1, where: Bool[Array, "..."] | None = None
+    x: Float[ArrayLike, "..."], axis: int | Sequence[int] | None = -1, where: Bool[ArrayLike, "..."] | None = None
 ) -> Float[Array, "..."]:
     """exp(x_i) / sum_j exp(x_j); its Jacobian diag(y) - y y^T acts on a cotangent as y (g - <g, y>).
 
@@ -84,9 +86,9 @@ softmax.defvjp(fwd_softmax, bwd_softmax)
 # --------------------------------------------------------------------------------------------------------- log_softmax
 
 
-@partial(jax.custom_vjp[Array], nondiff_argnames=("axis",))
+@partial(custom_vjp, nondiff_argnames=("axis",))
 def log_softmax(
-    x: Float[Array, "..."], axis: int | Sequence[int] | None = -1, where: Bool[Array, "..."] | None = None
+    x: Float[ArrayLike, "..."], axis: int | Sequence[int] | None = -1, where: Bool[ArrayLike, "..."] | None = None
 ) -> Float[Array, "..."]:
     """x_i - log sum_j exp(x_j); its Jacobian I - 1 s^T, s the softmax, acts on a cotangent as g - s sum(g).
 

@@ -108,33 +108,26 @@ def verify(
         >>> vjplib.verify(vjplib.tanh, (x,), effort="quick").ok, vjplib.verify(wrong, (x,), effort="quick").ok
         (True, False)
     """
+    start = time.perf_counter()
+    options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
+    findings = examine(_at_call(fn, args, dict(kwargs or {}), **options), effort, claims)
+    return Report(_name(fn), tuple(findings), time.perf_counter() - start)
+
+
+def _at_call(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], **options: Any) -> Subject:
+    """Returns the subject that a user's call makes, or refuses it."""
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {fn!r}")
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of positional arguments, got {type(args).__name__}")
-    if effort not in _CHECKS:
-        raise ValueError(f"effort must be one of {', '.join(_CHECKS)}, got {effort!r}")
-    if unknown := sorted(set(claims or ()) - set(CLAIMS)):
-        raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
     parts = custom_vjp_of(fn)
     static = parts.static if parts else ()
     arrays = tuple(Static(a) if i in static or _is_static(a) else jax.tree.map(_array, a) for i, a in enumerate(args))
-    subject = Subject(
-        fn,
-        arrays,
-        dict(kwargs or {}),
-        reference=reference,
-        seed=seed,
-        order_two=order_two,
-        residuals=residual_bytes,
-        sizes=_axis_sizes(arrays),
-        resize=lambda sizes: (_by_size(arrays, sizes), {}),
-    )
+    sizes = _axis_sizes(arrays)
+    subject = Subject(fn, arrays, kwargs, sizes=sizes, resize=lambda new: (_by_size(arrays, new), {}), **options)
     if not subject.differentiable:
         raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")
-    start = time.perf_counter()
-    findings = examine(subject, effort, claims)
-    return Report(_name(fn), tuple(findings), time.perf_counter() - start)
+    return subject
 
 
 def assert_verified(fn: Callable[..., Any], args: Sequence[Any], *rest: Any, **options: Any) -> None:
@@ -172,8 +165,6 @@ def verify_rule(
         >>> verify_rule(find("sigmoid")[0], effort="quick", claims=("V1", "V7")).ok
         True
     """
-    if effort not in _CHECKS:
-        raise ValueError(f"effort must be one of {', '.join(_CHECKS)}, got {effort!r}")
     start = time.perf_counter()
     selected = _selected(effort, claims)
     findings: list[Finding] = []
@@ -240,6 +231,8 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
 
 
 def _selected(effort: str, claims: Sequence[str] | None) -> list[tuple[str, Check]]:
+    if effort not in _CHECKS:
+        raise ValueError(f"effort must be one of {', '.join(_CHECKS)}, got {effort!r}")
     if unknown := sorted(set(claims or ()) - set(CLAIMS)):
         raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
     checks = _CHECKS[effort] if claims is None else {**_CHECKS["standard"], **_CHECKS[effort]}
