@@ -218,6 +218,16 @@ def test_python_numbers_and_numpy_arrays_are_arguments():
     assert jax.hessian(vjplib.quadratic, argnums=1)(2.0, 3.0) == 14.0
 
 
+def test_conv1d_of_mixed_dtypes(rng):
+    for shapes in (((2, 7), (3,), ()), ((2, 7, 2), (3, 2, 4), (4,))):
+        dtypes = (jnp.bfloat16, jnp.float32, jnp.float16)
+        args = [jnp.asarray(rng.standard_normal(s), d) for s, d in zip(shapes, dtypes, strict=True)]
+        for stride in (1, 2):
+            y, back = jax.vjp(lambda *a, stride=stride: vjplib.conv1d(*a, stride=stride), *args)
+            assert y.dtype == jnp.float32
+            assert [d.dtype for d in back(y)] == [*dtypes]
+
+
 def test_mixed_dtypes_promote_and_cotangents_go_back():
     y, back = jax.vjp(vjplib.multiply, jnp.ones((2, 3), jnp.bfloat16), jnp.ones(3, jnp.float32))
     assert y.dtype == jnp.float32

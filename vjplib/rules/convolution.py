@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vjplib.compat import custom_vjp, separate_call
 from vjplib.jacobians import BandedToeplitz, Dense
-from vjplib.numerics import as_form, floating, form, wide
+from vjplib.numerics import as_form, floating, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule, Scaling
 
 
@@ -85,13 +85,15 @@ def fwd(x, h, b, stride):
             raise ValueError(
                 f"b must have shape {h.shape[2:]}, one bias an output channel, got b {b.shape}, h {h.shape}"
             )
+    given = [a for a in (x, h, b) if a is not None]
+    wide_x, wide_h, *_ = _in_one_dtype(*given)
     if h.ndim == 1 and stride == 1:
-        y = _correlate(wide(x), wide(h), (h.size - 1) // 2)
+        y = _correlate(wide_x, wide_h, (h.size - 1) // 2)
     else:
-        y = _convolve(_blocks(x, h), _kernel(h), stride)
+        y = _convolve(_blocks(wide_x, h), _kernel(wide_h), stride)
         y = y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
     y = y if b is None else y + wide(b)
-    return y.astype(jnp.result_type(*(a for a in (x, h, b) if a is not None))), (x, h, None if b is None else form(b))
+    return y.astype(jnp.result_type(*given)), (x, h, None if b is None else form(b))
 
 
 # y_i = sum_j h_j x_{s i + j - p}, so dy_i/dx_l = h_{l - s i + p}: at stride 1 a band of k diagonals, each constant (a
@@ -102,13 +104,13 @@ def fwd(x, h, b, stride):
 # Algorithm 4 of the lecture is the first line at s = 1: O(n k) multiplications where the matrix takes O(n^2).
 def bwd(stride, res, g):
     x, h, form_b = res
-    g = wide(g)
+    wide_x, wide_h, g = _in_one_dtype(x, h, g)
     if h.ndim == 1 and stride == 1:
-        dx = _correlate(g, wide(h)[::-1], h.size // 2)
+        dx = _correlate(g, wide_h[::-1], h.size // 2)
     else:
         n = x.shape[-1 if h.ndim == 1 else -2]
-        dx = _convolve_dx(_blocks(g, h), _kernel(h), n, stride).reshape(x.shape)
-    dh = _convolve_dh(_blocks(g, h), _blocks(x, h), h.shape[0], stride).reshape(h.shape)
+        dx = _convolve_dx(_blocks(g, h), _kernel(wide_h), n, stride).reshape(x.shape)
+    dh = _convolve_dh(_blocks(g, h), _blocks(wide_x, h), h.shape[0], stride).reshape(h.shape)
     return dx.astype(x.dtype), dh.astype(h.dtype), None if form_b is None else as_form(g, form_b)
 
 
@@ -125,17 +127,27 @@ def _check(x, h, stride):
     n, k = x.shape[-1 if h.ndim == 1 else -2], h.shape[0]
     if not 1 <= k <= n:
         raise ValueError(f"h must have 1 <= k <= n taps, got k = {k} of h {h.shape} and n = {n} of x {x.shape}")
-    if not isinstance(stride, int):
+    if not hasattr(stride, "__index__"):
         raise TypeError(f"stride must be an integer, got {stride!r}")
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
 
 
+def _in_one_dtype(*arrays):
+    """Returns the arrays in the one dtype to compute in: XLA's convolution takes no two."""
+    dtype = wide_dtype(jnp.result_type(*arrays))
+    return [a.astype(dtype) for a in arrays]
+
+
 # ---------------------------------------------------------------------------- one kernel at stride 1, by shifted copies
+
+MOST_TAPS = 128  # beyond, the program of one sum takes longer to compile than it saves
 
 
 def _correlate(x, h, low):
     """Returns sum_j h_j x_{i + j - low} along the last axis, of x's length, x zero outside."""
+    if h.size > MOST_TAPS:
+        return _one_channel(x, h, low)
     return lax.platform_dependent(
         x,
         h,
@@ -169,12 +181,12 @@ _by_taps = separate_call(_taps, static_argnames=("low",))
 
 def _blocks(a, h):
     """Returns a as (batch, n, channels), with one channel where h is a single kernel."""
-    a = wide(a)[..., None] if h.ndim == 1 else wide(a)
+    a = a[..., None] if h.ndim == 1 else a
     return a.reshape(math.prod(a.shape[:-2]), *a.shape[-2:])
 
 
 def _kernel(h):
-    return wide(h)[:, None, None] if h.ndim == 1 else wide(h)
+    return h[:, None, None] if h.ndim == 1 else h
 
 
 def _pads(n, k, stride):
@@ -288,6 +300,7 @@ RULES = (
             Case(
                 ("c n i", "k i o"), {"c": 2, "n": 11, "k": 3, "i": 5, "o": 7}, {"stride": 2}, valid=_fits, growth=False
             ),
+            Case(("n", "k"), {"n": 139, "k": 131}, fixed=("n", "k"), growth=False),
             Case(("n", "k"), {"n": 12, "k": 5}, {"stride": 3}, valid=_fits, growth=False),
             Case(("n", "k"), {"n": 10, "k": 1}, {"stride": 4}, valid=_fits, growth=False),
         ),
