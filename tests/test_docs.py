@@ -44,6 +44,35 @@ def test_the_table_of_contents_of_a_folder_holds_every_page_in_it(folder):
     assert set(match[1].splitlines()) == pages | {f"{path.parent.name}/index" for path in folder.glob("*/index.md")}
 
 
+def rows(markdown):
+    """Returns the cells of each line of a page's tables."""
+    lines = (line for line in markdown.splitlines() if line.startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("quoted", "rule", "baseline", "column"),
+    [
+        ("`conv1d`, n = 1,000,000, k = 3,", "`conv1d` n=1000000 k=3", "`lax.conv_general_dilated`", "returned ms"),
+        ("the same, k = 15", "`conv1d` n=1000000 k=15", "`lax.conv_general_dilated`", "returned ms"),
+        ("`prod` of 256 rows of 4096,", "`prod` b=256 n=4096", "`jnp.prod`", "returned ms"),
+        ("`relu` of 1024 x 1024,", "`relu` b=1024 n=1024", "`jax.nn.relu`", "kept MB"),
+    ],
+    ids=["conv1d k=3", "conv1d k=15", "prod", "relu"],
+)
+def test_the_readme_quotes_the_figures_of_the_performance_page(quoted, rule, baseline, column):
+    measured = rows(text("performance.md"))
+    (header,) = (row for row in measured if "returned ms" in row)
+    (row,) = (row for row in measured if row[:2] == [rule, baseline])
+    (line,) = (line for line in rows((ROOT / "README.md").read_text(encoding="utf-8")) if line[0].startswith(quoted))
+    place, unit = header.index(column), column.split()[-1]
+    ours, theirs = row[place].split(" / ")
+    assert line[1:3] == [f"{theirs} {unit}", f"{ours} {unit}"]
+    if unit == "ms":
+        assert header[place + 1] == "ratio"
+        assert line[3] == f"{row[place + 1]} x faster"
+
+
 def test_the_lecture_page_walks_through_every_row():
     rows = re.findall(r"^### (L\d+): ", text("lecture.md"), re.M)
     assert rows == [f"L{i}" for i in range(1, 21)]

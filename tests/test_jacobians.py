@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vjplib import catalog
+from vjplib import catalog, conv1d
 from vjplib.jacobians import (
     BandedToeplitz,
     Chain,
@@ -251,6 +251,21 @@ def test_multiplications_follow_loops_and_refuse_unknown_ones():
     assert multiplications(lambda i: i * i, jnp.ones(N, jnp.int32)) == 0
     with pytest.raises(ValueError, match="got a while"):
         multiplications(lambda x: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: c * x, x), v)
+
+
+def test_of_branches_the_dearest_counts():
+    v = jnp.ones(N)
+    assert multiplications(lambda x: jax.lax.cond(x[0] > 0, lambda x: x, lambda x: x * x * x, x), v) == 2 * N
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("k", [3, 200])  # by shifted copies, and by XLA's convolution
+def test_a_convolution_takes_k_multiplications_an_output(k, stride):
+    assert multiplications(lambda x, h: conv1d(x, h, stride=stride), jnp.ones(400), jnp.ones(k)) == k * 400 // stride
+
+
+def test_a_convolution_of_channels_sums_over_them():
+    assert multiplications(conv1d, jnp.ones((2, 8, 5)), jnp.ones((3, 5, 7))) == 2 * 8 * 7 * 3 * 5
 
 
 # ----------------------------------------------------------------------------------------------------------- the chain

@@ -157,6 +157,7 @@ def test_conv1d_along_both_axes_is_a_separable_convolution():
         (lambda: net.linear(2), (), r"linear: input_shape must be \(\.\.\., n\), got \(\)"),
         (lambda: net.conv1d(2, 3), (7,), r"conv1d: input_shape must be \(\.\.\., n, c\), got \(7,\)"),
         (lambda: net.conv1d(2, 8), (7, 1), r"conv1d: kernel_size must be at most n, got 8 for input_shape \(7, 1\)"),
+        (lambda: net.softmax, (), r"softmax: input_shape must be \(\.\.\., n\), got \(\)"),
         (lambda: net.flatten(), (4,), r"flatten: input_shape must be 2 axes or more, got \(4,\)"),
         (lambda: net.swap_axes(-3, -2), (4, 2), r"swap_axes: input_shape must be 3 axes or more, got \(4, 2\)"),
         (lambda: net.mean_pool(), (4,), r"mean_pool: input_shape must be 2 axes or more, got \(4,\)"),
@@ -167,6 +168,23 @@ def test_conv1d_along_both_axes_is_a_separable_convolution():
 def test_bad_sizes_and_shapes_are_refused_by_name(make, shape, message):
     with pytest.raises(ValueError, match=message):
         make().init(KEY, shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda size: net.linear(size), "linear: features must be an integer, got 2.0"),
+        (lambda size: net.conv1d(size, 3), "conv1d: channels must be an integer, got 2.0"),
+        (lambda size: net.conv1d(2, size), "conv1d: kernel_size must be an integer, got 2.0"),
+        (lambda size: net.conv1d(2, 3, stride=size), "conv1d: stride must be an integer, got 2.0"),
+        (lambda size: net.flatten(size), "flatten: axes must be an integer, got 2.0"),
+        (lambda size: net.mean_pool(size), "mean_pool: axes must be an integer, got 2.0"),
+        (lambda size: net.swap_axes(-1, -size), "swap_axes: axis2 must be an integer, got -2.0"),
+    ],
+)
+def test_sizes_that_are_no_integers_are_refused_by_name(make, message):
+    with pytest.raises(TypeError, match=message):
+        make(2.0)
 
 
 def test_serial_tells_which_layer_refused():

@@ -107,6 +107,7 @@ def test_a_page_has_every_part(rule):
         "## Source",
     ):
         assert part in text
+    assert "At these calls and, with `--deep`, each at random sizes:" in text
     assert rule.reason in text
     assert all(edge.name in text for edge in rule.edges)
     assert all(f"`{name}`" in text for name in rule.baselines)

@@ -185,17 +185,52 @@ def test_a_history_with_nan_among_the_metrics_survives(tmp_path):
     [
         ({"seed": 1}, "but that has seed 0, not 1$"),
         ({"batch_size": 4}, "but that has batch_size 5, not 4$"),
-        ({"data": (X[:20], Y[:20])}, "but that has examples 22, not 20$"),
+        ({"data": (X[:20], Y[:20])}, r"data\[0\] float32\[22, 3\] of digest \w{16}, not float32\[20, 3\] of digest "),
+        (
+            {"data": (X, 2 - Y)},
+            r"but that has data\[1\] int32\[22\] of digest \w{16}, not int32\[22\] of digest \w{16}$",
+        ),
+        ({"data": (X, Y, Y)}, r"but that has data\[2\] None, not int32\[22\] of digest \w{16}$"),
         ({"epochs": 1}, "epochs must be at least the 2 of the run in checkpoint_dir, got 1"),
         ({"params": SMALLER}, r"but that has \.params\[0\]\['W'\] float32\[8, 3\], not float32\[4, 3\];"),
         ({"optimizer": optax.sgd(0.1)}, r"\.trace\[0\]\['W'\] float32\[8, 3\], not None;"),
     ],
-    ids=["seed", "batch_size", "data", "fewer epochs", "another network", "another optimizer"],
+    ids=[
+        "seed",
+        "batch_size",
+        "fewer examples",
+        "other labels",
+        "one more array",
+        "fewer epochs",
+        "another network",
+        "another optimizer",
+    ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, options, message):
     fit(epochs=2, checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match=message):
         fit(**{"epochs": 4, "checkpoint_dir": tmp_path} | options)
+
+
+def test_equal_data_resume_a_run_whatever_holds_them_and_however_they_lie(tmp_path):
+    fit(epochs=1, checkpoint_dir=tmp_path)
+    assert len(fit(epochs=2, data=[jnp.array(X), list(Y)], checkpoint_dir=tmp_path).history) == 2
+    assert len(fit(epochs=3, data=(np.asfortranarray(X), Y), checkpoint_dir=tmp_path).history) == 3
+
+
+def test_data_of_dtypes_that_numpy_lacks_can_be_checkpointed(tmp_path):
+    data = (jnp.asarray(X, jnp.bfloat16), jnp.asarray(Y))
+    first = fit(epochs=1, data=data, checkpoint_dir=tmp_path)
+    assert fit(epochs=1, data=data, checkpoint_dir=tmp_path).history == first.history
+
+
+@pytest.mark.parametrize("number", [jnp.float32, jnp.bfloat16, np.float64, np.array, int])
+def test_metrics_of_any_scalar_type_are_kept_as_floats(tmp_path, number):
+    run = fit(epochs=1, evaluate=lambda params: {"two": number(2)}, checkpoint_dir=tmp_path)
+    assert type(run.history[0].metrics["two"]) is float
+    assert (
+        fit(epochs=1, checkpoint_dir=tmp_path).history == run.history == (run.history[0]._replace(metrics={"two": 2}),)
+    )
 
 
 def test_checkpoints_without_orbax_name_the_extra(tmp_path, monkeypatch):
@@ -257,6 +292,12 @@ def test_the_first_step_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_p
         ({"batch_size": 23}, ValueError, r"batch_size must lie in \[1, 22\], the number of examples, got 23"),
         ({"batch_size": 0}, ValueError, r"batch_size must lie in \[1, 22\], the number of examples, got 0"),
         ({"epochs": 0}, ValueError, "epochs must be positive, got 0"),
+        ({"epochs": 2.5}, TypeError, "epochs must be an integer, got 2.5"),
+        ({"batch_size": 2.5}, TypeError, "batch_size must be an integer, got 2.5"),
+        ({"seed": 2.5}, TypeError, "seed must be an integer, got 2.5"),
+        ({"evaluate": lambda _: {"m": jnp.ones(2)}}, TypeError, r"metric m must be a scalar, got Array\(\[1., 1.\]"),
+        ({"evaluate": lambda _: {"m": np.ones(1)}}, TypeError, r"metric m must be a scalar, got array\(\[1.\]\)"),
+        ({"evaluate": lambda _: {"m": None}}, TypeError, "metric m must be a scalar, got None"),
     ],
 )
 def test_bad_arguments_of_fit_are_refused_by_name(options, error, message):
@@ -268,6 +309,13 @@ def test_bad_arguments_of_fit_are_refused_by_name(options, error, message):
 def test_bad_arguments_of_evaluator_are_refused_by_name(data, batch_size):
     with pytest.raises(ValueError, match=r"examples, got"):
         train.evaluator({}, data, batch_size=batch_size)
+
+
+def test_a_size_or_metric_that_is_no_number_is_refused_by_evaluator():
+    with pytest.raises(TypeError, match=r"batch_size must be an integer, got 2\.5"):
+        train.evaluator({}, (X, Y), batch_size=2.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="metric wrong must be a scalar"):
+        train.evaluator({"wrong": lambda w, x, y: w * y}, (X, Y))(2.0)
 
 
 @pytest.mark.parametrize("metric", [train.cross_entropy, train.accuracy])

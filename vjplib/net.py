@@ -14,6 +14,7 @@ the shape given to `init` may hold them or leave them out.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,6 +66,7 @@ def linear(features: int, *, initializer: Initializer = jax.nn.initializers.he_n
         A layer from (..., n) to (..., features).
 
     Raises:
+        TypeError: features is not an integer.
         ValueError: features is not positive, or, from `init`, the input has no axis.
 
     Example:
@@ -76,7 +78,7 @@ def linear(features: int, *, initializer: Initializer = jax.nn.initializers.he_n
         Example 2.5 of the lecture. He et al., Delving deep into rectifiers, 2015; Glorot and Bengio, Understanding the
         difficulty of training deep feedforward neural networks, 2010.
     """
-    _positive("linear", features=features)
+    (features,) = _positive("linear", features=features)
 
     def init(key: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
         *batch, n = _at_least(1, "linear", "(..., n)", input_shape)
@@ -104,7 +106,8 @@ def conv1d(
         A layer from (..., n, c) to (..., ceil(n / stride), channels).
 
     Raises:
-        ValueError: an argument is not positive, or, from `init`, the input has fewer than two axes or n is less than
+        TypeError: channels, kernel_size or stride is not an integer.
+        ValueError: one of them is not positive, or, from `init`, the input has fewer than two axes or n is less than
             kernel_size.
 
     Example:
@@ -115,7 +118,7 @@ def conv1d(
     Source:
         Example 4.2 of the lecture, with channels and strides.
     """
-    _positive("conv1d", channels=channels, kernel_size=kernel_size, stride=stride)
+    channels, kernel_size, stride = _positive("conv1d", channels=channels, kernel_size=kernel_size, stride=stride)
 
     def init(key: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
         *batch, n, c = _at_least(2, "conv1d", "(..., n, c)", input_shape)
@@ -154,7 +157,11 @@ def activation(fn: Callable[..., Any]) -> Layer:
 relu = activation(elementwise.relu)
 tanh = activation(elementwise.tanh)
 sigmoid = activation(elementwise.sigmoid)
-softmax = activation(softmax_rules.softmax)
+# Along the last axis, so that one is needed.
+softmax = Layer(
+    lambda _, input_shape: (_at_least(1, "softmax", "(..., n)", input_shape), ()),
+    lambda _, x: softmax_rules.softmax(x),
+)
 
 
 def flatten(axes: int = 2) -> Layer:
@@ -167,13 +174,14 @@ def flatten(axes: int = 2) -> Layer:
         A layer from (..., n_1, ..., n_axes) to (..., n_1 * ... * n_axes).
 
     Raises:
+        TypeError: axes is not an integer.
         ValueError: axes is not positive, or, from `init`, the input has fewer.
 
     Example:
         >>> flatten().init(jax.random.key(0), (10, 32))[0]
         (320,)
     """
-    _positive("flatten", axes=axes)
+    (axes,) = _positive("flatten", axes=axes)
 
     def init(_: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
         shape = _at_least(axes, "flatten", f"{axes} axes or more", input_shape)
@@ -196,12 +204,14 @@ def swap_axes(axis1: int, axis2: int) -> Layer:
         A layer from (..., a, ..., b, ...) to (..., b, ..., a, ...).
 
     Raises:
+        TypeError: an axis is not an integer.
         ValueError: an axis is not negative, or, from `init`, the input lacks it.
 
     Example:
         >>> swap_axes(-3, -2).init(jax.random.key(0), (4, 8, 1))[0]
         (8, 4, 1)
     """
+    axis1, axis2 = _integers("swap_axes", axis1=axis1, axis2=axis2)
     if axis1 >= 0 or axis2 >= 0:
         raise ValueError(f"swap_axes: axis1 and axis2 must be negative, got {axis1} and {axis2}")
     needed = max(-axis1, -axis2)
@@ -224,13 +234,14 @@ def mean_pool(axes: int = 1) -> Layer:
         A layer from (..., n_1, ..., n_axes, c) to (..., c).
 
     Raises:
+        TypeError: axes is not an integer.
         ValueError: axes is not positive, or, from `init`, the input has no more than axes or no position to average.
 
     Example:
         >>> mean_pool().init(jax.random.key(0), (40, 32))[0]
         (32,)
     """
-    _positive("mean_pool", axes=axes)
+    (axes,) = _positive("mean_pool", axes=axes)
     positions = tuple(range(-1 - axes, -1))
 
     def init(_: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
@@ -321,10 +332,20 @@ def residual(*layers: Layer) -> Layer:
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
-def _positive(layer: str, **sizes: int) -> None:
-    for name, size in sizes.items():
+def _integers(layer: str, **numbers: Any) -> list[int]:
+    for name, number in numbers.items():
+        try:
+            operator.index(number)
+        except TypeError:
+            raise TypeError(f"{layer}: {name} must be an integer, got {number!r}") from None
+    return [operator.index(number) for number in numbers.values()]
+
+
+def _positive(layer: str, **sizes: Any) -> list[int]:
+    for name, size in zip(sizes, given := _integers(layer, **sizes), strict=True):
         if size < 1:
             raise ValueError(f"{layer}: {name} must be positive, got {size}")
+    return given
 
 
 def _at_least(axes: int, layer: str, wanted: str, input_shape: Shape) -> Shape:

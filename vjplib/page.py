@@ -159,7 +159,7 @@ def _shown(rule: Rule, fn: Any) -> str:
 def _verified(rule: Rule) -> Iterator[str]:
     yield "## What is verified"
     yield _fence("sh", f"vjplib verify {rule.fn.__module__}:{rule.name}")
-    yield "At these calls, and at each with random sizes:"
+    yield "At these calls and, with `--deep`, each at random sizes:"
     yield _table(("arguments", "sizes", "keywords"), (_case_row(rule, case) for case in rule.cases))
     if rule.edges:
         yield "At these edges:"

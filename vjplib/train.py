@@ -5,7 +5,9 @@ program, and Python waits for the device once an epoch. The steps are not scanne
 slower inside a loop of its own. Nothing depends on which device it is.
 """
 
+import hashlib
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
@@ -27,7 +29,7 @@ Params = Any
 Batch = tuple[Array, ...]
 Loss = Callable[..., Float[Array, ""]]
 Metric = Callable[..., Float[Array, ""]]
-Evaluate = Callable[[Params], dict[str, float]]
+Evaluate = Callable[[Params], Mapping[str, ArrayLike]]
 
 
 class State(NamedTuple):
@@ -175,9 +177,13 @@ def fit(
         epochs: how many epochs in all, those of an earlier run that is resumed included.
         batch_size: examples a step; those that do not fill a batch sit the epoch out.
         seed: of the shuffling. The same seed gives the same history, bit for bit on CPU.
-        evaluate: gives the metrics of an epoch's record from the parameters after it; see `evaluator`.
+        evaluate: gives the metrics of an epoch's record from the parameters after it, as scalars by name; see
+            `evaluator`.
         checkpoint_dir: where to save state and history after each epoch. If it holds an earlier run, this one goes on
-            from there and gives what it would have given uninterrupted.
+            from there and gives what it would have given uninterrupted. Compared with that run are data, seed,
+            batch_size, and the shapes and dtypes of parameters and optimizer state. Functions cannot be compared: give
+            the same loss, evaluate and optimizer, whose learning rate and other numbers are part of its functions. The
+            saved parameters replace params, whose numbers are not compared.
         progress: whether to show a progress bar.
 
     Returns:
@@ -186,8 +192,10 @@ def fit(
     Raises:
         DivergenceError: a loss or an updated parameter is NaN or infinite; the error holds what was reached before.
         ImportError: checkpoint_dir is given and orbax-checkpoint is not installed.
-        TypeError: data is not a sequence of arrays.
-        ValueError: data is empty or of unequal lengths, a number is out of range, or checkpoint_dir holds another run.
+        TypeError: data is not a sequence of arrays, epochs, batch_size or seed is not an integer, or evaluate gives
+            something that is not a scalar.
+        ValueError: data is empty or of unequal lengths, a number is out of range, or checkpoint_dir holds another run,
+            as far as runs are compared.
 
     Example:
         >>> x = jnp.arange(8.0)
@@ -199,22 +207,26 @@ def fit(
     Source:
         Eq. 1 of the lecture, on batches.
     """
+    epochs, batch_size, seed = _integer("epochs", epochs), _integer("batch_size", batch_size), _integer("seed", seed)
     arrays = _examples("data", data, batch_size)
     _positive("epochs", epochs)
     run = Fit(jax.tree.map(_copy, State(params, optimizer.init(params))), ())
-    fixed = {"seed": seed, "batch_size": batch_size, "examples": len(arrays[0]), **_forms(run.state)}
-    with _checkpoints(checkpoint_dir, fixed) as (resume, save), _bar(epochs, progress) as show:
+    fixed = {"seed": seed, "batch_size": batch_size, **_forms(run.state)}
+    with _checkpoints(checkpoint_dir, fixed, arrays) as (resume, save), _bar(epochs, progress) as show:
         run = resume(run, epochs)
         while len(run.history) < epochs:
             state, mean = _epoch(run, partial(_guarded_step, loss, optimizer), arrays, batch_size, seed)
-            metrics = {} if evaluate is None else evaluate(state.params)
+            given = {} if evaluate is None else evaluate(state.params)
+            metrics = {name: _scalar(name, value) for name, value in given.items()}
             run = Fit(state, (*run.history, Record(len(run.history) + 1, mean, metrics)))
             save(run)
             show(run.history[-1])
     return run
 
 
-def evaluator(metrics: Mapping[str, Metric], data: Sequence[ArrayLike], *, batch_size: int | None = None) -> Evaluate:
+def evaluator(
+    metrics: Mapping[str, Metric], data: Sequence[ArrayLike], *, batch_size: int | None = None
+) -> Callable[[Params], dict[str, float]]:
     """Returns the function from params to each metric's mean over data, for `fit` to call after each epoch.
 
     Args:
@@ -226,7 +238,8 @@ def evaluator(metrics: Mapping[str, Metric], data: Sequence[ArrayLike], *, batch
         A function that gives a float for each name.
 
     Raises:
-        TypeError: data is not a sequence of arrays.
+        TypeError: data is not a sequence of arrays, batch_size is not an integer, or, from the function returned, a
+            metric is not a scalar.
         ValueError: arrays of data are empty or of different lengths, or batch_size is not positive or exceeds it.
 
     Example:
@@ -234,6 +247,7 @@ def evaluator(metrics: Mapping[str, Metric], data: Sequence[ArrayLike], *, batch
         >>> evaluate(jnp.array(10.0))
         {'mean': 20.0}
     """
+    batch_size = None if batch_size is None else _integer("batch_size", batch_size)
     arrays, named = _examples("data", data, batch_size), tuple(metrics.items())
     n = len(arrays[0])
     size = batch_size or n
@@ -241,7 +255,7 @@ def evaluator(metrics: Mapping[str, Metric], data: Sequence[ArrayLike], *, batch
 
     def evaluate(params: Params) -> dict[str, float]:
         parts = [(len(batch[0]) / n, _measured(named, params, batch)) for batch in batches]
-        return {name: sum(share * float(part[name]) for share, part in parts) for name in metrics}
+        return {name: sum(share * _scalar(name, part[name]) for share, part in parts) for name in metrics}
 
     return evaluate
 
@@ -306,12 +320,20 @@ def _forms(state: State) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{a.dtype}{list(a.shape)}" for path, a in jax.tree.leaves_with_path(state)}
 
 
+def _content(array: Array) -> str:
+    """Returns the dtype and shape of an array, and a digest of its bytes."""
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return f"{array.dtype}{list(array.shape)} of digest {hashlib.sha256(data.data).hexdigest()[:16]}"
+
+
 Resume = Callable[[Fit, int], Fit]
 Save = Callable[[Fit], None]
 
 
 @contextmanager
-def _checkpoints(directory: str | PathLike | None, fixed: dict[str, Any]) -> Iterator[tuple[Resume, Save]]:
+def _checkpoints(
+    directory: str | PathLike | None, fixed: dict[str, Any], arrays: Batch
+) -> Iterator[tuple[Resume, Save]]:
     """Yields `resume(run, epochs) -> run` and `save(run)`, which do nothing where there is no directory."""
     if directory is None:
         yield (lambda run, epochs: run), (lambda run: None)
@@ -320,6 +342,7 @@ def _checkpoints(directory: str | PathLike | None, fixed: dict[str, Any]) -> Ite
         import orbax.checkpoint as ocp
     except ImportError as e:
         raise ImportError("checkpoint_dir needs orbax-checkpoint: pip install 'vjplib[examples]'") from e
+    fixed = {**fixed, **{f"data[{i}]": _content(a) for i, a in enumerate(arrays)}}
     # Saving in the background would read arrays that the next epoch is given to overwrite.
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
 
@@ -376,6 +399,23 @@ def _examples(name: str, data: Sequence[ArrayLike], batch_size: int | None) -> B
     if batch_size is not None and not 0 < batch_size <= len(arrays[0]):
         raise ValueError(f"batch_size must lie in [1, {len(arrays[0])}], the number of examples, got {batch_size}")
     return arrays
+
+
+def _integer(name: str, number: Any) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {number!r}") from None
+
+
+def _scalar(name: str, value: Any) -> float:
+    refusal = TypeError(f"metric {name} must be a scalar, got {value!r:.60}")
+    if np.ndim(value) != 0:
+        raise refusal
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise refusal from None
 
 
 def _positive(name: str, number: int) -> None:

@@ -128,35 +128,48 @@ def _multiply(jacobians: Sequence[Jacobian], place: Callable[[list[Jacobian]], i
 def multiplications(fn: Callable[..., Any], *args: Any) -> int:
     """Returns how many multiplications of floating numbers fn does, read from the program that JAX traces it to.
 
-    Counted are elementwise and matrix products, in loops of known length as often as they run.
+    Counted are elementwise and matrix products and convolutions: in loops of known length as often as they run, and in
+    branches, of which `jax.lax.platform_dependent` makes one a platform, those of the dearest.
 
     Args:
         fn: the function.
         *args: its arguments: pytrees of arrays, or of `jax.ShapeDtypeStruct`.
 
     Raises:
-        ValueError: fn holds a `while` or `cond`, whose work depends on numbers.
+        ValueError: fn holds a `while`, whose work depends on numbers.
 
     Example:
         >>> multiplications(lambda W, x: 2 * (W @ x), jnp.ones((3, 5)), jnp.ones(5))
         18
+        >>> multiplications(lambda x, h: jnp.convolve(x, h, "same"), jnp.ones(10), jnp.ones(3))
+        30
     """
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def _count(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name in ("while", "cond"):
-            raise ValueError(f"fn must do work that its shapes tell, got a {name}")
-        if name in ("mul", "dot_general"):
-            first, result = equation.invars[0].aval, equation.outvars[0].aval
-            summed = params["dimension_numbers"][0][0] if name == "dot_general" else ()
-            if jnp.issubdtype(result.dtype, jnp.floating):
-                total += result.size * math.prod(first.shape[axis] for axis in summed)
-        else:
-            total += (params["length"] if name == "scan" else 1) * sum(
-                _count(jaxpr) for _, jaxpr, _ in programs(params)
-            )
-    return total
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "while":
+        raise ValueError("fn must do work that its shapes tell, got a while")
+    if name in ("mul", "dot_general", "conv_general_dilated"):
+        result = equation.outvars[0].aval
+        return result.size * _terms(equation) if jnp.issubdtype(result.dtype, jnp.floating) else 0
+    inner = [_count(body) for _, body, _ in programs(params)]
+    if name == "cond":
+        return max(inner)
+    return (params["length"] if name == "scan" else 1) * sum(inner)
+
+
+def _terms(equation: Any) -> int:
+    """Returns how many products an element of the result is the sum of."""
+    if equation.primitive.name == "mul":
+        return 1
+    numbers = equation.params["dimension_numbers"]
+    first, second = (v.aval.shape for v in equation.invars)
+    if equation.primitive.name == "dot_general":
+        return math.prod(first[axis] for axis in numbers[0][0])
+    return math.prod(second[axis] for axis in numbers.rhs_spec[1:])
