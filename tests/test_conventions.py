@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import vjplib
+from vjplib.catalog import rules
 
 INF, NAN = jnp.inf, jnp.nan
 
@@ -140,6 +141,19 @@ def test_cross_entropy_takes_optax_masks_without_the_class_axis():
     assert ours[1] == 0
 
 
+def test_labels_of_few_bits_may_count_many_classes_from_the_end(rng):
+    logits = rng.standard_normal((2, 300)).astype(np.float32)
+    labels = np.array([-1, -100], np.int8)
+    ours, theirs = (
+        jax.grad(lambda x, f=f: f(x, labels).sum())(logits)
+        for f in (
+            vjplib.softmax_cross_entropy_with_integer_labels,
+            optax.softmax_cross_entropy_with_integer_labels,
+        )
+    )
+    chex.assert_trees_all_close(ours, theirs, atol=1e-6)
+
+
 def test_negative_labels_count_from_the_end():
     logits = jnp.array([[1.0, 2.0, 4.0]])
     last, negative = (
@@ -199,6 +213,16 @@ def test_conv1d_keeps_its_calls_apart_on_cpu():
     program = jax.jit(jax.grad(lambda x, h: jnp.sum(jnp.tanh(vjplib.conv1d(x, h))), (0, 1))).lower(x, h).compile()
     lines = (program.as_text() or "").splitlines()
     assert sum(" call(" in line and 'inlineable="false"' in line for line in lines) == 2  # forward, and dx
+
+
+def test_no_rule_leans_on_implicit_promotion(rng):
+    logits = jnp.asarray(rng.standard_normal((2, 3)), jnp.float32)
+    with jax.numpy_dtype_promotion("strict"):
+        for rule in rules():
+            call = rule.cases[0].call(rng)
+            floats = [i for i, a in enumerate(call.args) if np.issubdtype(a.dtype, np.floating)]
+            jax.grad(lambda *a, r=rule: r.fn(*a).sum(), floats)(*map(jnp.asarray, call.args))
+        jax.grad(lambda x: vjplib.softmax(x, where=x > 0).sum())(logits)
 
 
 def test_forward_mode_is_refused_by_jax():

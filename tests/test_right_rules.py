@@ -151,3 +151,55 @@ def test_reports_serialise(tmp_path):
     report = vjplib.verify(vjplib.tanh, (normal(3),), claims=("V1", "V2"))
     assert json.loads(report.to_json())["ok"] is True
     assert report.to_markdown().count("\n") == len(report.findings) + 1
+
+
+def newton(a):
+    """sqrt by a loop of unknown length, which JAX cannot differentiate backwards."""
+
+    def goes_on(state):
+        steps, y = state
+        return (steps < 60) & (jnp.max(jnp.abs(y * y - a) / a) > 1e-14)
+
+    return jax.lax.while_loop(goes_on, lambda state: (state[0] + 1, (state[1] + a / state[1]) / 2), (0, a + 1))[1]
+
+
+def test_primal_that_jax_cannot_differentiate_is_undecided_without_a_reference():
+    root = rule(newton, lambda a: (newton(a), newton(a)), lambda y, g: (g / (2 * y),))
+    a = (np.abs(normal(5)) + 1,)
+    report = vjplib.verify(root, a)
+    assert not report.failures, report
+    assert {report.level(claim) for claim in ("V1", "V3", "V4")} == {"pass"}
+    assert {report.level(claim) for claim in ("V2", "V5", "V10", "V11")} == {"skipped"}
+    assert "give a reference" in str(next(f for f in report.findings if f.level == "skipped"))
+    assert vjplib.verify(root, a, reference=jnp.sqrt, claims=("V2", "V11")).ok
+
+
+def test_what_the_oracle_cannot_decide_is_not_passed():
+    nowhere = rule(
+        lambda x: jnp.sqrt(-jnp.abs(x) - 1), lambda x: (jnp.sqrt(-jnp.abs(x) - 1), None), lambda _, g: (123 * g,)
+    )
+    report = vjplib.verify(nowhere, (normal(5),), claims=("V2",))
+    assert not report.ok
+    assert report.level("V2") == "skipped"
+    half = rule(jnp.sqrt, lambda x: (jnp.sqrt(x), x), lambda x, g: (jnp.where(x > 0, g / (2 * jnp.sqrt(x)), 7 * g),))
+    report = vjplib.verify(half, (np.array([-1.0, 2.0, 3.0], np.float32),), claims=("V2",))
+    assert any("the oracle is NaN at 33% of it" in f.message for f in report.findings)
+
+
+def test_numpys_float64_is_taken_as_jax_takes_it():
+    assert vjplib.verify(vjplib.tanh, (np.linspace(-1, 1, 7),), effort="quick").ok
+
+
+def test_numbers_that_overflow_when_scaled_leak_no_warning():
+    assert vjplib.verify(vjplib.tanh, (np.array([1e37, 1.0], np.float32),), effort="quick").ok
+
+
+def test_output_without_a_derivative_is_refused():
+    for fn in (jnp.argmax, lambda x: None):
+        with pytest.raises(ValueError, match="fn must return at least one floating array"):
+            vjplib.verify(fn, (normal(3),))
+
+
+def test_undecided_is_not_shown_as_passed():
+    findings = (vjplib.Finding("V2", "skipped", "undecided"), vjplib.Finding("V2", "pass", "equal"))
+    assert vjplib.Report("f", findings).level("V2") == "skipped"

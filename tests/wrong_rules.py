@@ -231,3 +231,54 @@ def scaled(x: Any, n: Any) -> Any:
 
 scaled.defvjp(lambda x, n: (x * n, (x, n)), lambda res, g: (g * res[1], jnp.zeros_like(res[1])))
 FAULTS["float cotangent for an integer"] = Fault(scaled, (normal(5), np.int32(3)), None, ("V1",))
+
+
+def sine(bwd: Callable) -> Any:
+    return rule(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, g: (bwd(x, g),))
+
+
+def clipped_norm(x: Any, g: Any) -> Any:
+    return jnp.cos(x) * g * jnp.minimum(1, 10 / jnp.maximum(jnp.sqrt(jnp.sum(g * g)), 1e-30))
+
+
+def every_tie(x: Any, g: Any) -> Any:
+    return jnp.where(x == jnp.max(x), g, 0)
+
+
+def mean_bwd(n: Any, g: Any) -> Any:
+    return jnp.broadcast_to(g, (n,)) / max(n, 2)
+
+
+def mean(x: Any) -> Any:
+    return jnp.sum(x) / x.shape[0]
+
+
+FAULTS |= {
+    "cotangent clipped at 5": Fault(sine(lambda x, g: jnp.cos(x) * jnp.clip(g, -5, 5)), (normal(7),), None, ("V3",)),
+    "small cotangents dropped": Fault(
+        sine(lambda x, g: jnp.where(jnp.abs(g) < 1e-4, 0, g * jnp.cos(x))), (normal(7),), None, ("V3",)
+    ),
+    "cotangent clipped by its norm": Fault(sine(clipped_norm), (normal(7),), None, ("V3",)),
+    "no subgradient at a kink": Fault(
+        rule(jax.nn.relu, lambda x: (jax.nn.relu(x), x), lambda x, g: (g * jnp.where(x == 0, 12345, x > 0),)),
+        (normal(5),),
+        None,
+        ("V10",),
+    ),
+    "a tie paid in full to each": Fault(
+        rule(lambda x: jnp.max(x), lambda x: (jnp.max(x), x), lambda x, g: (every_tie(x, g),)),
+        (normal(5),),
+        None,
+        ("V10",),
+    ),
+    "wrong for an axis of one": Fault(
+        rule(mean, lambda x: (mean(x), x), lambda x, g: (mean_bwd(x.shape[0], g),)), (normal(7),), None, ("V2",)
+    ),
+    "wrong for even lengths": Fault(
+        rule(mean, lambda x: (mean(x), x), lambda x, g: (jnp.full_like(x, g) / (x.shape[0] // 2 * 2 + 1),)),
+        (normal(7),),
+        None,
+        ("V2",),
+    ),
+    "float cotangent for an integer, under jit": Fault(jax.jit(scaled), (normal(5), np.int32(3)), None, ("V1",)),
+}

@@ -185,6 +185,16 @@ _CUSTOM = {"custom_jvp_call", "custom_vjp_call", "call_hi_primitive"}
 _INLINED = _CUSTOM | {"jit", "pjit", "remat2", "checkpoint", "closed_call"}
 
 
+def holds_custom_vjp(program: Any) -> bool:
+    """Returns whether a jaxpr, or a program inside it, calls a custom_vjp."""
+    jaxpr, _ = opened(program)
+    return any(
+        eqn.primitive.name in ("custom_vjp_call", "call_hi_primitive")
+        or any(holds_custom_vjp(inner) for _, inner, _ in programs(eqn.params))
+        for eqn in jaxpr.eqns
+    )
+
+
 def _holds_custom_rule(jaxpr: Jaxpr) -> bool:
     return any(
         eqn.primitive.name in _CUSTOM or any(_holds_custom_rule(inner) for _, inner, _ in programs(eqn.params))

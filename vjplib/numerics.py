@@ -1,5 +1,6 @@
 """The one precision policy: compute in float32 or wider, answer in the caller's dtype."""
 
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -25,7 +26,10 @@ def floating(name: str, x: ArrayLike) -> jax.Array:
         Traceback (most recent call last):
         TypeError: x must have a floating dtype, got int32 of shape ()
     """
-    array = jnp.asarray(x)
+    try:
+        array = jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a floating array, got {type(x).__name__} {x!r:.60}") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must have a floating dtype, got {array.dtype} of shape {array.shape}")
     return array
@@ -62,15 +66,13 @@ def axes_of(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
         (0, 2)
     """
     given = range(ndim) if axis is None else axis if isinstance(axis, Sequence) else (axis,)
-    axes = []
-    for a in given:
-        try:
-            index = a.__index__()
-        except AttributeError:
-            raise TypeError(f"axis must be an integer, a sequence of integers or None, got {axis!r}") from None
-        if not -ndim <= index < ndim:
-            raise ValueError(f"axis must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {axis!r}")
-        axes.append(index % ndim)
+    try:
+        indices = [operator.index(a) for a in given]
+    except TypeError:
+        raise TypeError(f"axis must be an integer, a sequence of integers or None, got {axis!r}") from None
+    if not all(-ndim <= index < ndim for index in indices):
+        raise ValueError(f"axis must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {axis!r}")
+    axes = [index % ndim for index in indices]
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis must not name an axis twice, got {axis!r} for an array of rank {ndim}")
     return tuple(sorted(axes))

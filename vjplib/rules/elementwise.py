@@ -54,7 +54,7 @@ def jacobian_relu(x, derivative_at_zero=1):
 
 def fwd_relu(x, derivative_at_zero):
     x = floating("x", x)
-    if derivative_at_zero not in (0, 1):
+    if not isinstance(derivative_at_zero, (int, float)) or derivative_at_zero not in (0, 1):
         raise ValueError(f"derivative_at_zero must be 0 or 1, got {derivative_at_zero!r}")
     passes = x >= 0 if derivative_at_zero else x > 0
     return jnp.maximum(x, 0), (passes,)
@@ -112,7 +112,7 @@ def fwd_tanh(x):
 
 
 # d tanh / dx = 1 - tanh^2, a function of the output alone: y is kept, x is not.
-#   g^T J = g * (1 - y^2) = g * (1 - y) (1 + y), the second form losing no digits where y is near 1 or -1.
+#   g^T J = g * (1 - y^2) = g * (1 - y) (1 + y), where 1 - y is exact for y near 1, and 1 - y^2 is not.
 def bwd_tanh(res, g):
     (y,) = res
     y, wide_g = wide(y), wide(g)

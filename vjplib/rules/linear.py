@@ -30,6 +30,7 @@ def linear(
         ValueError: x is a scalar, W not a matrix with a column for each feature of x, or b not a vector of its rows.
 
     Example:
+        >>> import jax
         >>> x, W, b = jnp.array([1.0, 2.0]), jnp.array([[1.0, 0.0], [3.0, -1.0], [0.0, 2.0]]), jnp.zeros(3)
         >>> linear(x, W, b).tolist()
         [1.0, 1.0, 4.0]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -150,8 +151,8 @@ def softmax_cross_entropy_with_integer_labels(
     logits, labels = floating("logits", logits), jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got {labels.dtype} of shape {labels.shape}")
-    if axis is None:
-        raise TypeError("axis must be an integer or a tuple of integers, got None")
+    if not isinstance(axis, tuple) and not hasattr(axis, "__index__"):
+        raise TypeError(f"axis must be an integer or a tuple of integers, got {axis!r}")
     axes = axes_of(axis, logits.ndim)
     if labels.shape != tuple(n for i, n in enumerate(logits.shape) if i not in axes):
         raise ValueError(f"labels must have logits' shape less axis {axis}, got {labels.shape} and {logits.shape}")
@@ -209,12 +210,14 @@ def fwd_integer_cross_entropy(logits, labels, kept):
 def bwd_integer_cross_entropy(res, g):
     logits, labels, kept, total, shift = res
     classes = logits.shape[-1]
-    is_label = jnp.arange(classes) == jnp.where(labels < 0, labels + classes, labels)[..., None]
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # int8 cannot count 300 classes
+    labels = jnp.where(labels < 0, labels + classes, labels)
+    is_label = lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
     y = jnp.exp(wide(logits) - shift) / total
     if kept is not None:
         y = jnp.where(kept, y, 0)
         is_label &= jnp.any(kept, -1, keepdims=True)
-    return (wide(g)[..., None] * (y - is_label)).astype(logits.dtype), None, None
+    return (wide(g)[..., None] * (y - is_label.astype(y.dtype))).astype(logits.dtype), None, None
 
 
 _integer_cross_entropy.defvjp(fwd_integer_cross_entropy, bwd_integer_cross_entropy)
@@ -331,6 +334,7 @@ RULES = (
             Edge("a perfect and a hopeless fit", ([[1e4, 0.0], [1e4, 0.0]], np.array([0, 1]))),
             Edge("a logit of -inf", ([0.0, float("-inf"), 1.0], np.array(0))),
             Edge("one class", ([[3.0]], np.array([0]))),
+            Edge("a negative label of few bits, of many classes", (np.linspace(-1, 1, 300), np.array(-100, np.int8))),
             Edge("a slice wholly masked", ([[1.0, 2.0]], np.array([0])), {"where": np.zeros((1, 2), bool)}),
             Edge("empty batch", (np.zeros((0, 3)), np.zeros((0,), np.int32))),
         ),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import CustomVJP, recorded_custom_vjps
+from vjplib.compat import CustomVJP, holds_custom_vjp, recorded_custom_vjps
 from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Subject
 
@@ -87,9 +87,8 @@ def _pulled(subject: Subject) -> Any:
 
 
 def _cotangent_like(y: Any) -> Any:
-    if jnp.issubdtype(y.dtype, jnp.inexact):
-        return jnp.ones(y.shape, y.dtype)
-    return np.zeros(y.shape, jax.dtypes.float0)
+    shape, dtype = jnp.shape(y), jnp.result_type(y)
+    return jnp.ones(shape, dtype) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(shape, jax.dtypes.float0)
 
 
 def _closure(subject: Subject) -> Iterator[Finding]:
@@ -103,10 +102,20 @@ def _closure(subject: Subject) -> Iterator[Finding]:
 
 def _raw(subject: Subject) -> Iterator[Finding]:
     """Looks at what each custom_vjp's own backward returns, before JAX fits it to the arguments."""
+    leaves = subject.leaves()
+    if not holds_custom_vjp(jax.make_jaxpr(lambda ls: _whole(subject, ls))(leaves)):
+        return
     with recorded_custom_vjps() as calls:
-        jax.eval_shape(lambda ls: _whole(subject, ls), subject.leaves())
+        try:
+            with jax.disable_jit():  # what jit has traced before it does not call again
+                jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
+        except Exception:  # a while loop, for one, cannot run without jit; then what jit shows must do
+            jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
         for rule, args, kwargs in tuple(calls):
             yield from _raw_one(subject, rule, args, kwargs)
+    if not calls:
+        message = "the backward of a custom_vjp inside jit was not seen as it is, before JAX fits it to the arguments"
+        yield Finding("V1", "note", message, case=subject.case)
 
 
 def _raw_one(subject: Subject, rule: CustomVJP, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Finding]:

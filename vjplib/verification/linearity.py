@@ -1,4 +1,4 @@
-"""V3, linearity: a pullback is linear in the cotangent, B(0) = 0, B(2 g) = 2 B(g), B(-g) = -B(g), additivity.
+"""V3, linearity: a pullback is linear: B(s g) = s B(g) for s = 0, 2, -1, 2^40 and 2^-40, and additivity.
 
 Each output's cotangent is tried alone, the others zero, so that two outputs cannot hide one another. In float64, where
 doubling and negating are exact and rounding is far below any error that matters.
@@ -14,6 +14,8 @@ from vjplib.compat import x64
 from vjplib.verification.measure import HALF_THE_DIGITS, size_of
 from vjplib.verification.report import Finding
 from vjplib.verification.subject import Leaves, Subject
+
+LARGE, SMALL = 2.0**40, 2.0**-40  # a clip or a threshold inside the backward shows at one of them
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -38,19 +40,22 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 
 def _laws(subject: Subject, leaves: Leaves, g: Leaves, e: Leaves) -> Iterator[tuple[str, str, float]]:
-    combinations = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (2.0, 0.0), (-1.0, 0.0), (1.0, 1.0)]
+    combinations = [(0, 0), (1, 0), (0, 1), (2, 0), (-1, 0), (LARGE, 0), (SMALL, 0), (1, 1)]
     stack = tuple(np.stack([s * a + t * b for s, t in combinations]) for a, b in zip(g, e, strict=True))
     pull = subject.pull(subject.call)
     results = jax.jit(lambda gs: jax.lax.map(lambda one: pull(leaves, one)[1], gs))(stack)
     for name, dx in zip(subject.names, (np.asarray(r) for r in results), strict=True):
-        zero, b_g, b_e, double, negative, total = dx
+        zero, b_g, b_e, double, negative, large, small, total = dx
         with np.errstate(invalid="ignore", over="ignore"):
             gaps = {
                 "B(0) = 0": zero,
                 "B(2 g) = 2 B(g)": double - 2 * b_g,
                 "B(-g) = -B(g)": negative + b_g,
+                "B(2^40 g) = 2^40 B(g)": large / LARGE - b_g,
+                "B(2^-40 g) = 2^-40 B(g)": small / SMALL - b_g,
                 "B(g + e) = B(g) + B(e)": total - b_g - b_e,
             }
         size = max(size_of(b_g), size_of(b_e), float(np.finfo(np.float64).tiny))
         for law, gap in gaps.items():
-            yield name, law, float(np.max(np.nan_to_num(np.abs(gap), nan=np.inf), initial=0.0)) / size
+            judged = np.where(np.isnan(b_g) | np.isnan(b_e), 0.0, np.nan_to_num(np.abs(gap), nan=np.inf))
+            yield name, law, float(np.max(judged, initial=0.0)) / size

@@ -34,6 +34,7 @@ class Error:
         relative: as a multiple of autodiff's, by root mean square; infinite where only autodiff makes no error.
         lost: whether autodiff's answer is not finite where the oracle's is.
         unstable: whether autodiff's own error is more than rounding explains.
+        known: the share of the array at which the oracle is a number; the rest cannot be judged.
     """
 
     ratio: float
@@ -42,6 +43,7 @@ class Error:
     relative: float
     lost: bool
     unstable: bool
+    known: float
 
 
 class Oracle(NamedTuple):
@@ -109,7 +111,7 @@ def error(
         known = ~np.isnan(target)
         wrong = _gap(r, target, known)
         if wrong.size == 0:
-            return Error(0.0, 0.0, (), 1.0, False, False)
+            return Error(0.0, 0.0, (), 1.0, False, False, 1.0)
         of_autodiff = _gap(a, target, known)
         finite = np.isfinite(target)
         scale = np.where(finite, target, 0.0)
@@ -134,6 +136,7 @@ def error(
         1.0 if np.isnan(relative) else float(relative),
         not np.isfinite(theirs),
         unstable,
+        float(np.mean(known)),
     )
 
 

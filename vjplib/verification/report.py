@@ -26,7 +26,7 @@ CLAIMS = {
 }
 _SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "skipped": "skip"}
 _STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "skipped": "dim"}
-_GRAVITY: tuple[Level, ...] = ("fail", "skipped", "note", "pass")
+_GRAVITY: tuple[Level, ...] = ("fail", "skipped", "pass", "note")
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,8 @@ class Report:
         return tuple(f for f in self.findings if f.level == "fail")
 
     def level(self, claim: str) -> Level | None:
-        """Returns the gravest level found for a claim, None if it was not examined."""
+        """Returns what a claim comes to: its gravest level, a note counting less than a pass; None if not examined."""
         levels = {f.level for f in self.findings if f.claim == claim}
-        if levels >= {"pass"} and "fail" not in levels:
-            return "pass"
         return next((level for level in _GRAVITY if level in levels), None)
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ from vjplib.verification import (
     value,
 )
 from vjplib.verification.report import CLAIMS, Finding, Report, said
-from vjplib.verification.subject import Static, Subject, in_default_dtypes
+from vjplib.verification.subject import Static, Subject, as_taken_by_jax
 
 Effort = Literal["quick", "standard", "deep"]
 Check = Callable[[Subject], Iterator[Finding]]
@@ -52,6 +52,7 @@ _CHECKS: dict[str, dict[str, Check]] = {
 }
 _CHECKS["deep"] = _CHECKS["standard"]
 _EVERY_CASE = {"quick": ("V1", "V2"), "standard": ("V1", "V2", "V3", "V4", "V5")}
+_WITHOUT_ORACLE = ("V1", "V3", "V4")
 _RANDOM_SIZES = {"quick": 0, "standard": 0, "deep": 20}
 
 
@@ -87,7 +88,8 @@ def verify(
         kwargs: keyword arguments, not differentiated.
         reference: the same function, written so that JAX may differentiate it. None for what fn itself computes, the
             custom rules inside it stripped.
-        effort: "quick" leaves out half precision, runs without jit, and compiling at larger sizes.
+        effort: "quick" leaves out half precision, runs without jit, compiling at larger sizes, and other sizes of the
+            axes: "standard" makes each one and one more, "deep" some others too.
         claims: which to examine, as in `("V1", "V2")`; None for all that the effort includes.
         order_two: whether second derivatives are offered; False verifies that they are refused.
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.
@@ -98,7 +100,8 @@ def verify(
 
     Raises:
         TypeError: fn is not callable, args is not a tuple or list, or an array is complex.
-        ValueError: args holds nothing to differentiate, or effort or claims are not known.
+        ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative, or effort or claims
+            are not known.
 
     Example:
         >>> import vjplib
@@ -110,7 +113,11 @@ def verify(
     """
     start = time.perf_counter()
     options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
-    findings = examine(_at_call(fn, args, dict(kwargs or {}), **options), effort, claims)
+    subject = _at_call(fn, args, dict(kwargs or {}), **options)
+    findings = examine(subject, effort, claims)
+    if effort != "quick" and (claims is None or "V2" in claims):
+        findings += _guarded("V2", lambda s: _at_other_sizes(s, effort), subject)
+        findings.sort(key=lambda f: list(CLAIMS).index(f.claim))
     return Report(_name(fn), tuple(findings), time.perf_counter() - start)
 
 
@@ -127,6 +134,12 @@ def _at_call(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     subject = Subject(fn, arrays, kwargs, sizes=sizes, resize=lambda new: (_by_size(arrays, new), {}), **options)
     if not subject.differentiable:
         raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")
+    try:
+        outputs = subject.outputs(subject.leaves())
+    except Exception:  # what fn raises is for the claims to report
+        return subject
+    if not outputs:
+        raise ValueError("fn must return at least one floating array, to have a derivative; it returned none")
     return subject
 
 
@@ -201,6 +214,34 @@ def examine(subject: Subject, effort: Effort = "standard", claims: Sequence[str]
     return [f for claim, check in _selected(effort, claims) for f in _guarded(claim, check, subject)]
 
 
+def _at_other_sizes(subject: Subject, effort: Effort) -> Iterator[Finding]:
+    """Yields V2 with one axis size changed at a time: to one, and to the next, of other parity; in deep, to more."""
+    integers = len(jax.tree.leaves(subject.args)) > len(subject.differentiable)
+    for name, n in subject.sizes.items():
+        sizes = {1, n + 1} if effort == "standard" else {1, 2, 3, n - 1, n + 1, n + 2, 2 * n}
+        for size in sorted(sizes - {0, n}):
+            if size < n and integers:  # they may be indices into the axis
+                continue
+            other = subject.at(_resized(subject.args, {n: size}), subject.kwargs, f"{name} made {size}")
+            if _runs(other):
+                yield from value.check(other, scales=(1.0,))
+
+
+def _runs(subject: Subject) -> bool:
+    """Returns whether function and oracle take these sizes: they may have their reasons to refuse them."""
+    leaves = subject.leaves(np.float32)
+    try:
+        jax.eval_shape(subject.answers, leaves, subject.cotangents(leaves))
+    except Exception:  # whatever a function raises at a size that nobody called it with
+        return False
+    return True
+
+
+def _resized(args: tuple[Any, ...], sizes: Mapping[int, int]) -> tuple[Any, ...]:
+    """Returns the arguments with axes of some sizes made others, their numbers repeated or cut."""
+    return jax.tree.map(lambda a: np.resize(a, tuple(sizes.get(n, n) for n in np.shape(a))), args)
+
+
 def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
     """Returns the subject that a record and one of its cases make; the first case carries the residual claim.
 
@@ -242,6 +283,9 @@ def _selected(effort: str, claims: Sequence[str] | None) -> list[tuple[str, Chec
 def _guarded(claim: str, check: Check, subject: Subject) -> list[Finding]:
     """Returns the findings of a check; what it raises is a failure of the function, never of the run."""
     findings: list[Finding] = []
+    if claim not in _WITHOUT_ORACLE and subject.undifferentiable is not None:
+        message = f"JAX cannot differentiate the oracle ({subject.undifferentiable}); give a reference"
+        return [Finding(claim, "skipped", message, case=subject.case)]
     try:
         findings.extend(check(subject))
     except Exception as error:  # any error that a rule raises is a finding about that rule
@@ -256,7 +300,7 @@ def _is_static(argument: Any) -> bool:
 
 
 def _array(leaf: Any) -> Any:
-    leaf = in_default_dtypes(leaf)
+    leaf = as_taken_by_jax(leaf)
     dtype = jnp.result_type(leaf)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(f"args must hold real arrays, got one of {dtype}; split it in real and imaginary part")

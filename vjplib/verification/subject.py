@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import strip_custom_rules
+from vjplib.verification.report import said
 
 Leaves = tuple[Any, ...]
 
@@ -126,7 +127,8 @@ class Subject:
     def leaves(self, dtype: Any = None, scale: float = 1.0) -> Leaves:
         """Returns the differentiated leaves, times scale, in a dtype (their own for None), as NumPy arrays."""
         picked = (np.asarray(self._flat[0][i]) for i in self.differentiable)
-        return tuple((leaf * scale).astype(leaf.dtype if dtype is None else dtype) for leaf in picked)
+        with np.errstate(over="ignore", under="ignore"):
+            return tuple((leaf * scale).astype(leaf.dtype if dtype is None else dtype) for leaf in picked)
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """Returns the positional arguments with these differentiated leaves in place."""
@@ -160,6 +162,28 @@ class Subject:
         return jax.jit(lambda leaves, gs: Answers(self.call(*leaves), *ours(leaves, gs), *theirs(leaves, gs)))
 
     @cached_property
+    def pullback(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
+        """`pull` of the function alone, jitted, its results on the host."""
+        if self.undifferentiable is None:
+            return lambda leaves, gs: jax.tree.map(np.asarray, tuple(self.answers(leaves, gs)[1:3]))
+        jitted = jax.jit(self.pull(self.call))
+        return lambda leaves, gs: jax.tree.map(np.asarray, jitted(leaves, gs))
+
+    @cached_property
+    def undifferentiable(self) -> str | None:
+        """Why JAX cannot differentiate the oracle, or None; None too where the function itself does not run."""
+        leaves = self.leaves(np.float32)
+        try:
+            gs = self.cotangents(leaves)
+        except Exception:  # that is the function's failure, which the claims report
+            return None
+        try:
+            jax.eval_shape(self.pull(self.oracle), leaves, gs)
+        except Exception as error:  # JAX has no one type for it
+            return said(error)
+        return None
+
+    @cached_property
     def truths(self) -> Callable[[tuple[Leaves, Leaves]], tuple[Leaves, Leaves]]:
         """`pull` of the oracle over a stack of leaves and cotangents, one after the other, jitted."""
         return jax.jit(lambda stack: jax.lax.map(lambda pair: self.pull(self.oracle)(*pair), stack))
@@ -169,18 +193,16 @@ class Subject:
         return replace(self, args=args, kwargs=kwargs, case=case)
 
 
-def in_default_dtypes(leaf: Any) -> Any:
-    """Returns an integer array in 32 bits, as JAX takes it unless told otherwise, a Python number as an array, or leaf.
+def as_taken_by_jax(leaf: Any) -> Any:
+    """Returns an array in the dtype that JAX takes it in: 32 bits for 64 unless jax_enable_x64 is set.
 
     Example:
-        >>> in_default_dtypes(np.array([1, 2])).dtype, in_default_dtypes(0.5).dtype
-        (dtype('int32'), dtype('float32'))
+        >>> [as_taken_by_jax(x).dtype.name for x in (np.array([1, 2]), np.array([0.5]), 0.5)]
+        ['int32', 'float32', 'float32']
     """
-    if isinstance(leaf, float):
-        return np.float32(leaf)
     array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    narrow = {"int64": np.int32, "uint64": np.uint32}.get(array.dtype.name)
-    return array if narrow is None else array.astype(narrow)
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    return array if dtype == array.dtype else array.astype(dtype)
 
 
 def _parameters(fn: Callable[..., Any], count: int) -> list[str]:

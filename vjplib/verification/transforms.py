@@ -32,7 +32,7 @@ def check(subject: Subject, eager: bool = True) -> Iterator[Finding]:
         host = [(leaves, subject.cotangents(leaves, 1)), (_changed(leaves, subject), subject.cotangents(leaves, 2))]
         pairs = jax.tree.map(jnp.asarray, host)
         pull = subject.pull(subject.call)
-        jitted = _pullback(subject)
+        jitted = subject.pullback
         truth = [jitted(*pair) for pair in pairs]
         if eager:
             yield from _report(subject, "NumPy arguments, not jitted", lambda: pull(*host[0]), truth[0])
@@ -44,16 +44,6 @@ def check(subject: Subject, eager: bool = True) -> Iterator[Finding]:
 def _changed(leaves: Leaves, subject: Subject) -> Leaves:
     rng = np.random.default_rng((subject.seed, 3))
     return tuple(a * rng.uniform(0.5, 1.0, a.shape) for a in leaves)
-
-
-def _pullback(subject: Subject) -> Pull:
-    """Returns the pullback as jitted for the other claims, its results on the host."""
-
-    def run(leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
-        answers = _host(subject.answers(leaves, gs))
-        return answers.ys, answers.dxs
-
-    return run
 
 
 def _host(tree: Any) -> Any:

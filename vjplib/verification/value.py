@@ -7,7 +7,7 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.verification.measure import HALF_THE_DIGITS, Error, consult, error, relative_gap, unit_of
-from vjplib.verification.report import Finding
+from vjplib.verification.report import Finding, Level
 from vjplib.verification.subject import Leaves, Subject
 
 SCALES = (1.0, 1e-3, 30.0)
@@ -20,25 +20,41 @@ def check(subject: Subject, scales: tuple[float, ...] = SCALES) -> Iterator[Find
         subject: what to examine.
         scales: factors of the floating arguments.
     """
-    worst: dict[str, tuple[Error, str]] = {}
     given = subject.leaves(np.float32)
     usual = consult(subject, given, subject.cotangents(given), unit_of(given)).values
+    errors: dict[str, list[tuple[Error, str]]] = {}
     for scale in scales:
         leaves = subject.leaves(np.float32, scale)
         for name, e in compare(subject, leaves, subject.cotangents(leaves), usual):
-            if name not in worst or e.ratio > worst[name][0].ratio:
-                worst[name] = e, f"inputs times {scale:g}"
-    for name, (e, where) in worst.items():
-        level, message = "pass", f"equals the float64 oracle, {where}"
-        if e.excused > 1:
-            level, message = "fail", f"differs from the float64 oracle, {where}"
-        elif e.ratio > 1:
-            level, message = (
-                "note",
-                f"undecided, {where}: no worse than autodiff of the reference, which is unstable there",
-            )
-        yield Finding("V2", level, message, name, e.ratio, e.index, subject.case)
+            errors.setdefault(name, []).append((e, f"inputs times {scale:g}"))
+    for name, found in errors.items():
+        yield from _judged(subject, name, found)
     yield from _in_float64(subject)
+
+
+def _judged(subject: Subject, name: str, found: list[tuple[Error, str]]) -> Iterator[Finding]:
+    """Yields a failure, or what was shown at the scales that could be decided, and a note of those that could not."""
+
+    def finding(level: Level, message: str, e: Error) -> Finding:
+        return Finding("V2", level, message, name, e.ratio, e.index, subject.case)
+
+    worst, where = max(found, key=lambda pair: pair[0].excused)
+    if worst.excused > 1:
+        yield finding("fail", f"differs from the float64 oracle, {where}", worst)
+        return
+    decided = [pair for pair in found if pair[0].ratio <= 1 and pair[0].known > 0]
+    if decided:
+        worst, where = max(decided, key=lambda pair: pair[0].ratio)
+        yield finding("pass", f"equals the float64 oracle, {where}", worst)
+    for e, where in found:
+        level: Level = "note" if decided else "skipped"
+        if e.known == 0:
+            yield finding(level, f"undecided, {where}: the oracle is NaN there", e)
+        elif e.ratio > 1:
+            reason = "no worse than autodiff of the reference, which is unstable there"
+            yield finding(level, f"undecided, {where}: {reason}", e)
+        elif e.known < 1:
+            yield finding("note", f"the oracle is NaN at {1 - e.known:.0%} of it, {where}: undecided there", e)
 
 
 def _in_float64(subject: Subject) -> Iterator[Finding]:
@@ -50,6 +66,9 @@ def _in_float64(subject: Subject) -> Iterator[Finding]:
     names = [*(f"output {i}" for i in range(len(found.ys))), *(f"cotangent of {name}" for name in subject.names)]
     pairs = zip(names, (*found.ys, *found.dxs), (*found.true_ys, *found.true_dxs), strict=True)
     for name, r, o in pairs:
+        if np.isnan(o).all() and o.size:
+            yield Finding("V2", "skipped", "undecided in float64: the oracle is NaN", name, case=subject.case)
+            continue
         gap = relative_gap(r, o)
         level = "fail" if gap > HALF_THE_DIGITS else "pass"
         message = f"in float64, {gap:.1e} from the oracle, relative to its size"
