@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -327,4 +328,5 @@ def _described(arrays: Any) -> str:
 
 
 def _name(fn: Callable[..., Any]) -> str:
-    return getattr(fn, "__name__", type(fn).__name__)
+    inner = fn.func if isinstance(fn, partial) else fn
+    return getattr(inner, "__name__", type(inner).__name__)
