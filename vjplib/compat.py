@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
 from jax.extend.core import Literal as Literal
 
 P = ParamSpec("P")
@@ -173,7 +173,7 @@ def programs(params: Mapping[str, Any]) -> list[tuple[str, Jaxpr, list[Any]]]:
 def _program(value: Any) -> Any:
     """Returns the jaxpr that a parameter is, or that the primitive object of the newer custom_vjp holds, or None."""
     value = getattr(getattr(value, "traced", None), "jaxpr", value)
-    return value if isinstance(value, (ClosedJaxpr, Jaxpr)) else None
+    return value if isinstance(getattr(value, "jaxpr", value), Jaxpr) else None  # closed over its constants, or not
 
 
 def opened(item: Any) -> tuple[Jaxpr, list[Any]]:
@@ -230,7 +230,7 @@ def _stripped_parameter(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         items = [_stripped_parameter(item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if not isinstance(value, (ClosedJaxpr, Jaxpr)):
+    if _program(value) is None:
         return value
     jaxpr, consts = opened(value)
     if not _holds_custom_rule(jaxpr):

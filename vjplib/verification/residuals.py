@@ -27,7 +27,7 @@ def residual_bytes(f: Callable[..., Any], *leaves: Any) -> int:
     """
     traced, (outputs, _) = jax.make_jaxpr(lambda *ls: jax.vjp(f, *ls), return_shape=True)(*leaves)
     kept = traced.jaxpr.outvars[len(jax.tree.leaves(outputs)) :]
-    arrays = {id(v): v.aval for v in kept if not isinstance(v, Literal)}
+    arrays: dict[int, Any] = {id(v): v.aval for v in kept if not isinstance(v, Literal)}
     return sum(int(np.prod(a.shape, dtype=np.int64)) * a.dtype.itemsize for a in arrays.values())
 
 
