@@ -223,7 +223,9 @@ def _file(fn: Callable[..., Any]) -> str | None:
 def _signature(fn: Callable[..., Any]) -> str:
     """Returns the lines of a function from its def to its colon, as they are written."""
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(fn)))
-    (node,) = (n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef))
+    node = next((n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)), None)
+    if node is None:  # Python 3.13 finds other text than the function's where that came from a string
+        raise OSError(f"could not get source code of {fn.__name__}")
     lines = source.splitlines()[node.lineno - 1 : max(node.lineno, node.body[0].lineno - 1)]
     return "\n".join(lines).removesuffix(":")
 
