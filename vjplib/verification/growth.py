@@ -86,7 +86,7 @@ def check(subject: Subject, compiled: bool = True) -> Iterator[Finding]:
         compiled: whether to compile at two sizes too, and measure the temporary bytes.
     """
     if subject.resize is None or not subject.sizes:
-        yield Finding("V8", "skipped", "no dimension to enlarge: every axis has size 1", case=subject.case)
+        yield Finding("V8", "note", "the call has no dimension to enlarge", case=subject.case)
         return
     for dimension, size in subject.sizes.items():
         yield _dimension(subject, dimension, size, compiled)
