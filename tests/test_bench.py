@@ -97,7 +97,7 @@ def test_negative_seconds_are_refused():
 
 def test_calls_take_turns():
     order = []
-    times = bench._interleaved([lambda: order.append("a"), lambda: order.append("b")], 0)
+    times = bench.interleaved([lambda: order.append("a"), lambda: order.append("b")], 0)
     assert "".join(order) == "ab" * (2 + bench.ROUNDS[0])
     assert times.shape == (2, bench.ROUNDS[0])
 

@@ -221,8 +221,8 @@ def _bench_case(rule: Rule, case: Case, seconds: float) -> Iterator[Row]:
 def _growth(rule: Rule, name: str, scaling: Scaling, seconds: float) -> Growth:
     fn, case, (dimension, sizes) = scaling
     drawn = (case.call(np.random.default_rng(0), np.float32, **{dimension: n}) for n in sizes)
-    compiled = [_compiled(lambda args, kwargs: fn(*args, **kwargs), *jax.device_put(tuple(call))) for call in drawn]
-    times = _interleaved([run for run, *_ in compiled], seconds)
+    compiled = [compile_bound(lambda args, kwargs: fn(*args, **kwargs), *jax.device_put(tuple(call))) for call in drawn]
+    times = interleaved([run for run, *_ in compiled], seconds)
     return Growth(rule.name, name, dimension, sizes, tuple(float(t) for t in times.min(axis=1)))
 
 
@@ -231,13 +231,12 @@ def _costs(
 ) -> dict[str, Cost]:
     leaves = subject.leaves()
     arrays = jax.device_put((subject.args, _arrays(subject), subject.cotangents(leaves)))
-    programs = [_compiled(_program(subject, fn, measure), *arrays) for fn in functions.values()]
-    times = _interleaved([run for run, *_ in programs], seconds)
+    programs = [compile_bound(_program(subject, fn, measure), *arrays) for fn in functions.values()]
+    times = interleaved([run for run, *_ in programs], seconds)
     costs = {}
     for (name, fn), (_, lowering, compiling, temporary), t in zip(functions.items(), programs, times, strict=True):
-        low, median, high = (float(q) for q in np.quantile(t, (0.25, 0.5, 0.75)))
         kept = 0 if measure == "forward" else _residuals(subject, fn, leaves)
-        costs[name] = Cost(median, low, high, len(t), lowering, compiling, temporary, kept)
+        costs[name] = cost(t, lowering, compiling, temporary, kept)
     return costs
 
 
@@ -249,7 +248,13 @@ def _residuals(subject: Subject, fn: Callable[..., Any], leaves: Leaves) -> int:
     return residual_bytes(subject.flat(fn), *leaves)
 
 
-def _compiled(f: Callable[..., Any], *args: Any) -> tuple[Callable[[], Any], float, float, int | None]:
+def cost(times: np.ndarray, lowering: float, compiling: float, temporary: int | None, residual: int) -> Cost:
+    """Returns a program's cost from the seconds of each call, (rounds,)."""
+    low, median, high = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
+    return Cost(median, low, high, len(times), lowering, compiling, temporary, residual)
+
+
+def compile_bound(f: Callable[..., Any], *args: Any) -> tuple[Callable[[], Any], float, float, int | None]:
     """Returns f compiled and bound to its arguments, the seconds to lower and to compile, and its scratch bytes."""
     start = time.perf_counter()
     lowered = jax.jit(f).lower(*args)
@@ -260,7 +265,7 @@ def _compiled(f: Callable[..., Any], *args: Any) -> tuple[Callable[[], Any], flo
     return lambda: compiled(*args), middle - start, end - middle, memory and memory.temp_size_in_bytes
 
 
-def _interleaved(runs: Sequence[Callable[[], Any]], seconds: float) -> np.ndarray:
+def interleaved(runs: Sequence[Callable[[], Any]], seconds: float) -> np.ndarray:
     """Returns the seconds of each call, (runs, rounds): one round calls each in turn."""
     for run in (*runs, *runs):
         jax.block_until_ready(run())
@@ -293,11 +298,11 @@ def _require_agreement(subject: Subject, functions: Mapping[str, Callable[..., A
                 raise ValueError(f"{demand}, but at {subject.case} outputs have shapes {shapes} against {theirs}")
             given = jax.jit(_program(subject, fn, "returned"))(*call)
             for name, a, b in zip(names, jax.tree.leaves(expected), jax.tree.leaves(given), strict=True):
-                if gap := _difference(np.asarray(a), np.asarray(b)):
+                if gap := difference(np.asarray(a), np.asarray(b)):
                     raise ValueError(f"{demand}, but at {subject.case} the {name} {gap}")
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> str:
+def difference(a: np.ndarray, b: np.ndarray) -> str:
     """Returns in words how b differs from a, and nothing where it does not."""
     with np.errstate(invalid="ignore"):
         apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
@@ -361,7 +366,7 @@ def remarks(rows: Sequence[Row]) -> Iterator[str]:
 
 def _call_table(rows: Sequence[Row]) -> Table:
     """Returns a table of one line a function: those of one call stand together, the rule first."""
-    table = _table("ms a call ± half the quartile range, and how many times faster the rule is")
+    table = new_table("ms a call ± half the quartile range, and how many times faster the rule is")
     table.add_column("", overflow="fold")
     for heading in (*(f"{measure}\nms" for measure in MEASURES), "lower +\ncompile s", "kept\nMB", "scratch\nMB"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -369,7 +374,7 @@ def _call_table(rows: Sequence[Row]) -> Table:
         by_baseline = [list(pairs) for _, pairs in _grouped(group, lambda row: row.baseline)]
         table.add_row(f"[bold]{rule}[/]\n{case}", *_cells([row.ours for row in by_baseline[0]]))
         for pairs in by_baseline:
-            ratios = (f"{_short(row.ratio)} x" for row in pairs)
+            ratios = (f"{short(row.ratio)} x" for row in pairs)
             marked = (
                 f"[bold red]{ratio}[/]" if row.slower else ratio for ratio, row in zip(ratios, pairs, strict=True)
             )
@@ -387,27 +392,36 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[A
 
 def _cells(costs: Sequence[Cost]) -> list[str]:
     """Returns the time of each measure, and what the output-returning program takes to make and to hold."""
-    times = [f"{_short(1e3 * c.median)} ±{(c.high - c.low) / 2 / c.median:.0%}" for c in costs]
-    c = costs[list(MEASURES).index("returned")]
+    return [*(time_cell(c) for c in costs), *making_cells(costs[list(MEASURES).index("returned")])]
+
+
+def time_cell(c: Cost) -> str:
+    """Returns the median in ms, and half the quartile range as a share of it."""
+    return f"{short(1e3 * c.median)} ±{(c.high - c.low) / 2 / c.median:.0%}"
+
+
+def making_cells(c: Cost) -> list[str]:
+    """Returns the seconds to lower and to compile, and the MB kept and of scratch."""
     scratch = "-" if c.temporary is None else f"{c.temporary / 1e6:.1f}"
-    return [*times, f"{c.lowering:.2f}+{c.compiling:.2f}", f"{c.residual / 1e6:.1f}", scratch]
+    return [f"{c.lowering:.2f}+{c.compiling:.2f}", f"{c.residual / 1e6:.1f}", scratch]
 
 
-def _short(value: float) -> str:
-    """Returns the number to three digits, without an exponent."""
+def short(value: float) -> str:
+    """Returns a positive number to three digits, without an exponent."""
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def _growth_table(growths: Sequence[Growth]) -> Table:
-    table = _table("growth of time: seconds ~ size ^ exponent")
+    table = new_table("growth of time: seconds ~ size ^ exponent")
     for heading in ("", "function", "sizes", "shortest ms", "exponent"):
         table.add_column(heading)
     for g in growths:
         sizes = f"{g.dimension} = {g.sizes[0]:,} to {g.sizes[-1]:,}"
-        times = f"{_short(1e3 * g.seconds[0])} to {_short(1e3 * g.seconds[-1])}"
+        times = f"{short(1e3 * g.seconds[0])} to {short(1e3 * g.seconds[-1])}"
         table.add_row(f"[bold]{g.rule}[/]", g.name, sizes, times, f"{g.exponent:.2f}")
     return table
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """Returns an empty table in the style of all of them."""
     return Table(title=title, title_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
