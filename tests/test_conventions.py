@@ -221,7 +221,7 @@ def test_no_rule_leans_on_implicit_promotion(rng):
         for rule in rules():
             call = rule.cases[0].call(rng)
             floats = [i for i, a in enumerate(call.args) if np.issubdtype(a.dtype, np.floating)]
-            dxs = jax.grad(lambda *a, r=rule: r.fn(*a).sum(), floats)(*map(jnp.asarray, call.args))
+            dxs = jax.grad(lambda *a, r=rule, c=call: r.fn(*a, **c.kwargs).sum(), floats)(*map(jnp.asarray, call.args))
             assert all(jnp.isfinite(dx).all() for dx in dxs), rule.name
         assert jnp.isfinite(jax.grad(lambda x: vjplib.softmax(x, where=x > 0).sum())(logits)).all()
 

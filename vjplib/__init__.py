@@ -3,6 +3,7 @@
 The map of the package, from the bottom up:
 
     numerics      the precision policy
+    convolution   formulations of the convolution, and which of them serves which shape
     jacobians     what a layer's derivative looks like: dense, diagonal, banded Toeplitz, diagonal minus low rank
     rule          the record that each rule file ends with
     rules         the rules themselves, one family to a file; all their public functions are here too
@@ -17,6 +18,7 @@ from vjplib.rule import Case as Case
 from vjplib.rule import Edge as Edge
 from vjplib.rule import Input as Input
 from vjplib.rule import Rule as Rule
+from vjplib.rules.conv_general import conv_general_dilated as conv_general_dilated
 from vjplib.rules.convolution import conv1d as conv1d
 from vjplib.rules.elementwise import quadratic as quadratic
 from vjplib.rules.elementwise import relu as relu

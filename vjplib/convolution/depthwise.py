@@ -1,0 +1,147 @@
+"""One channel a group: sums of shifted copies, for which no matrix product is needed."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vjplib.convolution.problem import Problem, valid
+
+Array = jax.Array
+
+MOST_TAPS = 128  # beyond, the program of one sum takes longer to compile than it saves
+OWN_PADS = 9  # taps up to which a pad of its own for each is faster than slices of a shared one
+BLOCKS = 8  # products added before a sum is taken: more make larger programs, fewer larger temporaries
+
+
+def taps_apply(problem: Problem) -> bool:
+    """Returns whether shifted copies serve: one channel a group, no dilated x, few enough taps."""
+    return problem.depth == 1 and problem.taps <= MOST_TAPS and max(problem.lhs_dilation, default=1) == 1
+
+
+def phases_apply(problem: Problem) -> bool:
+    """Returns whether shifted copies by phase serve: one channel a group, x dilated, every output wanted."""
+    return problem.depth == 1 and problem.taps <= MOST_TAPS and max(problem.strides, default=1) == 1
+
+
+def taps(problem: Problem, x: Array, k: Array) -> Array:
+    """Returns y, each tap's part of it a slice of x times one number a channel."""
+    x, k = _repeated(x, problem.width), k.reshape(*problem.kernel, problem.features)
+    strided = max(problem.strides, default=1) > 1
+    own = problem.taps <= OWN_PADS and (problem.ndim == 1 or strided)
+    parts = _own_pads(problem, x, k) if own else _shared_pad(problem, x, k)
+    return _total(parts, (problem.batch, *problem.out, problem.features), x.dtype)
+
+
+def _own_pads(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
+    for tap in _places(problem):
+        ranges = valid(problem, tap)
+        if all(i0 < i1 for i0, i1, _ in ranges):
+            piece = _slice(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
+            yield _pad(piece, [(i0, m - i1) for (i0, i1, _), m in zip(ranges, problem.out, strict=True)]) * k[tap]
+
+
+def _shared_pad(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
+    padded = _pad(x, list(zip(problem.low, problem.high, strict=True)))
+    for tap in _places(problem):
+        steps = zip(problem.rhs_dilation, tap, problem.out, problem.strides, strict=True)
+        yield _slice(padded, [(r * j, m, s) for r, j, m, s in steps]) * k[tap]
+
+
+# With s = 1 an output i = q d + f, of phase f, meets the taps j with d l = q d + f + r j - p, that is with
+# f + r j - p = d t for some t, and then l = q + t. For one t and f that is one j at most: x shifted by t, times a table
+# of numbers over the phases, is a part of all phases at once, and the phases lie side by side as (q, f) do in i.
+def phases(problem: Problem, x: Array, k: Array) -> Array:
+    """Returns y at stride 1, where x is dilated, each shift of x feeding all phases of the output at once."""
+    x, k = _repeated(x, problem.width), k.reshape(*problem.kernel, problem.features)
+    d = problem.lhs_dilation
+    quotients = [-(-m // e) for m, e in zip(problem.out, d, strict=True)]
+    tables = [_phase_table(*row) for row in zip(d, problem.low, problem.rhs_dilation, problem.kernel, strict=True)]
+    low = [max(0, -min(table)) for table in tables]
+    high = [max(0, max(t) + q - n) for t, q, n in zip(tables, quotients, problem.size, strict=True)]
+    padded = _pad(x, list(zip(low, high, strict=True)))
+    none = jnp.zeros(problem.features, k.dtype)
+
+    def parts() -> Iterator[Array]:
+        for shifts in itertools.product(*tables):
+            fed = itertools.product(*(table[t] for table, t in zip(tables, shifts, strict=True)))
+            numbers = jnp.stack([none if None in tap else k[tap] for tap in fed])
+            shifted = _slice(padded, [(p + t, q, 1) for p, t, q in zip(low, shifts, quotients, strict=True)])
+            yield shifted.reshape(problem.batch, *_paired(quotients, 1), problem.features) * numbers.reshape(
+                *_paired([1] * problem.ndim, *d), problem.features
+            )
+
+    y = _total(parts(), (problem.batch, *_paired(quotients, *d), problem.features), x.dtype)
+    y = y.reshape(problem.batch, *(q * e for q, e in zip(quotients, d, strict=True)), problem.features)
+    return _slice(y, [(0, m, 1) for m in problem.out])
+
+
+def _phase_table(d: int, p: int, r: int, taps: int) -> dict[int, list[int | None]]:
+    """Returns for each shift t the tap that feeds each phase f of the d: the j with f + r j - p = d t."""
+    table: dict[int, list[int | None]] = {}
+    for f, j in itertools.product(range(d), range(taps)):
+        t, rest = divmod(f + r * j - p, d)
+        if not rest:
+            table.setdefault(t, [None] * d)[f] = j
+    return table
+
+
+def _paired(sizes: Sequence[int], *other: int) -> list[int]:
+    others = other if len(other) == len(sizes) else other * len(sizes)
+    return [n for pair in zip(sizes, others, strict=True) for n in pair]
+
+
+def kernel(problem: Problem, x: Array, g: Array) -> Array:
+    """Returns dk, for each tap the sum over rows and places of x, as it meets that tap, times g."""
+    x = _repeated(x, problem.width)
+    sums = []
+    for tap in _places(problem):
+        ranges = valid(problem, tap)
+        xs = _slice(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
+        sums.append(_inner(xs, _slice(g, [(i0, i1 - i0, 1) for i0, i1, _ in ranges])))
+    return jnp.stack(sums).reshape(*problem.kernel, 1, problem.features)
+
+
+def _inner(a: Array, b: Array) -> Array:
+    """Returns the sum of a b over all axes but the last.
+
+    Products of blocks are added first, in one pass over a and b; what is left is summed by a matrix product with ones,
+    for XLA:CPU reduces leading axes slowly.
+    """
+    axis = max(range(a.ndim - 1), key=lambda i: (min(a.shape[i], BLOCKS), -i))
+    blocks = max(1, min(BLOCKS, a.shape[axis]))
+    size = a.shape[axis] // blocks
+    pieces = [tuple(lax.slice_in_dim(v, i * size, (i + 1) * size, axis=axis) for v in (a, b)) for i in range(blocks)]
+    products = [sum((v * w for v, w in pieces[1:]), pieces[0][0] * pieces[0][1])]
+    if (done := blocks * size) < a.shape[axis]:
+        v, w = (lax.slice_in_dim(v, done, a.shape[axis], axis=axis) for v in (a, b))
+        products.append(v * w)
+    rows = [u.reshape(math.prod(u.shape[:-1]), u.shape[-1]) for u in products]
+    return sum((jnp.ones(u.shape[0], u.dtype) @ u for u in rows[1:]), jnp.ones(rows[0].shape[0], a.dtype) @ rows[0])
+
+
+def _places(problem: Problem) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*map(range, problem.kernel))
+
+
+def _repeated(x: Array, times: int) -> Array:
+    return jnp.repeat(x, times, axis=-1) if times > 1 else x
+
+
+def _total(parts: Iterator[Array], shape: Sequence[int], dtype: jnp.dtype) -> Array:
+    first = next(parts, None)
+    return jnp.zeros(shape, dtype) if first is None else sum(parts, first)
+
+
+def _slice(x: Array, bounds: Sequence[tuple[int, int, int]]) -> Array:
+    """Returns of each spatial dimension so many places from start, so many apart: bounds are (start, count, step)."""
+    start = [0, *(first if n else 0 for first, n, _ in bounds), 0]
+    limit = [x.shape[0], *(first + (n - 1) * step + 1 if n else 0 for first, n, step in bounds), x.shape[-1]]
+    return lax.slice(x, start, limit, [1, *(step for _, _, step in bounds), 1])
+
+
+def _pad(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)])
