@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
+from jax._src.core import Tracer, trace_ctx
+from jax._src.interpreters.batching import BatchTrace
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Jaxpr
 from jax.extend.core import Literal as Literal
@@ -37,6 +39,20 @@ def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., An
             return jitted(*args, **kwargs)
 
     return call
+
+
+def mapped(x: Any) -> bool:
+    """Returns whether the innermost transformation at work is `jax.vmap`, and x has an axis that it maps over.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> seen = []
+        >>> _ = jax.vmap(lambda x, y: seen.append((mapped(x), mapped(y))), in_axes=(0, None))(jnp.ones(2), 1.0)
+        >>> seen
+        [(True, False)]
+    """
+    trace = trace_ctx.trace
+    return isinstance(trace, BatchTrace) and isinstance(x, Tracer) and x._trace.tag is trace.tag
 
 
 def x64() -> Any:

@@ -1,0 +1,73 @@
+"""One convolution for all rows where `jax.vmap` maps x and not the kernel.
+
+JAX maps a custom_vjp by mapping its backward: each row gets a kernel cotangent of its own, and only then are they
+added. A convolution adds over its batch as it goes. So the mapped axis becomes part of the batch, as it does when JAX
+maps its own convolution, which it can only where the two are told apart before the rule is called.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vjplib.compat import mapped
+
+
+def whole_batch(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a function of `lax.conv_general_dilated`'s arguments that merges an axis mapped over lhs into the batch.
+
+    Inside a mapped gradient, `jax.vmap(jax.grad(f))`, nothing is merged: there each row's kernel cotangent is wanted.
+
+    Args:
+        convolve: takes those arguments.
+
+    Example:
+        >>> seen = []
+        >>> def convolve(lhs, rhs, **kwargs):
+        ...     seen.append(lhs.shape)
+        ...     return lax.conv_general_dilated(lhs, rhs, **kwargs)
+        >>> x, k = jnp.ones((5, 3, 1, 8)), jnp.ones((1, 1, 3))
+        >>> rows = jax.vmap(lambda x: whole_batch(convolve)(x, k, window_strides=(1,), padding="SAME"))(x)
+        >>> seen[-1], rows.shape
+        ((15, 1, 8), (5, 3, 1, 8))
+    """
+    signature = inspect.signature(convolve)
+
+    @functools.wraps(convolve)
+    def call(*args: Any, **kwargs: Any) -> jax.Array:
+        arguments = signature.bind(*args, **kwargs).arguments
+        arguments.update(arguments.pop("kwargs", {}))
+        lhs, rhs = arguments.pop("lhs"), arguments.pop("rhs")
+        if arguments.get("batch_group_count", 1) != 1 or not mapped(lhs) or mapped(rhs):
+            return convolve(*args, **kwargs)
+        dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, arguments.get("dimension_numbers"))
+
+        @jax.custom_batching.custom_vmap
+        def row(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+            return convolve(lhs, rhs, **arguments)
+
+        @row.def_vmap
+        def rows(size: int, mapped: Any, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, bool]:
+            del mapped
+            axis = dimensions.lhs_spec[0]
+            y = call(_merged(lhs, axis), rhs, **arguments)
+            return _split(y, dimensions.out_spec[0], (size, lhs.shape[1 + axis])), True
+
+        return row(lhs, rhs)
+
+    return call
+
+
+def _merged(x: jax.Array, axis: int) -> jax.Array:
+    """Returns x with its first axis made the slower part of the axis that comes to lie at `axis`."""
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
+
+
+def _split(y: jax.Array, axis: int, sizes: tuple[int, int]) -> jax.Array:
+    """Returns the inverse of `_merged`."""
+    return jnp.moveaxis(y.reshape(*y.shape[:axis], *sizes, *y.shape[axis + 1 :]), axis, 0)
