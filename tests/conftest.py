@@ -1,4 +1,4 @@
-"""Deep proofs run on request: pytest -m deep."""
+"""Slow proofs run on request: pytest -m deep, pytest -m sweep."""
 
 import pytest
 
@@ -6,9 +6,9 @@ import pytest
 def pytest_collection_modifyitems(config, items):
     if config.getoption("-m"):
         return
-    deep = [item for item in items if "deep" in item.keywords]
-    config.hook.pytest_deselected(items=deep)
-    items[:] = [item for item in items if "deep" not in item.keywords]
+    slow = [item for item in items if {"deep", "sweep"} & set(item.keywords)]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ KERNEL: tuple[Formulation, ...] = (
     Formulation(
         "a product and a sum a tap",
         "one channel a group: each tap's gradient is the sum of one product of arrays",
-        depthwise.taps_apply,
+        depthwise.kernel_applies,
         depthwise.kernel,
     ),
     XLA,

@@ -17,6 +17,11 @@ OWN_PADS = 9  # taps up to which a pad of its own for each is faster than slices
 BLOCKS = 8  # products added before a sum is taken: more make larger programs, fewer larger temporaries
 
 
+def kernel_applies(problem: Problem) -> bool:
+    """Returns whether `kernel` serves: as for `taps`, and more than one channel, for of one XLA takes the dot product."""
+    return taps_apply(problem) and problem.features > 1
+
+
 def taps_apply(problem: Problem) -> bool:
     """Returns whether shifted copies serve: one channel a group, no dilated x, few enough taps."""
     return problem.depth == 1 and problem.taps <= MOST_TAPS and max(problem.lhs_dilation, default=1) == 1
@@ -30,10 +35,13 @@ def phases_apply(problem: Problem) -> bool:
 def taps(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y, each tap's part of it a slice of x times one number a channel."""
     x, k = _repeated(x, problem.width), k.reshape(*problem.kernel, problem.features)
+    if problem.features == 1:  # the last axis is the one that is worked along, and should be long
+        x, k = x[..., 0], k[..., 0]
     strided = max(problem.strides, default=1) > 1
     own = problem.taps <= OWN_PADS and (problem.ndim == 1 or strided)
     parts = _own_pads(problem, x, k) if own else _shared_pad(problem, x, k)
-    return _total(parts, (problem.batch, *problem.out, problem.features), x.dtype)
+    y = _total(parts, (problem.batch, *problem.out, *x.shape[1 + problem.ndim :]), x.dtype)
+    return y.reshape(problem.batch, *problem.out, problem.features)
 
 
 def _own_pads(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
@@ -138,10 +146,12 @@ def _total(parts: Iterator[Array], shape: Sequence[int], dtype: jnp.dtype) -> Ar
 
 def _slice(x: Array, bounds: Sequence[tuple[int, int, int]]) -> Array:
     """Returns of each spatial dimension so many places from start, so many apart: bounds are (start, count, step)."""
-    start = [0, *(first if n else 0 for first, n, _ in bounds), 0]
-    limit = [x.shape[0], *(first + (n - 1) * step + 1 if n else 0 for first, n, step in bounds), x.shape[-1]]
-    return lax.slice(x, start, limit, [1, *(step for _, _, step in bounds), 1])
+    rest = x.shape[1 + len(bounds) :]
+    start = [0, *(first if n else 0 for first, n, _ in bounds), *(0 for _ in rest)]
+    limit = [x.shape[0], *(first + (n - 1) * step + 1 if n else 0 for first, n, step in bounds), *rest]
+    return lax.slice(x, start, limit, [1, *(step for _, _, step in bounds), *(1 for _ in rest)])
 
 
 def _pad(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)])
+    outer, rest = (0, 0, 0), x.ndim - 1 - len(pads)
+    return lax.pad(x, jnp.zeros((), x.dtype), [outer, *((low, high, 0) for low, high in pads), *[outer] * rest])

@@ -1,0 +1,90 @@
+"""Random calls of lax.conv_general_dilated, over its whole argument space."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import vjplib
+
+
+def random_call(rng, largest=8):
+    """Returns shapes and keyword arguments of a call that lax accepts."""
+    while True:
+        lhs, rhs, kwargs = _drawn(rng, largest)
+        try:
+            jax.eval_shape(
+                lambda x, k, kwargs=kwargs: lax.conv_general_dilated(x, k, **kwargs), *map(_aval, (lhs, rhs))
+            )
+        except ValueError:  # negative padding beyond the size
+            continue
+        return lhs, rhs, kwargs
+
+
+def _aval(shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _drawn(rng, largest):
+    ndim = int(rng.choice([0, 1, 2, 3], p=[0.05, 0.35, 0.4, 0.2]))
+
+    def one(low, high):
+        return int(rng.integers(low, high + 1))
+
+    def each(low, high, usually=None):
+        if usually is not None and rng.random() < 0.5:
+            return (usually,) * ndim
+        return tuple(one(low, high) for _ in range(ndim))
+
+    feature_groups, batch_groups, depth, width = 1, 1, one(1, 4), one(1, 4)
+    match rng.choice(["dense", "depthwise", "grouped", "batch"], p=[0.3, 0.35, 0.25, 0.1]):
+        case "depthwise":
+            feature_groups, depth, width = one(1, 5), 1, int(rng.choice([1, 1, 2, 3]))
+        case "grouped":
+            feature_groups = one(2, 4)
+        case "batch":
+            batch_groups = one(2, 3)
+    size, kernel = each(1, largest), each(1, 4)
+    lhs_dilation, rhs_dilation, strides = each(1, 3, 1), each(1, 3, 1), each(1, 3, 1)
+    if rng.random() < 0.5 and max(lhs_dilation, default=1) == 1:
+        padding = str(rng.choice(["SAME", "SAME_LOWER", "VALID"]))
+    else:
+        padding = tuple((one(-2, 4), one(-2, 4)) for _ in range(ndim))
+    space = "".join(rng.permutation(list("HWD"[:ndim])))
+    lhs_spec, rhs_spec, out_spec = ("".join(rng.permutation(list(e + "HWD"[:ndim]))) for e in ("NC", "IO", "NC"))
+    if rng.random() < 0.5:
+        lhs_spec, rhs_spec, out_spec = f"N{space}C", f"{space}IO", f"N{space}C"
+    order = [e for e in rhs_spec if e not in "IO"]
+    sizes = {"N": one(1, 3) * batch_groups, "C": depth * feature_groups} | dict(zip(order, size, strict=True))
+    kernels = {"I": depth, "O": width * feature_groups * batch_groups} | dict(zip(order, kernel, strict=True))
+    return (
+        tuple(sizes[e] for e in lhs_spec),
+        tuple(kernels[e] for e in rhs_spec),
+        {
+            "window_strides": strides,
+            "padding": padding,
+            "lhs_dilation": lhs_dilation if isinstance(padding, tuple) or rng.random() < 0.5 else None,
+            "rhs_dilation": rhs_dilation if rng.random() < 0.8 else None,
+            "dimension_numbers": (lhs_spec, rhs_spec, out_spec),
+            "feature_group_count": feature_groups,
+            "batch_group_count": batch_groups,
+        },
+    )
+
+
+def differences(rng, lhs, rhs, kwargs):
+    """Returns how far y, dx and dk lie from lax's in float64, as shares of the largest entry; shapes and dtypes equal."""
+    with jax.enable_x64(True):
+        x, k = (jnp.asarray(rng.standard_normal(shape)) for shape in (lhs, rhs))
+
+        def products(convolution):
+            y, back = jax.vjp(lambda x, k: convolution(x, k, **kwargs), x, k)
+            return y, *back(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+        ours = jax.jit(lambda: products(vjplib.conv_general_dilated))()
+        theirs = jax.jit(lambda: products(lax.conv_general_dilated))()
+        assert [(a.shape, a.dtype) for a in ours] == [(a.shape, a.dtype) for a in theirs]
+        return [
+            float(np.max(np.abs(a - b), initial=0) / max(np.max(np.abs(b), initial=0), 1e-300))
+            for a, b in zip(ours, theirs, strict=True)
+        ]
