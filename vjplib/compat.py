@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
-from jax._src.core import Tracer, trace_ctx
-from jax._src.interpreters.batching import BatchTrace
+from jax._src.core import trace_ctx
+from jax._src.interpreters.batching import BatchTrace, BatchTracer
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Jaxpr
 from jax.extend.core import Literal as Literal
@@ -52,7 +52,7 @@ def mapped(x: Any) -> bool:
         [(True, False)]
     """
     trace = trace_ctx.trace
-    return isinstance(trace, BatchTrace) and isinstance(x, Tracer) and x._trace.tag is trace.tag
+    return isinstance(trace, BatchTrace) and isinstance(x, BatchTracer) and x._trace.tag is trace.tag
 
 
 def x64() -> Any:

@@ -39,8 +39,10 @@ def whole_batch(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     @functools.wraps(convolve)
     def call(*args: Any, **kwargs: Any) -> jax.Array:
-        arguments = signature.bind(*args, **kwargs).arguments
-        arguments.update(arguments.pop("kwargs", {}))
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        arguments |= arguments.pop("kwargs", {})
         lhs, rhs = arguments.pop("lhs"), arguments.pop("rhs")
         if arguments.get("batch_group_count", 1) != 1 or not mapped(lhs) or mapped(rhs):
             return convolve(*args, **kwargs)

@@ -1,0 +1,125 @@
+"""Under jax.vmap over x alone a convolution is one call whose kernel cotangent is added over all rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from vjplib.compat import programs
+from vjplib.convolution.whole_batch import whole_batch
+
+LAYOUTS = (None, ("NWC", "WIO", "NWC"), ("CWN", "IWO", "WCN"))
+
+
+@jax.custom_vjp
+def row(x, k):
+    return row_fwd(x, k)[0]
+
+
+def row_fwd(x, k):
+    return lax.conv_general_dilated(x, k, (1,), "SAME", dimension_numbers=("CWN", "IWO", "WCN")), (x, k)
+
+
+def row_bwd(res, g):
+    return jax.vjp(lambda x, k: row_fwd(x, k)[0], *res)[1](g)
+
+
+row.defvjp(row_fwd, row_bwd)
+
+
+@whole_batch
+def ours(lhs, rhs, dimension_numbers=("CWN", "IWO", "WCN"), batch_group_count=1):
+    del dimension_numbers, batch_group_count
+    return row(lhs, rhs)
+
+
+def theirs(lhs, rhs):
+    return row_fwd(lhs, rhs)[0]
+
+
+@pytest.fixture
+def arrays(rng):
+    x, k = rng.standard_normal((5, 3, 8, 2)), rng.standard_normal((3, 3, 4))
+    return jnp.asarray(x, jnp.float32), jnp.asarray(k, jnp.float32)
+
+
+def total(f):
+    return lambda x, k: jnp.sum(jnp.sin(f(x, k)))
+
+
+MAPS = {
+    "x": lambda f: jax.grad(total(jax.vmap(f, (0, None))), argnums=(0, 1)),
+    "x in the middle": lambda f: jax.grad(
+        lambda x, k: total(jax.vmap(f, (2, None), out_axes=1))(jnp.moveaxis(x, 0, 2), k), argnums=(0, 1)
+    ),
+    "x twice": lambda f: jax.grad(
+        lambda x, k: total(jax.vmap(jax.vmap(f, (0, None)), (0, None)))(jnp.stack([x, x + 1]), k), argnums=(0, 1)
+    ),
+    "x, jitted": lambda f: jax.grad(total(jax.jit(jax.vmap(f, (0, None)))), argnums=(0, 1)),
+    "x in a jitted function": lambda f: jax.grad(total(jax.vmap(jax.jit(f), (0, None))), argnums=(0, 1)),
+    "k": lambda f: jax.grad(lambda x, k: total(jax.vmap(f, (None, 0)))(x[0], jnp.stack([k, 2 * k])), argnums=(0, 1)),
+    "both": lambda f: jax.grad(lambda x, k: total(jax.vmap(f))(x, jnp.stack([k] * 5)), argnums=(0, 1)),
+    "x, then k": lambda f: jax.grad(
+        lambda x, k: total(jax.vmap(jax.vmap(f, (0, None)), (None, 0)))(x, jnp.stack([k, 2 * k])), argnums=(0, 1)
+    ),
+    "a gradient for each row": lambda f: jax.vmap(jax.grad(total(f), argnums=(0, 1)), (0, None)),
+    "a gradient of k inside": lambda f: jax.vmap(lambda x, k: jax.grad(lambda k: total(f)(x, k))(k), (0, None)),
+    "a gradient of x inside": lambda f: lambda x, k: jax.vmap(lambda x: jax.grad(lambda x: total(f)(x, k))(x))(x),
+    "second order": lambda f: jax.hessian(lambda x, k: total(jax.vmap(f, (0, None)))(x, k), argnums=1),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_every_map_gives_laxs_gradients(name, arrays):
+    expected, given = (jax.jit(MAPS[name](f))(*arrays) for f in (theirs, ours))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(given), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(b, a, rtol=2e-5, atol=2e-5 * np.abs(a).max())
+
+
+def shapes(program):
+    """The shapes of all values in a program and in those inside it."""
+    for eqn in program.eqns:
+        yield from (v.aval.shape for v in eqn.outvars)
+        for _, inner, _ in programs(eqn.params):
+            yield from shapes(inner)
+
+
+def test_no_row_has_a_kernel_cotangent_of_its_own(arrays):
+    x, k = arrays
+    each = sorted((len(x), *k.shape))
+    held = {f: any(sorted(s) == each for s in shapes(jax.make_jaxpr(MAPS["x"](f))(x, k).jaxpr)) for f in (row, ours)}
+    assert held == {row: True, ours: False}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_batch_is_found_in_every_layout(layout, rng):
+    seen = []
+
+    @whole_batch
+    def convolve(lhs, rhs, **kwargs):
+        seen.append(lhs.shape)
+        return lax.conv_general_dilated(lhs, rhs, (1,), "SAME", **kwargs)
+
+    names = layout or ("NCW", "OIW", "NCW")
+    sizes = {"N": 2, "C": 3, "W": 8, "I": 3, "O": 4}
+    x = jnp.asarray(rng.standard_normal((5, *(sizes[n] for n in names[0]))), jnp.float32)
+    k = jnp.asarray(rng.standard_normal([sizes[n] if n != "W" else 3 for n in names[1]]), jnp.float32)
+    y = jax.vmap(lambda x: convolve(lhs=x, rhs=k, dimension_numbers=layout))(x)
+    expected = jnp.stack([lax.conv_general_dilated(r, k, (1,), "SAME", dimension_numbers=layout) for r in x])
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    assert seen[-1] == tuple(10 if n == "N" else sizes[n] for n in names[0])
+
+
+def test_groups_of_the_batch_are_left_alone(rng):
+    seen = []
+
+    @whole_batch
+    def convolve(lhs, rhs, batch_group_count):
+        seen.append(lhs.shape)
+        return lax.conv_general_dilated(lhs, rhs, (1,), "SAME", batch_group_count=batch_group_count)
+
+    x, k = jnp.ones((5, 2, 3, 8)), jnp.ones((4, 3, 3))
+    assert jax.vmap(lambda x: convolve(x, k, batch_group_count=2))(x).shape == (5, 1, 4, 8)
+    assert seen == [(2, 3, 8)]
