@@ -73,7 +73,7 @@ def _drawn(rng, largest):
 
 
 def differences(rng, lhs, rhs, kwargs):
-    """Returns how far y, dx and dk lie from lax's in float64, as shares of the largest entry; shapes and dtypes equal."""
+    """Returns how far y, dx and dk lie from lax's in float64, as shares of the largest entry."""
     with jax.enable_x64(True):
         x, k = (jnp.asarray(rng.standard_normal(shape)) for shape in (lhs, rhs))
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from convolution_calls import differences, random_call
 
 ULPS = 1e-12  # float64 sums of some hundred terms in another order

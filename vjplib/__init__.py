@@ -18,7 +18,11 @@ from vjplib.rule import Case as Case
 from vjplib.rule import Edge as Edge
 from vjplib.rule import Input as Input
 from vjplib.rule import Rule as Rule
+from vjplib.rules.conv_general import conv as conv
 from vjplib.rules.conv_general import conv_general_dilated as conv_general_dilated
+from vjplib.rules.conv_general import conv_with_general_padding as conv_with_general_padding
+from vjplib.rules.conv_general import explain_convolution as explain_convolution
+from vjplib.rules.conv_transpose import conv_transpose as conv_transpose
 from vjplib.rules.convolution import conv1d as conv1d
 from vjplib.rules.elementwise import quadratic as quadratic
 from vjplib.rules.elementwise import relu as relu
@@ -28,6 +32,10 @@ from vjplib.rules.linear import linear as linear
 from vjplib.rules.loss import softmax_cross_entropy as softmax_cross_entropy
 from vjplib.rules.loss import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
 from vjplib.rules.loss import squared_error as squared_error
+from vjplib.rules.pooling import avg_pool as avg_pool
+from vjplib.rules.pooling import max_pool as max_pool
+from vjplib.rules.pooling import min_pool as min_pool
+from vjplib.rules.pooling import reduce_window_max as reduce_window_max
 from vjplib.rules.product import multiply as multiply
 from vjplib.rules.product import prod as prod
 from vjplib.rules.softmax import log_softmax as log_softmax

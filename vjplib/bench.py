@@ -208,7 +208,7 @@ def _program(subject: Subject, fn: Callable[..., Any], measure: str) -> Program:
 
 def _bench_case(rule: Rule, case: Case, seconds: float) -> Iterator[Row]:
     call = case.call(np.random.default_rng(0), np.float32)
-    sizes = " ".join(f"{name}={n}" for name, n in case.dims.items())
+    sizes = case.label or " ".join(f"{name}={n}" for name, n in case.dims.items())
     subject = Subject(rule.fn, call.args, call.kwargs, case=sizes or "scalars")
     functions = {rule.name: rule.fn, **rule.baselines}
     _require_agreement(subject, functions)

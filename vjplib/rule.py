@@ -74,6 +74,7 @@ class Case:
         fixed: dimensions that must stay as they are when sizes are varied (kernel lengths that unroll a loop).
         valid: takes the sizes; False for those that the rule refuses.
         growth: whether the case is examined at growing sizes.
+        label: what the case is called where its sizes alone do not tell, as in tables of benchmarks.
 
     Example:
         >>> case = Case(("b n", Input("b", index_below("n"))), {"b": 2, "n": 5})
@@ -87,6 +88,7 @@ class Case:
     fixed: tuple[str, ...] = ()
     valid: Callable[..., bool] = lambda **dims: True
     growth: bool = True
+    label: str = ""
 
     def __post_init__(self) -> None:
         if missing := sorted({n for s in self.shapes if s for n in s.split() if not n.isdigit()} - set(self.dims)):

@@ -18,7 +18,7 @@ BLOCKS = 8  # products added before a sum is taken: more make larger programs, f
 
 
 def kernel_applies(problem: Problem) -> bool:
-    """Returns whether `kernel` serves: as for `taps`, and more than one channel, for of one XLA takes the dot product."""
+    """Returns whether `kernel` serves: where `taps` does, but for one channel, where XLA has a dot product."""
     return taps_apply(problem) and problem.features > 1
 
 

@@ -1,21 +1,25 @@
 """The convolution of `jax.lax` in all its generality, with a derivative in the form that suits each shape."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
 from vjplib.compat import custom_vjp, separate_call
-from vjplib.convolution.choice import Formulation, kernel_formulation, output_formulation
+from vjplib.convolution.choice import XLA, Formulation, kernel_formulation, output_formulation
+from vjplib.convolution.shapes import SHAPES
+from vjplib.convolution.whole_batch import whole_batch
 from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated as lax_convolution
 from vjplib.numerics import wide_dtype
-from vjplib.rule import Case, Rule
+from vjplib.rule import Case, Edge, Rule
 
 Padding = str | Sequence[tuple[int, int]]
 REAL = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
@@ -73,30 +77,217 @@ def conv_general_dilated(
     Source:
         Example 4.2 and Algorithm 4 of the lecture, generalised.
     """
-    given = locals()
-    call = _call(**given)
+    return _convolve(**locals())
+
+
+@whole_batch
+def _convolve(lhs, rhs, **arguments):
+    call = _call(lhs=lhs, rhs=rhs, **arguments)
     if call is None or served_by(call) is None:
-        return lax_convolution(**given)
+        return lax_convolution(lhs, rhs, **arguments)
     return _rule(call)(lhs, rhs)
 
 
-def reference(lhs, rhs, window_strides, padding, **kwargs):
-    return lax_convolution(lhs, rhs, window_strides, padding, **kwargs)
+def conv(
+    lhs: Num[Array, "..."],
+    rhs: Num[Array, "..."],
+    window_strides: Sequence[int],
+    padding: str,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Num[Array, "..."]:
+    """y_i = sum_j k_j x_{s i + j - p}: `jax.lax.conv`, that is `conv_general_dilated` of (N, C, ...) with (O, I, ...).
+
+    Args:
+        lhs: x, (batch, channels, *space).
+        rhs: the kernel, (features, channels, *space).
+        window_strides: s, an integer a spatial dimension.
+        padding: "SAME", "SAME_LOWER" or "VALID".
+        precision: as in lax.
+        preferred_element_type: dtype of the result, None for that of the arguments.
+
+    Returns:
+        (batch, features, *space).
+
+    Raises:
+        TypeError: as lax raises it.
+        ValueError: as lax raises it.
+
+    Example:
+        >>> conv(jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 0.0, -1.0]]]), (1,), "SAME").tolist()
+        [[[-2.0, -2.0, 2.0]]]
+
+    Source:
+        Example 4.2 of the lecture.
+    """
+    return conv_general_dilated(
+        lhs, rhs, window_strides, padding, precision=precision, preferred_element_type=preferred_element_type
+    )
 
 
-class Served(NamedTuple):
-    """What computes each product of a call on CPU."""
+def conv_with_general_padding(
+    lhs: Num[Array, "..."],
+    rhs: Num[Array, "..."],
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None,
+    rhs_dilation: Sequence[int] | None,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Num[Array, "..."]:
+    """y_i = sum_j k_j x_l over s i + r j = d l + p: `jax.lax.conv_with_general_padding`, (N, C, ...) with (O, I, ...).
+
+    Args:
+        lhs: x, (batch, channels, *space).
+        rhs: the kernel, (features, channels, *space).
+        window_strides: s, an integer a spatial dimension.
+        padding: "SAME", "SAME_LOWER", "VALID", or a pair (low, high) a spatial dimension.
+        lhs_dilation: d, an integer a spatial dimension; None for ones.
+        rhs_dilation: r, an integer a spatial dimension; None for ones.
+        precision: as in lax.
+        preferred_element_type: dtype of the result, None for that of the arguments.
+
+    Returns:
+        (batch, features, *space).
+
+    Raises:
+        TypeError: as lax raises it.
+        ValueError: as lax raises it.
+
+    Example:
+        >>> x, k = jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 10.0]]])
+        >>> conv_with_general_padding(x, k, (1,), [(2, 0)], None, (2,)).tolist()
+        [[[10.0, 20.0, 31.0]]]
+
+    Source:
+        Example 4.2 of the lecture, dilated.
+    """
+    return conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+
+
+class Explanation(NamedTuple):
+    """What computes each product of a convolution on CPU, and why; elsewhere XLA's convolution does.
+
+    Args:
+        y: the forward.
+        dx: the cotangent of x.
+        dk: the cotangent of the kernel.
+    """
 
     y: Formulation
     dx: Formulation
     dk: Formulation
 
+    def __str__(self) -> str:
+        """Returns a line a product."""
+        return "\n".join(f"{product}: {f.name} ({f.why})" for product, f in zip(self._fields, self, strict=True))
+
+
+def explain_convolution(
+    lhs: Any,
+    rhs: Any,
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: Any = None,
+) -> Explanation:
+    """Returns which formulation serves each product of `conv_general_dilated` on CPU for these arguments, and why.
+
+    Args:
+        lhs: x, or a `jax.ShapeDtypeStruct` in its place.
+        rhs: the kernel, or a `jax.ShapeDtypeStruct` in its place.
+        window_strides: this and all others as for `conv_general_dilated`.
+        padding: see there.
+        lhs_dilation: see there.
+        rhs_dilation: see there.
+        dimension_numbers: see there.
+        feature_group_count: see there.
+        batch_group_count: see there.
+        precision: see there.
+        preferred_element_type: see there.
+        out_sharding: see there.
+
+    Returns:
+        An `Explanation`: a name and a reason for y, dx and dk; it prints a line for each.
+
+    Raises:
+        TypeError: as lax raises it.
+        ValueError: as lax raises it.
+
+    Example:
+        >>> x, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 56, 56, 64), (3, 3, 1, 64)))
+        >>> channels_last = ("NHWC", "HWIO", "NHWC")
+        >>> explain_convolution(
+        ...     x, k, (1, 1), "SAME", dimension_numbers=channels_last, feature_group_count=64
+        ... ).y.name
+        'shifted copies'
+
+    Source:
+        The tables in `vjplib.convolution.choice`.
+    """
+    call = _call(**locals())
+    return Explanation(XLA, XLA, XLA) if call is None else Explanation(*(served_by(call) or (XLA, XLA, XLA)))
+
+
+def reference(
+    lhs,
+    rhs,
+    window_strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count=1,
+    batch_group_count=1,
+):
+    dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    (n, c, *s), (o, i, *t) = dimensions.lhs_spec, dimensions.rhs_spec
+    x, k = jnp.transpose(lhs, (n, *s, c)), jnp.transpose(rhs, (*t, i, o))
+    size, kernel = x.shape[1:-1], k.shape[:-2]
+    d, r = lhs_dilation or (1,) * len(size), rhs_dilation or (1,) * len(size)
+    window = [(taps - 1) * e + 1 for taps, e in zip(kernel, r, strict=True)]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(size, window, window_strides, padding)
+    x = lax.pad(
+        x, np.zeros((), x.dtype), [(0, 0, 0), *((*p, e - 1) for p, e in zip(padding, d, strict=True)), (0, 0, 0)]
+    )
+    out = [max(0, (m - w) // e + 1) for m, w, e in zip(x.shape[1:-1], window, window_strides, strict=True)]
+    places = [
+        np.arange(m)[:, None] * e + np.arange(taps) * f
+        for m, e, taps, f in zip(out, window_strides, kernel, r, strict=True)
+    ]
+    for axis, place in enumerate(places):  # (batch, out, tap, out, tap, ..., channels)
+        x = jnp.take(x, place, axis=1 + 2 * axis)
+    x = jnp.moveaxis(x, range(2, 2 + 2 * len(size), 2), range(-1 - len(size), -1))
+    groups, features, taps = feature_group_count * batch_group_count, k.shape[-1], math.prod(kernel)
+    x = x.reshape(batch_group_count, x.shape[0] // batch_group_count, *out, taps, feature_group_count, k.shape[-2])
+    k = k.reshape(taps, k.shape[-2], batch_group_count, feature_group_count, features // groups)
+    y = jnp.einsum("bn...tfi,tibfo->n...bfo", x, k)
+    y = y.reshape(*y.shape[:-3], features)
+    (n, c, *s) = dimensions.out_spec
+    return lax.transpose(y, np.argsort((n, *s, c)))
+
 
 @functools.lru_cache(maxsize=4096)
-def served_by(call: Call) -> Served | None:
-    """Returns what serves a call on CPU, None where XLA's convolution and JAX's derivative of it do throughout."""
+def served_by(call: Call) -> tuple[Formulation, Formulation, Formulation] | None:
+    """Returns what gives y, dx and dk of a call on CPU, None where XLA's convolution does throughout."""
     problem = call.problem
-    served = Served(output_formulation(problem), output_formulation(problem.transposed), kernel_formulation(problem))
+    served = output_formulation(problem), output_formulation(problem.transposed), kernel_formulation(problem)
     return None if all(f.run is None for f in served) else served
 
 
@@ -172,27 +363,66 @@ def _by_platform(cpu, default):
     return jax.jit(lambda *arrays: lax.platform_dependent(*arrays, cpu=walled, default=default))
 
 
+CHANNELS_LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+
+
+def _residuals(n, h, w, c):
+    return 4 * (n * h * w * c + 6 * c)
+
+
+def _general(
+    *inputs,
+    label="",
+    dims=None,
+    growth=False,
+    fixed=(),
+    space=2,
+    window_strides=None,
+    padding: Padding = "SAME",
+    **kwargs: Any,
+):
+    """Returns a case of `conv_general_dilated`, channels last; what its kwargs do not give has its default."""
+    strides = window_strides or (1,) * space
+    given = {"window_strides": strides, "padding": padding, "dimension_numbers": CHANNELS_LAST[space]}
+    return Case(inputs, dims or {}, given | kwargs, fixed=fixed, growth=growth, label=label)
+
+
+def _edge(name, x, **kwargs):
+    case = _general(space=1, feature_group_count=2, **kwargs)
+    return Edge(name, (x, np.ones((3, 1, 2))), case.kwargs)
+
+
 RULES = (
     Rule(
         fn=conv_general_dilated,
         reference=reference,
-        baselines={"lax.conv_general_dilated": reference},
+        baselines={"lax.conv_general_dilated": lax_convolution},
         cases=(
-            Case(
-                ("n h w c", "3 2 1 c"),
-                {"n": 2, "h": 5, "w": 7, "c": 3},
-                {
-                    "window_strides": (1, 1),
-                    "padding": "SAME",
-                    "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
-                    "feature_group_count": 3,
-                },
+            _general(
+                "n h w c",
+                "3 2 1 c",
+                dims={"n": 2, "h": 5, "w": 7, "c": 3},
                 fixed=("c",),
+                growth=True,
+                feature_group_count=3,
             ),
+            _general("2 7 3", "4 1 6", space=1, window_strides=(2,), padding="SAME_LOWER", feature_group_count=3),
+            _general("2 5 6 8", "3 3 4 6", window_strides=(2, 1), feature_group_count=2),
+            _general("2 3 4 3", "3 2 3 5", padding=((2, 1), (1, -1)), lhs_dilation=(2, 3)),
+            _general("4 3 5 7", "6 3 2 3", padding="VALID", dimension_numbers=None, batch_group_count=2),
+            _general("1 9 1", "3 1 1", space=1, rhs_dilation=(2,)),
         ),
-        edges=(),
-        bench=(),
-        reason="JAX's convolution; depthwise, grouped and transposed ones are many times faster on CPU",
-        source="Example 4.2",
+        edges=(
+            _edge("an infinity", np.array([[[np.inf, 1.0], [1.0, 1.0], [2.0, 0.0]]])),
+            _edge("places cut off", np.ones((1, 5, 2)), padding=((-1, -1),)),
+            _edge("no output", np.ones((1, 2, 2)), padding="VALID"),
+            _edge("empty batch", np.ones((0, 4, 2))),
+        ),
+        bench=tuple(
+            _general(x, k, label=label, space=len(k.split()) - 2, **arguments) for label, x, k, arguments in SHAPES
+        ),
+        residuals=_residuals,
+        reason="lax's convolution; on CPU its depthwise, grouped and transposed forms are many times faster",
+        source="Example 4.2, generalised",
     ),
 )

@@ -1,0 +1,133 @@
+"""The transposed convolution of `jax.lax`: a convolution of the input with zeros between its places."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Num
+
+from vjplib.convolution.xla import conv_transpose as lax_conv_transpose
+from vjplib.rule import Case, Edge, Rule
+from vjplib.rules.conv_general import Padding, conv_general_dilated
+
+
+def conv_transpose(
+    lhs: Num[Array, "..."],
+    rhs: Num[Array, "..."],
+    strides: Sequence[int],
+    padding: Padding,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    transpose_kernel: bool = False,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    use_consistent_padding: bool = False,
+) -> Num[Array, "..."]:
+    """y_i = sum_j k_j x_l over i + r j = s l + p: `jax.lax.conv_transpose`, a convolution of x dilated by s.
+
+    Args:
+        lhs: x, of rank n + 2; channels last unless dimension_numbers says otherwise.
+        rhs: the kernel, of rank n + 2.
+        strides: s, n integers.
+        padding: "SAME" or "VALID", of the convolution whose transpose this is; or n pairs, of the dilated x unless
+            use_consistent_padding.
+        rhs_dilation: r, n integers; None for ones.
+        dimension_numbers: as for `conv_general_dilated`; None for ("NHWC", "HWIO", "NHWC") and its like.
+        transpose_kernel: whether the kernel is turned round and its features exchanged, as in Keras.
+        precision: as in lax.
+        preferred_element_type: dtype of the result, None for that of the arguments.
+        use_consistent_padding: whether pairs, too, are those of the convolution whose transpose this is.
+
+    Returns:
+        y, with the shape and dtype that lax gives it.
+
+    Raises:
+        AssertionError: ranks differ, as lax raises it.
+        TypeError: as lax raises it.
+        ValueError: as lax raises it.
+
+    Example:
+        >>> x, k = jnp.array([[[1.0], [2.0]]]), jnp.array([[[1.0]], [[10.0]]])
+        >>> conv_transpose(x, k, (2,), "VALID").ravel().tolist()
+        [10.0, 1.0, 20.0, 2.0]
+
+    Source:
+        The backward of Example 4.2 of the lecture, with stride, taken as a forward.
+    """
+    given = locals()
+    jax.eval_shape(lambda lhs, rhs: lax_conv_transpose(**(given | {"lhs": lhs, "rhs": rhs})), lhs, rhs)
+    if dimension_numbers is None:
+        space = {0: "", 1: "H", 2: "HW", 3: "HWD"}[lhs.ndim - 2]
+        dimension_numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
+    dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    spatial = dimensions.rhs_spec[2:]
+    dilation = (1,) * len(spatial) if rhs_dilation is None else rhs_dilation
+    if use_consistent_padding or padding in ("SAME", "VALID"):
+        window = [(rhs.shape[i] - 1) * r + 1 for i, r in zip(spatial, dilation, strict=True)]
+        pads = [padding] * len(strides) if isinstance(padding, str) else padding
+        padding = tuple(map(_transposed_padding, window, strides, pads))
+    if transpose_kernel:
+        rhs = jnp.swapaxes(lax.rev(rhs, spatial), *dimensions.rhs_spec[:2])
+    return conv_general_dilated(
+        lhs,
+        rhs,
+        (1,) * len(spatial),
+        padding,
+        strides,
+        dilation,
+        dimensions,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+
+
+def _transposed_padding(window: int, stride: int, padding: Any) -> tuple[int, int]:
+    """Returns the padding of the dilated x that belongs to a padding of the convolution that is transposed."""
+    match padding:
+        case "SAME":
+            low = window - 1 if stride > window - 1 else -(-(window + stride - 2) // 2)
+            return low, window + stride - 2 - low
+        case "VALID":
+            return window - 1, stride - 1 + max(window - stride, 0)
+        case low, high:
+            return window - 1 - low, window - 1 - high
+        case _:
+            raise ValueError(f"padding must be SAME, VALID or pairs (low, high), got {padding!r}")
+
+
+def reference(lhs, rhs, strides, padding):
+    # The transpose of the convolution by k turned round: what each x feeds, added up where windows overlap.
+    k, s = rhs.shape[0], strides[0]
+    size = lhs.shape[1]
+    low, high = _transposed_padding(k, s, padding)
+    places = low + np.arange(size)[:, None] * s - np.arange(k)
+    parts = jnp.einsum("nli,jio->nljo", lhs, rhs)
+    out = (size - 1) * s + 1 + low + high - k + 1
+    kept = (places >= 0) & (places < out)
+    y = jnp.zeros((lhs.shape[0], out, rhs.shape[-1]), parts.dtype)
+    return y.at[:, jnp.where(kept, places, out)].add(parts, mode="drop")
+
+
+RULES = (
+    Rule(
+        fn=conv_transpose,
+        reference=reference,
+        baselines={"lax.conv_transpose": lax_conv_transpose},
+        cases=(
+            Case(("n m i", "3 i o"), {"n": 2, "m": 5, "i": 3, "o": 4}, {"strides": (2,), "padding": "SAME"}),
+            Case(("2 4 3", "2 3 2"), {}, {"strides": (2,), "padding": "VALID"}, growth=False),
+        ),
+        edges=(
+            Edge("one place", (np.ones((1, 1, 1)), np.ones((2, 1, 1))), {"strides": (2,), "padding": "SAME"}),
+            Edge("empty batch", (np.ones((0, 3, 1)), np.ones((2, 1, 1))), {"strides": (2,), "padding": "SAME"}),
+        ),
+        bench=(),
+        residuals=lambda n, m, i, o: 4 * (n * m * i + 3 * i * o),
+        reason="the transposed convolution; on CPU no zero between the places of x is multiplied",
+        source="Example 4.2, transposed",
+    ),
+)
