@@ -51,7 +51,7 @@ def test_a_row_for_each_case_baseline_and_measure():
 def test_bytes_kept_are_those_of_the_record():
     relu = find("relu")[0]
     rows = bench.bench_rule(replace(relu, bench=(CASE,)), seconds=0)
-    assert [r.ours.residual for r in rows] == [0, 15, 15]
+    assert [r.ours.residual for r in rows] == [0, 15, 15, 15]
     assert rows[1].theirs.residual > 15
 
 
@@ -116,10 +116,11 @@ def test_tables_hold_every_figure_at_80_columns():
         "n=8",
         "jnp.f",
         "lax.f",
-        "2.00 ±15%",
-        "130 ±15%",
+        "2.00",
+        "130",
+        "15%",
         "65.0 x",
-        "0.01+0.02",
+        "0.03",
         "8.0",
         "4.0",
         "1,000",
@@ -158,7 +159,7 @@ def test_convolution_is_ten_times_faster_than_both_baselines():
     rows = bench.bench_rule(replace(conv1d, bench=conv1d.bench[:1]), seconds=0)
     assert rows[0].case == "n=1000000 k=3"
     assert {r.baseline for r in rows} == {"lax.conv_general_dilated", "jnp.convolve"}
-    assert all(r.ratio > 10 for r in rows if r.measure != "forward"), [(r.measure, r.ratio) for r in rows]
+    assert all(r.ratio > 10 for r in rows if r.measure in ("returned", "reduced")), [(r.measure, r.ratio) for r in rows]
 
 
 def test_algorithm_4_grows_linearly_and_algorithm_3_quadratically():

@@ -1,8 +1,8 @@
 """bench: each rule timed beside autodiff of what users would otherwise call, both in one interleaved run.
 
-Three programs are timed of each function: the forward alone, the forward and its pullback with the output returned, and
-both with the output reduced at once. The last is not the second in disguise: a compiler may fuse a forward into the
-reduction that consumes it, for better or worse.
+Four programs are timed of each function: the forward alone, the forward and its pullback with the output returned, both
+with the output reduced at once, and both with the output followed by an activation and a norm, as in a network. The
+last two are not the second in disguise: a compiler may fuse a forward into what consumes it, for better or worse.
 """
 
 import itertools
@@ -61,6 +61,11 @@ class Cost:
     compiling: float
     temporary: int | None
     residual: int
+
+    @property
+    def spread(self) -> float:
+        """Half the quartile range, as a share of the median."""
+        return (self.high - self.low) / 2 / self.median
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def bench_rule(rule: Rule, *, seconds: float = 1.0) -> list[Row]:
         >>> from vjplib.rule import Case
         >>> rule = Rule(jnp.sin, jnp.sin, {"sin": jnp.sin}, (Case(("n",), {"n": 3}),), bench=(Case(("n",), {"n": 8}),))
         >>> [(row.case, row.baseline, row.measure) for row in bench_rule(rule, seconds=0)]
-        [('n=8', 'sin', 'forward'), ('n=8', 'sin', 'returned'), ('n=8', 'sin', 'reduced')]
+        [('n=8', 'sin', 'forward'), ('n=8', 'sin', 'returned'), ('n=8', 'sin', 'reduced'), ('n=8', 'sin', 'followed')]
     """
     if seconds < 0:
         raise ValueError(f"seconds must be at least 0, got {seconds}")
@@ -191,8 +196,22 @@ def _reduced(f: Callable[..., Leaves], leaves: Leaves, gs: Leaves) -> Any:
     return jax.value_and_grad(lambda xs: sum(jnp.sum(y * g) for y, g in zip(f(*xs), gs, strict=True)))(leaves)
 
 
-MEASURES = {"forward": _forward, "returned": _returned, "reduced": _reduced}
-"""The programs timed: y; (y, g^T J); (<y, g>, g^T J)."""
+def _followed(f: Callable[..., Leaves], leaves: Leaves, gs: Leaves) -> Any:
+    def loss(xs: Leaves) -> Any:
+        return sum(jnp.sum(_normed(jax.nn.silu(y)) * g) for y, g in zip(f(*xs), gs, strict=True))
+
+    return jax.value_and_grad(loss)(leaves)
+
+
+def _normed(y: jax.Array) -> jax.Array:
+    """Returns y with mean 0 and variance 1 along its last axis of more than one place."""
+    axis = next((i for i in reversed(range(y.ndim)) if y.shape[i] > 1), None)
+    centred = y - jnp.mean(y, axis, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis, keepdims=True) + 1e-5)
+
+
+MEASURES = {"forward": _forward, "returned": _returned, "reduced": _reduced, "followed": _followed}
+"""The programs timed: y; (y, g^T J); (<y, g>, g^T J); and (<n, g>, its gradient) for n the norm of silu of y."""
 
 
 def _program(subject: Subject, fn: Callable[..., Any], measure: str) -> Program:
@@ -366,9 +385,9 @@ def remarks(rows: Sequence[Row]) -> Iterator[str]:
 
 def _call_table(rows: Sequence[Row]) -> Table:
     """Returns a table of one line a function: those of one call stand together, the rule first."""
-    table = new_table("ms a call ± half the quartile range, and how many times faster the rule is")
+    table = new_table("ms a call; x: how many times faster the rule is; ±: half the quartile range")
     table.add_column("", overflow="fold")
-    for heading in (*(f"{measure}\nms" for measure in MEASURES), "lower +\ncompile s", "kept\nMB", "scratch\nMB"):
+    for heading in (*(f"{measure}\nms" for measure in MEASURES), "±", "compile\ns", "kept\nMB", "scratch\nMB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for (rule, case), group in _grouped(rows, lambda row: (row.rule, row.case)):
         by_baseline = [list(pairs) for _, pairs in _grouped(group, lambda row: row.baseline)]
@@ -392,12 +411,20 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[A
 
 def _cells(costs: Sequence[Cost]) -> list[str]:
     """Returns the time of each measure, and what the output-returning program takes to make and to hold."""
-    return [*(time_cell(c) for c in costs), *making_cells(costs[list(MEASURES).index("returned")])]
+    returned = costs[list(MEASURES).index("returned")]
+    _, *held = making_cells(returned)
+    spread = max(c.spread for c in costs)
+    return [
+        *(short(1e3 * c.median) for c in costs),
+        f"{spread:.0%}",
+        f"{returned.lowering + returned.compiling:.2f}",
+        *held,
+    ]
 
 
 def time_cell(c: Cost) -> str:
     """Returns the median in ms, and half the quartile range as a share of it."""
-    return f"{short(1e3 * c.median)} ±{(c.high - c.low) / 2 / c.median:.0%}"
+    return f"{short(1e3 * c.median)} ±{c.spread:.0%}"
 
 
 def making_cells(c: Cost) -> list[str]:
