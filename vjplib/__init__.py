@@ -7,13 +7,16 @@ The map of the package, from the bottom up:
     jacobians     what a layer's derivative looks like: dense, diagonal, banded Toeplitz, diagonal minus low rank
     rule          the record that each rule file ends with
     rules         the rules themselves, one family to a file; all their public functions are here too
+    in_lax        `use_in_lax`: code that calls jax.lax is served by the rules
     catalog       finds the records
     verification  proves a rule: one file to a claim; `verify` and `assert_verified` are here too
-    bench         times a rule against what users would otherwise call
+    bench         times a rule against what users would otherwise call; peers does so in torch
+    models        flax networks, of which bench_models times training steps, and torch_models the same in torch
     net, train    networks of pure functions, and their training with optax
     figures       the lecture's figures, drawn from running code
 """
 
+from vjplib.in_lax import use_in_lax as use_in_lax
 from vjplib.rule import Case as Case
 from vjplib.rule import Edge as Edge
 from vjplib.rule import Input as Input
@@ -22,6 +25,7 @@ from vjplib.rules.conv_general import conv as conv
 from vjplib.rules.conv_general import conv_general_dilated as conv_general_dilated
 from vjplib.rules.conv_general import conv_with_general_padding as conv_with_general_padding
 from vjplib.rules.conv_general import explain_convolution as explain_convolution
+from vjplib.rules.conv_patches import conv_general_dilated_patches as conv_general_dilated_patches
 from vjplib.rules.conv_transpose import conv_transpose as conv_transpose
 from vjplib.rules.convolution import conv1d as conv1d
 from vjplib.rules.elementwise import quadratic as quadratic

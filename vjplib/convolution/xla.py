@@ -17,6 +17,7 @@ from vjplib.convolution.problem import Problem
 conv_general_dilated = lax.conv_general_dilated
 conv_transpose = lax.conv_transpose
 conv_dimension_numbers = lax.conv_dimension_numbers
+conv_general_dilated_patches = lax.conv_general_dilated_patches
 
 Array = jax.Array
 

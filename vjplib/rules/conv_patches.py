@@ -1,0 +1,232 @@
+"""The patches that a convolution's window sees, as slices; their cotangents are added where the windows overlap."""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Num
+
+from vjplib.compat import custom_vjp, separate_call
+from vjplib.convolution.xla import Call, call_of
+from vjplib.convolution.xla import conv_general_dilated_patches as lax_patches
+from vjplib.numerics import form, wide
+from vjplib.rule import Case, Edge, Rule
+from vjplib.rules.conv_general import CHANNELS_LAST, REAL, Padding
+
+MOST_TAPS = 256  # beyond, the program of one slice a tap takes longer to compile than it saves
+
+
+def conv_general_dilated_patches(
+    lhs: Num[ArrayLike, "..."],
+    filter_shape: Sequence[int],
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Num[Array, "..."]:
+    """y_{i, c j} = x_{l, c} with s i + r j = d l + p: `jax.lax.conv_general_dilated_patches`, by slices.
+
+    lax multiplies with an identity kernel. On CPU this copies instead, so that a patch has the values of x, where lax's
+    sum makes NaN of all that share a window with a NaN or an infinity.
+
+    Args:
+        lhs: x, of rank n + 2.
+        filter_shape: how many places the window has, n integers in the order of dimension_numbers[1].
+        window_strides: s, n integers.
+        padding: "SAME", "SAME_LOWER", "VALID", or n pairs (low, high), which may be negative.
+        lhs_dilation: d, n integers; None for ones.
+        rhs_dilation: r, n integers; None for ones.
+        dimension_numbers: as for `conv_general_dilated`.
+        precision: as in lax.
+        preferred_element_type: dtype of the result, None for that of x.
+
+    Returns:
+        y, with patches of as many features as channels times places, the channels being the slower.
+
+    Raises:
+        TypeError: as lax raises it.
+        ValueError: as lax raises it.
+
+    Example:
+        >>> conv_general_dilated_patches(jnp.array([[[1.0, 2.0, 3.0]]]), (2,), (1,), "VALID").tolist()
+        [[[1.0, 2.0], [2.0, 3.0]]]
+
+    Source:
+        Example 4.2 of the lecture: the shifted copies of x, whose product with the kernel is the convolution.
+    """
+    arguments: dict[str, Any] = dict(locals())
+    del arguments["lhs"]
+    x = jnp.asarray(lhs)
+    y = jax.eval_shape(lambda x: lax_patches(x, **arguments), x)
+    if not (x.dtype in REAL and y.dtype in REAL and x.size and y.size) or math.prod(filter_shape) > MOST_TAPS:
+        return lax_patches(x, **arguments)
+    dimensions = lax.conv_dimension_numbers(x.shape, (1, 1, *filter_shape), dimension_numbers)
+    kernel = dict(zip(dimensions.rhs_spec, (y.shape[dimensions.out_spec[1]], 1, *filter_shape), strict=True))
+    del arguments["filter_shape"]
+    arguments |= {
+        "dimension_numbers": dimensions,
+        "feature_group_count": x.shape[dimensions.lhs_spec[1]],
+        "batch_group_count": 1,
+    }
+    return _rule(call_of(x.shape, tuple(kernel[i] for i in range(x.ndim)), y, **arguments), y.dtype)(x)
+
+
+def reference(lhs, filter_shape, window_strides, padding, dimension_numbers):
+    assert dimension_numbers == CHANNELS_LAST[2]
+    (k, j), (s, t) = filter_shape, window_strides
+    pads = lax.padtype_to_pads(lhs.shape[1:3], filter_shape, window_strides, padding)
+    x = jnp.pad(lhs, [(0, 0), *pads, (0, 0)])
+    rows = np.arange((x.shape[1] - k) // s + 1)[:, None] * s + np.arange(k)
+    columns = np.arange((x.shape[2] - j) // t + 1)[:, None] * t + np.arange(j)
+    y = x[:, rows[:, None, :, None], columns[None, :, None, :], :]  # (batch, out, out, k, j, channels)
+    return jnp.moveaxis(y, -1, 3).reshape(*y.shape[:3], k * j * lhs.shape[-1])
+
+
+# y_{i, c j} = x_{l, c} with s i + r j = d l + p: a copy, so that each x has the sum of the cotangents of its copies,
+#   (g^T J)_{l, c} = sum over all i, j with s i + r j = d l + p of g_{i, c j}
+# For one j that sum is g spread s apart; then what fell on padding, and between the places of x, is left out.
+@functools.lru_cache(maxsize=4096)
+def _rule(call: Call, dtype: Any) -> Callable[[Array], Array]:
+    problem = call.problem
+
+    def theirs(x):
+        return lax_patches(
+            x,
+            problem.kernel,
+            call.strides,
+            call.padding,
+            call.lhs_dilation,
+            call.rhs_dilation,
+            call.dimensions,
+            call.precision,
+            call.preferred_element_type,
+        )
+
+    cut, joined = (_tiles, _from_tiles) if _tiled(problem) else (_slices, _from_slices)
+    y_of = _by_platform(lambda x: call.y_from_canonical(cut(problem, call.x_to_canonical(x))).astype(dtype), theirs)
+    dx_of = _by_platform(
+        lambda g, x: call.x_from_canonical(joined(problem, wide(call.y_to_canonical(g)))).astype(x.dtype),
+        lambda g, x: jax.linear_transpose(theirs, x)(g)[0],
+    )
+
+    @custom_vjp
+    def patches(x: Array) -> Array:
+        return y_of(x)
+
+    def fwd(x):
+        return y_of(x), form(x)
+
+    def bwd(kept, g):
+        return (dx_of(g, jnp.zeros(kept.shape[1:], kept.dtype)),)
+
+    patches.defvjp(fwd, bwd)
+    return patches
+
+
+def _by_platform(cpu, default):
+    walled = separate_call(cpu)
+    return jax.jit(lambda *arrays: lax.platform_dependent(*arrays, cpu=walled, default=default))
+
+
+def _slices(problem, x):
+    padded = _pad(x, zip(problem.low, problem.high, (d - 1 for d in problem.lhs_dilation), strict=True))
+    pieces = [lax.slice(padded, *bounds) for bounds in _bounds(problem)]
+    return jnp.stack(pieces, axis=-1).reshape(problem.batch, *problem.out, problem.features)
+
+
+def _from_slices(problem, g):
+    g = g.reshape(problem.batch, *problem.out, problem.channels, problem.taps)
+    size = [(n - 1) * d + 1 for n, d in zip(problem.size, problem.lhs_dilation, strict=True)]
+    padded = [n + p + q for n, p, q in zip(size, problem.low, problem.high, strict=True)]
+    parts = []
+    for i, (start, limit, step) in enumerate(_bounds(problem)):
+        spread = zip(start[1:-1], (n - m for n, m in zip(padded, limit[1:-1], strict=True)), step[1:-1], strict=True)
+        parts.append(_pad(g[..., i], [(low, high, s - 1) for low, high, s in spread]))
+    whole = _pad(sum(parts[1:], parts[0]), [(-p, -q, 0) for p, q in zip(problem.low, problem.high, strict=True)])
+    return lax.slice(whole, [0] * whole.ndim, whole.shape, [1, *problem.lhs_dilation, 1])
+
+
+def _bounds(problem):
+    """Yields start, limit and step of the slice of the padded x that each place of the window sees."""
+    for place in itertools.product(*map(range, problem.kernel)):
+        start = [r * j for r, j in zip(problem.rhs_dilation, place, strict=True)]
+        limit = [a + (m - 1) * s + 1 for a, m, s in zip(start, problem.out, problem.strides, strict=True)]
+        yield [0, *start, 0], [problem.batch, *limit, problem.channels], [1, *problem.strides, 1]
+
+
+def _tiled(problem):
+    """Returns whether the windows tile x, so that a patch is a block of it."""
+    steps = (problem.lhs_dilation, problem.rhs_dilation)
+    return problem.strides == problem.kernel and all(set(step) <= {1} for step in steps)
+
+
+def _tiles(problem, x):
+    x = _pad(x, [(p, m * k - n - p, 0) for p, m, k, n in _each(problem)])
+    x = x.reshape(problem.batch, *_pairs(problem), problem.channels)
+    x = jnp.transpose(x, _order(problem))
+    return x.reshape(problem.batch, *problem.out, problem.features)
+
+
+def _from_tiles(problem, g):
+    g = g.reshape(problem.batch, *problem.out, problem.channels, *problem.kernel)
+    g = lax.transpose(g, np.argsort(_order(problem)))
+    g = g.reshape(problem.batch, *(m * k for _, m, k, _ in _each(problem)), problem.channels)
+    return _pad(g, [(-p, n + p - m * k, 0) for p, m, k, n in _each(problem)])
+
+
+def _each(problem):
+    return list(zip(problem.low, problem.out, problem.kernel, problem.size, strict=True))
+
+
+def _pairs(problem):
+    return [n for _, m, k, _ in _each(problem) for n in (m, k)]
+
+
+def _order(problem):
+    """Returns the axes of (batch, out, k, out, k, ..., channels) as (batch, *out, channels, *kernel)."""
+    axes = range(1, 1 + 2 * problem.ndim)
+    return 0, *axes[::2], 1 + 2 * problem.ndim, *axes[1::2]
+
+
+def _pad(x, pads):
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+
+
+_CALL = {"filter_shape": (3, 2), "padding": "SAME", "dimension_numbers": CHANNELS_LAST[2]}
+
+RULES = (
+    Rule(
+        fn=conv_general_dilated_patches,
+        reference=reference,
+        baselines={"lax.conv_general_dilated_patches": lax_patches},
+        cases=(
+            Case(("n h w c",), {"n": 2, "h": 7, "w": 5, "c": 3}, _CALL | {"window_strides": (2, 1)}),
+            Case(("n h w c",), {"n": 2, "h": 6, "w": 5, "c": 2}, _CALL | {"window_strides": (3, 2)}, growth=False),
+        ),
+        edges=(
+            Edge("one window", (np.ones((1, 3, 2, 1)),), _CALL | {"window_strides": (1, 1), "padding": "VALID"}),
+            Edge("empty batch", (np.ones((0, 3, 2, 1)),), _CALL | {"window_strides": (1, 1)}),
+        ),
+        bench=(
+            Case(("n h w c",), {"n": 8, "h": 56, "w": 56, "c": 16}, _CALL | {"window_strides": (1, 1)}),
+            Case(
+                ("n h w c",),
+                {"n": 8, "h": 64, "w": 64, "c": 3},
+                _CALL | {"window_strides": (4, 4), "filter_shape": (4, 4)},
+            ),
+        ),
+        residuals=lambda n, h, w, c: 0,
+        reason="lax's patches, copied where lax multiplies by an identity kernel, and nothing kept for the backward",
+        source="Example 4.2",
+    ),
+)
