@@ -20,15 +20,20 @@ LAYERS = (
     ("jacobians",),
     ("rule",),
     ("rules",),
+    ("in_lax",),
     ("catalog",),
     ("verification",),
     ("bench", "page"),
+    ("peers",),
+    ("models",),
+    ("torch_models",),
+    ("bench_models",),
     ("net",),
     ("train",),
     ("figures",),
     ("__main__",),
 )
-KNOWS_NO_RULE = ("verification", "bench", "page")
+KNOWS_NO_RULE = ("verification", "bench", "page", "peers")
 
 
 def modules():
