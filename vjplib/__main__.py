@@ -5,13 +5,17 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 
 from vjplib import Report, Rule, __version__
 from vjplib.verification import CLAIMS
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     bench = command("bench", _bench, "time rules beside autodiff of what users would otherwise call")
     _add_targets(bench)
     bench.add_argument("--quick", action="store_true", help="few repetitions: enough to see a factor of two")
+    bench.add_argument("--models", action="store_true", help="time training steps of flax networks in place of rules")
+    bench.add_argument("--torch", action="store_true", help="time PyTorch too, where it has the same; installed by you")
 
     figures = command("figures", _figures, "draw the lecture's figures from running code")
     figures.add_argument("directory", metavar="DIR", help="where the PNG files go; made if it does not exist")
@@ -139,7 +145,9 @@ def _verify(parsed: argparse.Namespace) -> int:
     console = Console(highlight=False)
     effort = parsed.effort or "standard"
     found = _rules(parsed)
-    reports = [_report(rule, effort, parsed.claims, parsed.seed) for rule in _progress(found, console)]
+    reports = [
+        _report(rule, effort, parsed.claims, parsed.seed) for rule in _progress(found, console, attrgetter("name"))
+    ]
     if parsed.json:
         content = {"environment": environment(), "effort": effort, "seed": parsed.seed}
         _write(parsed.json, content | {"ok": all(r.ok for r in reports), "reports": [r.to_dict() for r in reports]})
@@ -165,15 +173,23 @@ def _report(rule: Rule, effort: Any, claims: tuple[str, ...] | None, seed: int) 
 
 
 def _bench(parsed: argparse.Namespace) -> int:
-    from vjplib import bench
+    from vjplib import bench, peers
     from vjplib.verification.report import said
 
-    console = Console(highlight=False)
-    seconds = 0.1 if parsed.quick else 1.5
-    rows, growths, refused = [], [], []
-    for rule in _progress(_rules(parsed), console):
+    if parsed.torch:
         try:
-            rows += bench.bench_rule(rule, seconds=seconds)
+            peers.import_torch()
+        except ImportError as error:
+            parsed.error(str(error))
+    if parsed.models:
+        return _bench_models(parsed)
+    console = Console(highlight=False)
+    seconds = _seconds(parsed)
+    rows, growths, refused = [], [], []
+    for rule in _progress(_rules(parsed), console, attrgetter("name")):
+        try:
+            of_rule = bench.bench_rule(rule, seconds=seconds)
+            rows += peers.with_torch(rule, of_rule, seconds=seconds) if parsed.torch else of_rule
             growths += bench.bench_growth(rule, seconds=seconds)
         except Exception as error:  # what a rule or a baseline raises is told, and the others are timed all the same
             refused.append(f"{rule.name} is not timed: {said(error)}")
@@ -188,6 +204,35 @@ def _bench(parsed: argparse.Namespace) -> int:
     for line in refused:
         console.print(line, markup=False, soft_wrap=True, style="bold red")
     return 1 if refused else 0
+
+
+def _bench_models(parsed: argparse.Namespace) -> int:
+    if parsed.targets:
+        parsed.error(f"--models times networks and takes no rule, got {' '.join(parsed.targets)}")
+    if find_spec("flax") is None:
+        parsed.error("flax must be installed to train its networks: pip install 'vjplib[models]'")
+    from vjplib import bench_models, models
+    from vjplib.verification.report import said
+
+    console = Console(highlight=False)
+    steps, refused = [], []
+    for name, model in _progress(tuple(models.MODELS.items()), console, itemgetter(0)):
+        try:
+            steps.append(bench_models.bench_model(name, model, seconds=_seconds(parsed), torch=parsed.torch))
+        except Exception as error:  # the other networks are timed all the same
+            refused.append(f"{name} is not timed: {said(error)}")
+    if parsed.json:
+        _write(parsed.json, bench_models.to_dict(steps) | {"refused": refused})
+    for table in bench_models.tables(steps):
+        console.print(table)
+    for line in refused:
+        console.print(line, markup=False, soft_wrap=True, style="bold red")
+    return 1 if refused else 0
+
+
+def _seconds(parsed: argparse.Namespace) -> float:
+    """Returns how long each program is timed."""
+    return 0.1 if parsed.quick else 1.5
 
 
 def _figures(parsed: argparse.Namespace) -> int:
@@ -220,16 +265,16 @@ def _rules(parsed: argparse.Namespace) -> tuple[Rule, ...]:
     return tuple(found.values()) or rules()
 
 
-def _progress(rules: Sequence[Rule], console: Console) -> Iterator[Rule]:
-    """Yields the rules, with a bar that names the one at work, if this is a terminal."""
+def _progress(items: Sequence[T], console: Console, name: Callable[[T], str]) -> Iterator[T]:
+    """Yields the items, with a bar that names the one at work, if this is a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(rules))
-        for rule in rules:
-            progress.update(task, description=rule.name)
-            yield rule
+        task = progress.add_task("", total=len(items))
+        for item in items:
+            progress.update(task, description=name(item))
+            yield item
             progress.advance(task)
 
 
