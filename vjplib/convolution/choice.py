@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from vjplib.convolution import depthwise
+from vjplib.convolution import dense, depthwise, phased
 from vjplib.convolution.problem import Problem
 
 
@@ -28,6 +28,19 @@ class Formulation(NamedTuple):
 XLA = Formulation("XLA's convolution", "no formulation known is faster here", lambda problem: True, None)
 
 OUTPUT: tuple[Formulation, ...] = (
+    Formulation("a matrix product", "one tap: no window, all places at once", dense.product_applies, dense.taps),
+    Formulation(
+        "a matrix product of patches",
+        "windows that do not overlap: x cut up is a matrix already",
+        dense.patches_apply,
+        dense.patches,
+    ),
+    Formulation(
+        "all phases as features",
+        "a dilated input of which XLA makes little: one undilated convolution gives every phase of y",
+        phased.apply,
+        phased.phases,
+    ),
     Formulation(
         "shifted copies",
         "one channel a group: XLA runs such groups one by one, shifted copies are sums over whole arrays",
@@ -40,16 +53,53 @@ OUTPUT: tuple[Formulation, ...] = (
         depthwise.phases_apply,
         depthwise.phases,
     ),
+    Formulation(
+        "a column a tap",
+        "one feature: a matrix product gives what each place of x sends to each tap, shifted sums the rest",
+        dense.columns_apply,
+        dense.columns,
+    ),
+    Formulation(
+        "a convolution of fewer dimensions a tap",
+        "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
+        dense.slabs_apply,
+        dense.slabs,
+    ),
     XLA,
 )
 """For y, and for dx, which is the y of the transposed problem: the first that applies is used."""
 
 KERNEL: tuple[Formulation, ...] = (
+    Formulation("a matrix product", "one tap: no window, all places at once", dense.product_applies, dense.kernel_taps),
+    Formulation(
+        "a matrix product of patches",
+        "windows that do not overlap: x cut up is a matrix already",
+        dense.patches_apply,
+        dense.kernel_patches,
+    ),
+    Formulation(
+        "a row a tap",
+        "one channel: what each tap meets is a row of a matrix, copied whole",
+        dense.rows_apply,
+        dense.kernel_rows,
+    ),
     Formulation(
         "a product and a sum a tap",
         "one channel a group: each tap's gradient is the sum of one product of arrays",
         depthwise.kernel_applies,
         depthwise.kernel,
+    ),
+    Formulation(
+        "x and y in exchanged roles",
+        "x dilated: the transposed convolution strides instead, and its kernel's gradient is fast",
+        dense.exchange_applies,
+        dense.kernel_exchanged,
+    ),
+    Formulation(
+        "a convolution of fewer dimensions a tap",
+        "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
+        dense.kernel_slabs_apply,
+        dense.kernel_slabs,
     ),
     XLA,
 )
