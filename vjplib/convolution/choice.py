@@ -90,12 +90,6 @@ KERNEL: tuple[Formulation, ...] = (
         depthwise.kernel,
     ),
     Formulation(
-        "x and y in exchanged roles",
-        "x dilated: the transposed convolution strides instead, and its kernel's gradient is fast",
-        dense.exchange_applies,
-        dense.kernel_exchanged,
-    ),
-    Formulation(
         "a convolution of fewer dimensions a tap",
         "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
         dense.kernel_slabs_apply,
@@ -104,6 +98,14 @@ KERNEL: tuple[Formulation, ...] = (
     XLA,
 )
 """For dk: the first that applies is used."""
+
+EXCHANGED = Formulation(
+    "x and y in exchanged roles",
+    "x dilated: the transposed convolution strides instead, and XLA is fast at its kernel's gradient",
+    dense.exchange_applies,
+    dense.kernel_exchanged,
+)
+"""For dk where none of these applies, nor any to the transposed problem."""
 
 
 def output_formulation(problem: Problem) -> Formulation:
@@ -119,5 +121,5 @@ def kernel_formulation(problem: Problem) -> Formulation:
     mirror = next(formulation for formulation in KERNEL if formulation.applies(problem.transposed))
     run = mirror.run
     if run is None:
-        return XLA
+        return EXCHANGED if EXCHANGED.applies(problem) else XLA
     return mirror._replace(run=lambda p, x, g: p.transposed.transposed_kernel(run(p.transposed, g, x)))

@@ -54,9 +54,7 @@ def kernel_slabs_apply(problem: Problem) -> bool:
 
 def exchange_applies(problem: Problem) -> bool:
     """Returns whether exchanged roles serve for dk: x dilated, but not y as well, in a dimension or two."""
-    if not _dense(problem) or problem.ndim > 2 or max(problem.strides) > 1:
-        return False
-    return max(problem.lhs_dilation) > 1 and not rows_apply(problem.transposed)
+    return _dense(problem) and problem.ndim <= 2 and max(problem.lhs_dilation) > max(problem.strides) == 1
 
 
 def _dense(problem: Problem) -> bool:

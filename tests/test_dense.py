@@ -1,0 +1,232 @@
+"""Dense convolutions: each formulation serves what it is made for, and agrees with lax there."""
+
+import itertools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from convolution_calls import differences
+from jax import lax
+
+import vjplib
+from vjplib.convolution import dense, phased
+from vjplib.convolution.choice import kernel_formulation, output_formulation
+from vjplib.convolution.problem import Problem
+from vjplib.convolution.xla import call_of
+
+LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+PRODUCT, PATCHES, PHASES = "a matrix product", "a matrix product of patches", "all phases as features"
+COLUMN, ROW, SLABS = "a column a tap", "a row a tap", "a convolution of fewer dimensions a tap"
+EXCHANGED, COPIES, XLA = "x and y in exchanged roles", "shifted copies", "XLA's convolution"
+# What serves y, dx and dk, and the call: shapes of x and k, strides, padding, and what else there is.
+CASES = {
+    "one tap": ((PRODUCT, PRODUCT, PRODUCT), (2, 5, 4, 3), (1, 1, 3, 2), (1, 1), "VALID", {}),
+    "one tap, strided": ((PRODUCT, PRODUCT, PRODUCT), (2, 5, 4, 3), (1, 1, 3, 2), (2, 3), "SAME", {}),
+    "one tap, padded": ((PRODUCT, PRODUCT, PRODUCT), (2, 5, 4, 3), (1, 1, 3, 2), (2, 1), ((1, 2), (-1, 3)), {}),
+    "one tap, channels first": (
+        (PRODUCT, PRODUCT, PRODUCT),
+        (2, 3, 5, 4),
+        (2, 3, 1, 1),
+        (1, 1),
+        "SAME",
+        {"dimension_numbers": ("NCHW", "OIHW", "NCHW")},
+    ),
+    "patches": ((PATCHES, PHASES, PATCHES), (2, 6, 9, 3), (2, 3, 3, 4), (2, 3), "VALID", {}),
+    "patches, padded": ((PATCHES, PHASES, PATCHES), (2, 7, 8, 3), (2, 3, 3, 4), (2, 3), ((1, -2), (-1, 3)), {}),
+    "patches of a sequence": ((PATCHES, PHASES, PATCHES), (2, 11, 3), (4, 3, 5), (4,), "SAME_LOWER", {}),
+    "patches of a film": ((PATCHES, PHASES, PATCHES), (1, 4, 4, 6, 2), (2, 2, 3, 2, 4), (2, 2, 3), "VALID", {}),
+    "stem": ((XLA, PHASES, XLA), (1, 13, 12, 3), (7, 7, 3, 8), (2, 2), "SAME", {}),
+    "transposed": (
+        (XLA, XLA, EXCHANGED),
+        (2, 5, 4, 3),
+        (4, 3, 3, 2),
+        (1, 1),
+        ((2, 2), (1, 2)),
+        {"lhs_dilation": (2, 2), "rhs_dilation": (1, 2)},
+    ),
+    "transposed, apart": (
+        (PHASES, PATCHES, PATCHES),
+        (2, 5, 4, 3),
+        (2, 2, 3, 2),
+        (1, 1),
+        ((1, 1), (1, 1)),
+        {"lhs_dilation": (2, 2)},
+    ),
+    "transposed film": (
+        (SLABS, SLABS, SLABS),
+        (1, 4, 3, 3, 3),
+        (3, 2, 3, 3, 2),
+        (1, 1, 1),
+        ((1, 2), (0, 1), (2, 1)),
+        {"lhs_dilation": (2, 1, 2)},
+    ),
+    "film": ((SLABS, SLABS, SLABS), (1, 5, 4, 6, 3), (3, 3, 2, 3, 2), (1, 2, 1), "SAME", {"rhs_dilation": (2, 1, 2)}),
+    "film, both dilated": (
+        (SLABS, SLABS, XLA),
+        (1, 5, 4, 3, 3),
+        (3, 3, 2, 3, 2),
+        (2, 3, 1),
+        ((2, 3), (-1, 2), (1, 0)),
+        {"lhs_dilation": (3, 2, 1)},
+    ),
+    "four dimensions": (
+        (SLABS, SLABS, SLABS),
+        (1, 3, 4, 3, 4, 2),
+        (2, 3, 2, 2, 2, 3),
+        (1, 2, 1, 1),
+        "SAME",
+        {"dimension_numbers": ("NABHWC", "ABHWIO", "NABHWC")},
+    ),
+    "one feature": ((COLUMN, COPIES, ROW), (2, 6, 5, 9), (3, 3, 9, 1), (1, 1), "SAME", {}),
+    "one channel": ((COPIES, COLUMN, ROW), (2, 6, 5, 1), (3, 3, 1, 9), (1, 1), "SAME", {}),
+    "window": ((XLA, XLA, XLA), (2, 6, 5, 3), (3, 3, 3, 4), (1, 2), "SAME", {}),
+}
+
+
+def arguments(strides, padding, options):
+    return {"window_strides": strides, "padding": padding, "dimension_numbers": LAST.get(len(strides))} | options
+
+
+def problem_of(lhs, rhs, kwargs):
+    x, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (lhs, rhs))
+    y = jax.eval_shape(lambda x, k: lax.conv_general_dilated(x, k, **kwargs), x, k)
+    absent = dict.fromkeys(("lhs_dilation", "rhs_dilation", "precision", "preferred_element_type"))
+    groups = {"feature_group_count": 1, "batch_group_count": 1}
+    return call_of(lhs, rhs, y, **(absent | groups | kwargs)).problem
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_formulation_serves_its_shapes_and_agrees_with_lax(name, rng):
+    served, lhs, rhs, *rest = CASES[name]
+    kwargs = arguments(*rest)
+    problem = problem_of(lhs, rhs, kwargs)
+    chosen = output_formulation(problem), output_formulation(problem.transposed), kernel_formulation(problem)
+    assert tuple(formulation.name for formulation in chosen) == served
+    assert max(differences(rng, lhs, rhs, kwargs)) < 1e-13
+
+
+def random_problem(rng):
+    ndim = int(rng.integers(1, 4))
+    size, kernel, s, d, r, low, high = (
+        tuple(int(v) for v in rng.integers(least, most, ndim))
+        for least, most in ((1, 6), (1, 5), (1, 4), (1, 4), (1, 3), (-1, 4), (-1, 4))
+    )
+    spans = zip(size, d, low, high, kernel, r, s, strict=True)
+    out = tuple((e * (n - 1) + a + b - f * (j - 1)) // t + 1 for n, e, a, b, j, f, t in spans)
+    return Problem(2, size, 2, kernel, 3, s, low, d, r, 1, out) if min(out) > 0 else random_problem(rng)
+
+
+def test_meetings_are_the_solutions_of_the_equation(rng):
+    for _ in range(300):
+        p = random_problem(rng)
+        for j in range(p.kernel[0]):
+            m = dense.meeting(p, 0, j)
+            found = [(m.y + u * m.y_step, m.x + u * m.x_step) for u in range(m.number)]
+            places = itertools.product(range(p.out[0]), range(p.size[0]))
+            s, r, d, low = p.strides[0], p.rhs_dilation[0], p.lhs_dilation[0], p.low[0]
+            assert found == [(i, n) for i, n in places if s * i + r * j == d * n + low]
+
+
+def lax_y(p, x, k):
+    padding = list(zip(p.low, p.high, strict=True))
+    dimensions = LAST[p.ndim]
+    return lax.conv_general_dilated(x, k, p.strides, padding, p.lhs_dilation, p.rhs_dilation, dimensions)
+
+
+def lax_dk(p, x, g):
+    shape = jax.ShapeDtypeStruct((*p.kernel, p.channels, p.features), x.dtype)
+    return jax.linear_transpose(lambda k: lax_y(p, x, k), shape)(g)[0]
+
+
+def test_every_formulation_is_right_for_every_problem_it_takes(rng):
+    with jax.enable_x64(True):
+        for _ in range(4):
+            p = random_problem(rng)
+            x, k, g = (
+                jnp.asarray(rng.standard_normal(shape))
+                for shape in ((2, *p.size, 2), (*p.kernel, 2, 3), (2, *p.out, 3))
+            )
+            undilated = replace(p, lhs_dilation=(1,) * p.ndim)
+            unit = replace(p, strides=(1,) * p.ndim)
+
+            for run, problem in (
+                (dense.taps, p),
+                (dense.columns, p),
+                (dense.slabs, p),
+                (phased.phases, unit),
+            ):
+                np.testing.assert_allclose(run(problem, x, k), lax_y(problem, x, k), atol=1e-13, err_msg=f"{run} {p}")
+            for run, problem in (
+                (dense.kernel_taps, p),
+                (dense.kernel_slabs, p),
+                (dense.kernel_exchanged, p),
+                (dense.kernel_rows, undilated),
+            ):
+                dk = run(problem, x, g)
+                np.testing.assert_allclose(dk, lax_dk(problem, x, g), atol=1e-13, err_msg=f"{run} {p}")
+
+
+SHORT = ("one tap, strided", "patches, padded", "stem", "transposed film", "one channel")
+
+
+def both(name):
+    _, lhs, rhs, *rest = CASES[name]
+    kwargs = arguments(*rest)
+    return (
+        lhs,
+        rhs,
+        *(
+            lambda x, k, f=f, **more: f(x, k, **kwargs, **more)
+            for f in (vjplib.conv_general_dilated, lax.conv_general_dilated)
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_half_precision_accumulates_in_float32_and_rounds_once(name, rng):
+    lhs, rhs, ours, lax_conv = both(name)
+    x, k = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in (lhs, rhs))
+    y, back = jax.vjp(ours, x, k)
+    g = jnp.asarray(rng.standard_normal(y.shape), jnp.bfloat16)
+    wide, wide_back = jax.vjp(lax_conv, x.astype(jnp.float32), k.astype(jnp.float32))
+    for a, b in zip((y, *back(g)), (wide, *wide_back(g.astype(jnp.float32))), strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2**-8, atol=1e-5)
+    assert ours(x, k, preferred_element_type=jnp.float32).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
+def test_vmap_of_the_gradient_is_that_of_lax(name, axes, rng):
+    lhs, rhs, ours, lax_conv = both(name)
+    x, k = (
+        jnp.asarray(rng.standard_normal((2, *shape) if axis == 0 else shape), jnp.float32)
+        for axis, shape in zip(axes, (lhs, rhs), strict=True)
+    )
+
+    def gradient(f):
+        return jax.jit(jax.vmap(jax.grad(lambda x, k: jnp.sum(jnp.sin(f(x, k))), (0, 1)), axes))(x, k)
+
+    for a, b in zip(gradient(ours), gradient(lax_conv), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["one tap, strided", "patches of a sequence", "transposed", "transposed film"])
+def test_hessian_is_that_of_lax(name, rng):
+    lhs, rhs, ours, lax_conv = both(name)
+    with jax.enable_x64(True):
+        x, k = (jnp.asarray(rng.standard_normal(shape)) for shape in (lhs, rhs))
+        direction = jnp.cos(jnp.arange(k.size, dtype=k.dtype)).reshape(k.shape)
+
+        def hessian(f):
+            along = lambda t: jnp.sum(jnp.sin(f(x, k + t[0] * direction) + f(x * t[1], k)))  # noqa: E731
+            return jax.jit(jax.hessian(along))(jnp.ones(2))
+
+        np.testing.assert_allclose(hessian(ours), hessian(lax_conv), rtol=1e-11)
+
+
+def test_without_spatial_dimensions_lax_serves(rng):
+    x, k = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, 3), (4, 3)))
+    np.testing.assert_allclose(vjplib.conv_general_dilated(x, k, (), ()), x @ k.T, rtol=1e-6)
