@@ -17,7 +17,8 @@ from vjplib.convolution.problem import Problem
 from vjplib.convolution.xla import call_of
 
 LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
-PRODUCT, PATCHES, PHASES = "a matrix product", "a matrix product of patches", "all phases as features"
+PRODUCT, PATCHES = "a matrix product", "a matrix product of patches"
+PHASES, PLACE = "all phases as features", "a matrix product for all of y"
 COLUMN, ROW, SLABS = "a column a tap", "a row a tap", "a convolution of fewer dimensions a tap"
 EXCHANGED, COPIES, XLA = "x and y in exchanged roles", "shifted copies", "XLA's convolution"
 # What serves y, dx and dk, and the call: shapes of x and k, strides, padding, and what else there is.
@@ -37,6 +38,25 @@ CASES = {
     "patches, padded": ((PATCHES, PHASES, PATCHES), (2, 7, 8, 3), (2, 3, 3, 4), (2, 3), ((1, -2), (-1, 3)), {}),
     "patches of a sequence": ((PATCHES, PHASES, PATCHES), (2, 11, 3), (4, 3, 5), (4,), "SAME_LOWER", {}),
     "patches of a film": ((PATCHES, PHASES, PATCHES), (1, 4, 4, 6, 2), (2, 2, 3, 2, 4), (2, 2, 3), "VALID", {}),
+    "one window": ((PATCHES, PLACE, PATCHES), (3, 4, 5, 2), (4, 5, 2, 6), (1, 1), "VALID", {}),
+    "one window, cut and padded": (
+        (PATCHES, PLACE, PATCHES),
+        (3, 4, 5, 2),
+        (3, 6, 2, 6),
+        (1, 1),
+        ((-1, 0), (2, -1)),
+        {},
+    ),
+    "one place": ((PLACE, PATCHES, PATCHES), (3, 1, 1, 2), (4, 3, 2, 6), (1, 1), ((3, 5), (2, 1)), {}),
+    "one place, strided": ((PLACE, XLA, XLA), (3, 1, 1, 2), (4, 3, 2, 6), (2, 1), ((3, 5), (2, 1)), {}),
+    "one place, dilated": (
+        (PLACE, XLA, XLA),
+        (3, 1, 1, 2),
+        (4, 3, 2, 6),
+        (2, 1),
+        ((5, 5), (4, 3)),
+        {"rhs_dilation": (2, 2)},
+    ),
     "stem": ((XLA, PHASES, XLA), (1, 13, 12, 3), (7, 7, 3, 8), (2, 2), "SAME", {}),
     "transposed": (
         (XLA, XLA, EXCHANGED),

@@ -36,6 +36,12 @@ OUTPUT: tuple[Formulation, ...] = (
         dense.patches,
     ),
     Formulation(
+        "a matrix product for all of y",
+        "x has one place: each place of y meets one tap at most",
+        dense.place_applies,
+        dense.place,
+    ),
+    Formulation(
         "all phases as features",
         "a dilated input of which XLA makes little: one undilated convolution gives every phase of y",
         phased.apply,

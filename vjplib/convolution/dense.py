@@ -31,6 +31,11 @@ def patches_apply(problem: Problem) -> bool:
     return _dense(problem) and problem.taps > 1 and max(problem.lhs_dilation) == 1 and apart
 
 
+def place_applies(problem: Problem) -> bool:
+    """Returns whether one place of x feeds all of y, by several taps."""
+    return _dense(problem) and problem.taps > 1 and max(problem.size) == 1
+
+
 def columns_apply(problem: Problem) -> bool:
     """Returns whether columns serve: one feature, and no more taps than channels, so that columns are no larger."""
     return _dense(problem) and problem.features == 1 < problem.taps <= problem.channels
@@ -134,6 +139,21 @@ def columns(problem: Problem, x: Array, k: Array) -> Array:
 def patches(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y where windows neither overlap nor leave gaps: one matrix product of x cut into patches."""
     return _cut(problem, x) @ k.reshape(-1, problem.features)
+
+
+# With the one place l = 0 the equation reads r j = p - s i: the dilated kernel backwards, every s-th place of it.
+def place(problem: Problem, x: Array, k: Array) -> Array:
+    """Returns y where x has a single place: one matrix product of x and the taps in the order in which y meets them."""
+    pads = []
+    for s, p, r, taps, m in zip(
+        problem.strides, problem.low, problem.rhs_dilation, problem.kernel, problem.out, strict=True
+    ):
+        low = p - r * (taps - 1)
+        pads.append((low, s * (m - 1) - p, r - 1))
+    met = lax.pad(lax.rev(k, range(problem.ndim)), jnp.zeros((), k.dtype), [*pads, (0, 0, 0), (0, 0, 0)])
+    met = lax.slice(met, (0,) * met.ndim, met.shape, (*problem.strides, 1, 1))
+    met = jnp.moveaxis(met, -2, 0).reshape(problem.channels, -1)
+    return (x.reshape(problem.batch, -1) @ met).reshape(problem.batch, *problem.out, problem.features)
 
 
 def kernel_patches(problem: Problem, x: Array, g: Array) -> Array:
