@@ -19,6 +19,8 @@ from vjplib.compat import separate_call
 
 FEW = 9
 """Up to so many taps, and so many phases, all are written out in one loop over the result."""
+SHORT = 4
+"""Of disjoint windows along the last axis, up to so many taps are filled; more are scattered."""
 SIDE = 16
 """The most taps of one pass: a longer side is covered in several, by windows of windows."""
 
@@ -123,6 +125,23 @@ class Pass(NamedTuple):
         pads = [(first, self.places - end, 0) if i == self.axis else (0, 0, 0) for i in range(x.ndim)]
         return inside if end - first == self.places else lax.pad(inside, lax.full((), outside, x.dtype), pads)
 
+    def pieces(self, n: int) -> Iterator["Pass"]:
+        """Yields the pass in up to three pieces: the windows wholly inside of n elements, and those on either end.
+
+        Alone, those inside need no test of bounds in their loop.
+        """
+        reach = self.start + self.taps[-1] * self.dilation
+        first = min(max(0, -(self.start // self.stride)), self.places)
+        end = max(first, min(self.places, (n - 1 - reach) // self.stride + 1))
+        for low, high in itertools.pairwise((0, first, end, self.places)):
+            if low < high:
+                yield self._replace(start=self.start + low * self.stride, places=high - low)
+
+    def reduce(self, x: Array, piece: Callable[["Pass"], Any]) -> Any:
+        """Returns what piece returns of each piece, joined."""
+        parts = map(piece, self.pieces(x.shape[self.axis]))
+        return jax.tree.map(lambda *joined: lax.concatenate(joined, self.axis), *parts)
+
 
 def passes(windows: Windows, shape: tuple[int, ...], longest: int) -> Iterator[Pass]:
     """Yields the passes that reduce windows, the last axis first: so the index that they compose is row-major.
@@ -156,19 +175,21 @@ def passes(windows: Windows, shape: tuple[int, ...], longest: int) -> Iterator[P
 def _best_of_pass(x: Array, index: Array | None, step: Pass, smallest: bool, dtype: Any) -> tuple[Array, Array | None]:
     worst, no_worse = (jnp.inf, lax.le) if smallest else (-jnp.inf, lax.ge)
 
-    def element(tap: int) -> tuple[Array, Array | None]:
-        y = step.elements(x, tap, worst)
+    def element(piece: Pass, tap: int) -> tuple[Array, Array | None]:
+        y = piece.elements(x, tap, worst)
         if dtype is None:
             return y, None
         number = lax.full_like(y, tap * step.weight, dtype)  # and of its sharding
-        return y, number if index is None else lax.add(number, step.elements(index, tap, 0))
+        return y, number if index is None else lax.add(number, piece.elements(index, tap, 0))
 
     def better(a: tuple[Array, Array | None], b: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+        if dtype is None:
+            return (lax.min if smallest else lax.max)(a[0], b[0]), None
         # A later element is taken if it is better or NaN, but never in the place of NaN.
         taken = lax.bitwise_and(lax.bitwise_not(no_worse(a[0], b[0])), lax.eq(a[0], a[0]))
         return jax.tree.map(lambda first, later: lax.select(taken, later, first), a, b)
 
-    return reduce(better, map(element, step.taps))
+    return step.reduce(x, lambda piece: reduce(better, (element(piece, tap) for tap in step.taps)))
 
 
 def _best_of_passes(
@@ -209,7 +230,7 @@ def first_best(x: Array, windows: Windows, smallest: bool, indexed: bool) -> tup
 
 def _means(x: Array, counts: Array, steps: tuple[Pass, ...]) -> Array:
     for step in steps:
-        x = reduce(lax.add, (step.elements(x, tap, 0) for tap in step.taps))
+        x = step.reduce(x, lambda piece, x=x: reduce(lax.add, (piece.elements(x, tap, 0) for tap in piece.taps)))
     return x / counts
 
 
@@ -313,14 +334,16 @@ def _few(windows: Windows) -> bool:
 
 
 def _to_best(index: Array, g: Array, windows: Windows, shape: tuple[int, ...]) -> Array:
-    if all(side.disjoint for side in windows):
+    disjoint = all(side.disjoint for side in windows)
+    # Along the last axis a loop over taps is too short for vector instructions.
+    if disjoint and (taps(windows) <= SHORT or not windows[-1].pools):
 
         def at_its_index(k: np.ndarray, over: Callable[[Array], Array]) -> Array:
             here = lax.eq(over(index), lax.broadcast_in_dim(k.astype(index.dtype), over(index).shape, range(k.ndim)))
             return lax.select(here, over(g), lax.full_like(over(g), 0))
 
         return _fill(windows, shape, at_its_index)
-    if _few(windows):
+    if _few(windows) and not disjoint:
         zeros = lax.full_like(g, 0)
         return _spread(windows, shape, lambda k: lax.select(lax.eq(index, lax.full_like(index, k)), g, zeros), g)
     return _scatter(index, g, windows, shape)
