@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +15,29 @@ Array = jax.Array
 
 MOST_TAPS = 128  # beyond, the program of one sum takes longer to compile than it saves
 OWN_PADS = 9  # taps up to which a pad of its own for each is faster than slices of a shared one
+ROW_BY_ROW = 32  # taps beyond which their gradients come from a loop over rows, for the time that compiling takes
 BLOCKS = 8  # products added before a sum is taken: more make larger programs, fewer larger temporaries
 
 
 def kernel_applies(problem: Problem) -> bool:
     """Returns whether `kernel` serves: where `taps` does, but for one channel, where XLA has a dot product."""
-    return taps_apply(problem) and problem.features > 1
+    return taps_apply(problem) and problem.groups > 1
 
 
 def taps_apply(problem: Problem) -> bool:
     """Returns whether shifted copies serve: one channel a group, no dilated x, few enough taps."""
-    return problem.depth == 1 and problem.taps <= MOST_TAPS and max(problem.lhs_dilation, default=1) == 1
+    return _apply(problem) and max(problem.lhs_dilation, default=1) == 1
 
 
 def phases_apply(problem: Problem) -> bool:
     """Returns whether shifted copies by phase serve: one channel a group, x dilated, every output wanted."""
-    return problem.depth == 1 and problem.taps <= MOST_TAPS and max(problem.strides, default=1) == 1
+    return _apply(problem) and max(problem.strides, default=1) == 1
+
+
+def _apply(problem: Problem) -> bool:
+    # One channel that many features are made of is a matrix product at heart.
+    few = problem.groups > 1 or problem.features == 1
+    return problem.ndim > 0 and problem.depth == 1 and few and problem.taps <= MOST_TAPS
 
 
 def taps(problem: Problem, x: Array, k: Array) -> Array:
@@ -105,12 +113,42 @@ def _paired(sizes: Sequence[int], *other: int) -> list[int]:
 def kernel(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk, for each tap the sum over rows and places of x, as it meets that tap, times g."""
     x = _repeated(x, problem.width)
+    if problem.taps > ROW_BY_ROW and problem.kernel[0] > 1:
+        return _by_rows(problem, x, g)
     sums = []
     for tap in _places(problem):
         ranges = valid(problem, tap)
         xs = _slice(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
         sums.append(_inner(xs, _slice(g, [(i0, i1 - i0, 1) for i0, i1, _ in ranges])))
     return jnp.stack(sums).reshape(*problem.kernel, 1, problem.features)
+
+
+def _by_rows(problem: Problem, x: Array, g: Array) -> Array:
+    """Returns dk from a loop over the kernel's rows, or over parts of it in one dimension: a smaller program."""
+    taps, r = problem.kernel[0], problem.rhs_dilation[0]
+    rows = 1 if problem.ndim > 1 else ROW_BY_ROW // 4
+    count = -(-taps // rows)
+    end = r * (count * rows - taps)  # places that only taps of the last part that do not exist would reach
+    pads = [
+        (low, high + (end if axis == 0 else 0))
+        for axis, (low, high) in enumerate(zip(problem.low, problem.high, strict=True))
+    ]
+    padded = _pad(x, pads)
+    first = padded.shape[1] - r * rows * (count - 1)
+    part = replace(
+        problem,
+        size=(first, *padded.shape[2:-1]),
+        channels=problem.features,
+        groups=problem.features,
+        kernel=(rows, *problem.kernel[1:]),
+        low=(0,) * problem.ndim,
+    )
+
+    def row(j: Array) -> Array:
+        return kernel(part, lax.dynamic_slice_in_dim(padded, j * r * rows, first, axis=1), g)
+
+    dk = lax.map(row, jnp.arange(count))
+    return dk.reshape(count * rows, *dk.shape[2:])[:taps]
 
 
 def _inner(a: Array, b: Array) -> Array:

@@ -309,31 +309,26 @@ def _call(*, lhs, rhs, out_sharding, **arguments) -> Call | None:
 def _rule(call: Call) -> Callable[[Array, Array], Array]:
     problem = call.problem
     output, input_cotangent, kernel_cotangent = (f.run for f in served_by(call) or ())
-    y_of = _by_platform(
-        output
-        and (lambda x, k: call.y_from_canonical(output(problem, call.x_to_canonical(x), call.k_to_canonical(k)))),
-        call,
-    )
-    dx_of = _by_platform(
-        input_cotangent
-        and (
-            lambda g, k, x: call.x_from_canonical(
-                input_cotangent(
-                    problem.transposed, call.y_to_canonical(g), problem.transposed_kernel(call.k_to_canonical(k))
-                )
-            )
-        ),
-        call.input_cotangent,
-    )
-    dk_of = _by_platform(
-        kernel_cotangent
-        and (
-            lambda g, x, k: call.k_from_canonical(
-                kernel_cotangent(problem, call.x_to_canonical(x), call.y_to_canonical(g))
-            )
-        ),
-        call.kernel_cotangent,
-    )
+
+    def y_on_cpu(x, k):
+        dtype = jax.eval_shape(call, x, k).dtype
+        y = _in_one_dtype(output, problem, dtype)(call.x_to_canonical(x), call.k_to_canonical(k))
+        return call.y_from_canonical(y)
+
+    def dx_on_cpu(g, k, x):
+        k = problem.transposed_kernel(call.k_to_canonical(k))
+        return call.x_from_canonical(
+            _in_one_dtype(input_cotangent, problem.transposed, x.dtype)(call.y_to_canonical(g), k)
+        )
+
+    def dk_on_cpu(g, x, k):
+        return call.k_from_canonical(
+            _in_one_dtype(kernel_cotangent, problem, k.dtype)(call.x_to_canonical(x), call.y_to_canonical(g))
+        )
+
+    y_of = _by_platform(output and y_on_cpu, call)
+    dx_of = _by_platform(input_cotangent and dx_on_cpu, call.input_cotangent)
+    dk_of = _by_platform(kernel_cotangent and dk_on_cpu, call.kernel_cotangent)
 
     @custom_vjp
     def convolve(x: Array, k: Array) -> Array:
@@ -350,17 +345,21 @@ def _rule(call: Call) -> Callable[[Array, Array], Array]:
     return convolve
 
 
-def _by_platform(cpu, default):
-    """Returns a product as one jitted function: on CPU in cpu's form, if there is one; else by XLA's convolution."""
-    if cpu is None:
+def _by_platform(on_cpu, default):
+    """Returns a product as one jitted function: on CPU in a form of ours, if there is one, else by XLA."""
+    if on_cpu is None:
         return jax.jit(default)
+    return jax.jit(lambda *arrays: lax.platform_dependent(*arrays, cpu=on_cpu, default=default))
 
-    def in_one_dtype(*arrays):
-        dtype = wide_dtype(jnp.result_type(*arrays))
-        return cpu(*(a.astype(dtype) for a in arrays)).astype(jax.eval_shape(default, *arrays).dtype)
 
-    walled = separate_call(in_one_dtype)
-    return jax.jit(lambda *arrays: lax.platform_dependent(*arrays, cpu=walled, default=default))
+def _in_one_dtype(run, problem, dtype):
+    """Returns a formulation as a call of its own, computed in float32 or wider and rounded to dtype at its end."""
+
+    def rounded(*arrays):
+        computing = wide_dtype(jnp.result_type(*arrays, dtype))
+        return run(problem, *(a.astype(computing) for a in arrays)).astype(dtype)
+
+    return separate_call(rounded)
 
 
 CHANNELS_LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
