@@ -6,7 +6,6 @@ maps its own convolution, which it can only where the two are told apart before 
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +17,12 @@ from vjplib.compat import mapped
 
 
 def whole_batch(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns a function of `lax.conv_general_dilated`'s arguments that merges an axis mapped over lhs into the batch.
+    """Returns the convolution given, but that an axis mapped over lhs alone is merged into the batch.
 
     Inside a mapped gradient, `jax.vmap(jax.grad(f))`, nothing is merged: there each row's kernel cotangent is wanted.
 
     Args:
-        convolve: takes those arguments.
+        convolve: takes the arguments of `lax.conv_general_dilated`, those behind lhs and rhs by their names.
 
     Example:
         >>> seen = []
@@ -35,17 +34,11 @@ def whole_batch(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         >>> seen[-1], rows.shape
         ((15, 1, 8), (5, 3, 1, 8))
     """
-    signature = inspect.signature(convolve)
 
     @functools.wraps(convolve)
-    def call(*args: Any, **kwargs: Any) -> jax.Array:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
-        arguments |= arguments.pop("kwargs", {})
-        lhs, rhs = arguments.pop("lhs"), arguments.pop("rhs")
+    def call(lhs: jax.Array, rhs: jax.Array, **arguments: Any) -> jax.Array:
         if arguments.get("batch_group_count", 1) != 1 or not mapped(lhs) or mapped(rhs):
-            return convolve(*args, **kwargs)
+            return convolve(lhs, rhs, **arguments)
         dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, arguments.get("dimension_numbers"))
 
         @jax.custom_batching.custom_vmap
