@@ -20,7 +20,7 @@ LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHW
 PRODUCT, PATCHES = "a matrix product", "a matrix product of patches"
 PHASES, PLACE = "all phases as features", "a matrix product for all of y"
 COLUMN, ROW, SLABS = "a column a tap", "a row a tap", "a convolution of fewer dimensions a tap"
-EXCHANGED, COPIES, XLA = "x and y in exchanged roles", "shifted copies", "XLA's convolution"
+EXCHANGED, MULTIPLES, XLA = "x and y in exchanged roles", "multiples of one channel", "XLA's convolution"
 # What serves y, dx and dk, and the call: shapes of x and k, strides, padding, and what else there is.
 CASES = {
     "one tap": ((PRODUCT, PRODUCT, PRODUCT), (2, 5, 4, 3), (1, 1, 3, 2), (1, 1), "VALID", {}),
@@ -99,8 +99,10 @@ CASES = {
         "SAME",
         {"dimension_numbers": ("NABHWC", "ABHWIO", "NABHWC")},
     ),
-    "one feature": ((COLUMN, COPIES, ROW), (2, 6, 5, 9), (3, 3, 9, 1), (1, 1), "SAME", {}),
-    "one channel": ((COPIES, COLUMN, ROW), (2, 6, 5, 1), (3, 3, 1, 9), (1, 1), "SAME", {}),
+    "one feature": ((COLUMN, MULTIPLES, XLA), (2, 6, 5, 9), (3, 3, 9, 1), (1, 1), "SAME", {}),
+    "one channel": ((MULTIPLES, COLUMN, XLA), (2, 6, 5, 1), (3, 3, 1, 9), (1, 1), "SAME", {}),
+    "one channel, strided": ((MULTIPLES, XLA, XLA), (2, 6, 5, 1), (3, 3, 1, 9), (1, 2), "SAME", {}),
+    "one channel of a film": ((MULTIPLES, COLUMN, ROW), (1, 3, 4, 5, 1), (2, 2, 2, 1, 4), (1, 1, 2), "SAME", {}),
     "window": ((XLA, XLA, XLA), (2, 6, 5, 3), (3, 3, 3, 4), (1, 2), "SAME", {}),
 }
 
@@ -168,7 +170,6 @@ def test_every_formulation_is_right_for_every_problem_it_takes(rng):
                 jnp.asarray(rng.standard_normal(shape))
                 for shape in ((2, *p.size, 2), (*p.kernel, 2, 3), (2, *p.out, 3))
             )
-            undilated = replace(p, lhs_dilation=(1,) * p.ndim)
             unit = replace(p, strides=(1,) * p.ndim)
 
             for run, problem in (
@@ -182,7 +183,6 @@ def test_every_formulation_is_right_for_every_problem_it_takes(rng):
                 (dense.kernel_taps, p),
                 (dense.kernel_slabs, p),
                 (dense.kernel_exchanged, p),
-                (dense.kernel_rows, undilated),
             ):
                 dk = run(problem, x, g)
                 np.testing.assert_allclose(dk, lax_dk(problem, x, g), atol=1e-13, err_msg=f"{run} {p}")

@@ -42,6 +42,12 @@ OUTPUT: tuple[Formulation, ...] = (
         dense.place,
     ),
     Formulation(
+        "multiples of one channel",
+        "one channel: a sum of multiples of x, in a single pass over y",
+        dense.multiples_apply,
+        dense.multiples,
+    ),
+    Formulation(
         "all phases as features",
         "a dilated input of which XLA makes little: one undilated convolution gives every phase of y",
         phased.apply,
@@ -85,7 +91,7 @@ KERNEL: tuple[Formulation, ...] = (
     ),
     Formulation(
         "a row a tap",
-        "one channel: what each tap meets is a row of a matrix, copied whole",
+        "one channel in three dimensions: what each tap meets is a row of a matrix, copied whole",
         dense.rows_apply,
         dense.kernel_rows,
     ),

@@ -15,7 +15,7 @@ from vjplib.convolution.xla import conv_general_dilated
 
 Array = jax.Array
 
-FEW = 4  # channels up to which a convolution of a dilated input is slow in XLA, and a row a tap and channel is fast
+MOST_TAPS = 128  # terms of a sum, beyond which its program takes too long to compile
 MOST_SLABS = 32  # convolutions of fewer dimensions, beyond which their program takes too long to compile
 
 
@@ -36,15 +36,26 @@ def place_applies(problem: Problem) -> bool:
     return _dense(problem) and problem.taps > 1 and max(problem.size) == 1
 
 
+def multiples_apply(problem: Problem) -> bool:
+    """Returns whether multiples serve: one channel, undilated, more features than one, few enough taps."""
+    wide = problem.channels == 1 < problem.features and 1 < problem.taps <= MOST_TAPS
+    return _dense(problem) and wide and max(problem.lhs_dilation) == 1
+
+
 def columns_apply(problem: Problem) -> bool:
-    """Returns whether columns serve: one feature, and no more taps than channels, so that columns are no larger."""
-    return _dense(problem) and problem.features == 1 < problem.taps <= problem.channels
+    """Returns whether columns serve: one feature, no stride, columns no larger than twice x; x dilated in a film only.
+
+    In one or two dimensions XLA is as fast where x is dilated.
+    """
+    one = problem.features == 1 < problem.taps <= 2 * problem.channels
+    return (
+        _dense(problem) and one and max(problem.strides) == 1 and (problem.ndim > 2 or max(problem.lhs_dilation) == 1)
+    )
 
 
 def rows_apply(problem: Problem) -> bool:
-    """Returns whether rows serve: one channel and undilated x, rows no larger than twice y."""
-    few = problem.channels == 1 < problem.taps <= 2 * problem.features
-    return _dense(problem) and few and max(problem.lhs_dilation) == 1
+    """Returns whether rows serve: one undilated channel in three dimensions or more, rows no larger than twice y."""
+    return multiples_apply(problem) and problem.ndim > 2 and problem.taps <= 2 * problem.features
 
 
 def slabs_apply(problem: Problem) -> bool:
@@ -122,6 +133,13 @@ def taps(problem: Problem, x: Array, k: Array) -> Array:
     return _total(problem, parts, x.dtype)
 
 
+def multiples(problem: Problem, x: Array, k: Array) -> Array:
+    """Returns y where x has one channel, a sum of multiples of it, as each tap meets it: one pass over y."""
+    x = _padded(problem, x)
+    parts = (_met(problem, x, tap) * k[tap] for tap in itertools.product(*map(range, problem.kernel)))
+    return _total(problem, parts, x.dtype)
+
+
 def columns(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y from one matrix product of x and all taps, whose columns are then put where each tap sends them."""
     table = jnp.moveaxis(k.reshape(problem.taps, problem.channels, problem.features), 0, 1)
@@ -173,19 +191,10 @@ def kernel_taps(problem: Problem, x: Array, g: Array) -> Array:
 
 
 def kernel_rows(problem: Problem, x: Array, g: Array) -> Array:
-    """Returns dk for few channels: one matrix product of g and, a row for each tap and channel, what they meet of x.
-
-    Rows are copied whole; the columns of the transposed matrix would be as narrow as x's channels are few.
-    """
-    x = jnp.moveaxis(_padded(problem, x), -1, 0)
-
-    def row(tap: tuple[int, ...]) -> Array:
-        start = [r * j for r, j in zip(problem.rhs_dilation, tap, strict=True)]
-        limit = [first + (m - 1) * s + 1 for first, m, s in zip(start, problem.out, problem.strides, strict=True)]
-        met = lax.slice(x, (0, 0, *start), (*x.shape[:2], *limit), (1, 1, *problem.strides))
-        return met.reshape(problem.channels, -1)
-
-    rows = jnp.concatenate([row(tap) for tap in itertools.product(*map(range, problem.kernel))])
+    """Returns dk where x has one channel: one matrix product of what each tap meets of x, a row, and g."""
+    x = _padded(problem, x)
+    taps = itertools.product(*map(range, problem.kernel))
+    rows = jnp.stack([_met(problem, x, tap).reshape(-1) for tap in taps])
     dk = rows @ g.reshape(-1, problem.features)
     return dk.reshape(*problem.kernel, problem.channels, problem.features)
 
@@ -277,6 +286,12 @@ def _cut(problem: Problem, x: Array) -> Array:
     x = x.reshape(problem.batch, *sizes, problem.channels)
     order = [0, *range(1, 2 * problem.ndim, 2), *range(2, 2 * problem.ndim + 1, 2), 2 * problem.ndim + 1]
     return jnp.transpose(x, order).reshape(problem.batch, *problem.out, -1)
+
+
+def _met(problem: Problem, x: Array, tap: Sequence[int]) -> Array:
+    """Returns what a tap meets of the padded, undilated x, the zeros included."""
+    steps = zip(problem.rhs_dilation, tap, problem.strides, problem.out, strict=True)
+    return _every(x, [(r * j, s, m) for r, j, s, m in steps])
 
 
 def _padded(problem: Problem, x: Array) -> Array:

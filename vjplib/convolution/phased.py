@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vjplib.convolution.dense import FEW, convolved
+from vjplib.convolution.dense import convolved
 from vjplib.convolution.problem import Problem
 
 Array = jax.Array
 
-MANY = 25  # taps from which on
+FEW, MANY = 4, 25  # features and taps for which XLA is slow where x is dilated: up to so few, from so many on
 
 
 class Cut(NamedTuple):
