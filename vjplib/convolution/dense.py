@@ -252,12 +252,22 @@ def convolved(problem: Problem, x: Array, k: Array) -> Array:
     )
 
 
+# s i + r j = d l + p, read for j: a convolution of x by g, with channels as batch and batch as channels, stride r and
+# dilation s. XLA:CPU puts a convolution's axes in the order it needs only at the top of a program, not in a call or a
+# loop, where it is many times slower in any other order: so the axes are moved here.
 def _kernel_cotangent(problem: Problem, x: Array, g: Array) -> Array:
-    k = jax.ShapeDtypeStruct((*problem.kernel, problem.channels, problem.features), x.dtype)
     if problem.ndim > 2:
         return kernel_slabs(problem, x, g)
-    (dk,) = jax.linear_transpose(lambda k: convolved(problem, x, k), k)(g)
-    return dk
+    sought = replace(
+        problem,
+        batch=problem.channels,
+        channels=problem.batch,
+        kernel=problem.out,
+        out=problem.kernel,
+        strides=problem.rhs_dilation,
+        rhs_dilation=problem.strides,
+    )
+    return jnp.moveaxis(convolved(sought, jnp.swapaxes(x, 0, -1), jnp.moveaxis(g, 0, -2)), 0, -2)
 
 
 def _without_first(problem: Problem, places: int) -> Problem:
