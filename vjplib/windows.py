@@ -142,6 +142,10 @@ class Pass(NamedTuple):
         parts = map(piece, self.pieces(x.shape[self.axis]))
         return jax.tree.map(lambda *joined: lax.concatenate(joined, self.axis), *parts)
 
+    def sum(self, x: Array) -> Array:
+        """Returns the sum of each window, zeros beyond x."""
+        return self.reduce(x, lambda piece: reduce(lax.add, (piece.elements(x, tap, 0) for tap in self.taps)))
+
 
 def passes(windows: Windows, shape: tuple[int, ...], longest: int) -> Iterator[Pass]:
     """Yields the passes that reduce windows, the last axis first: so the index that they compose is row-major.
@@ -230,7 +234,7 @@ def first_best(x: Array, windows: Windows, smallest: bool, indexed: bool) -> tup
 
 def _means(x: Array, counts: Array, steps: tuple[Pass, ...]) -> Array:
     for step in steps:
-        x = step.reduce(x, lambda piece, x=x: reduce(lax.add, (piece.elements(x, tap, 0) for tap in piece.taps)))
+        x = step.sum(x)
     return x / counts
 
 
@@ -366,7 +370,10 @@ def _to_all(g: Array, counts: Array, windows: Windows, shape: tuple[int, ...]) -
     if _few(windows):
         return _spread(windows, shape, lambda k: g, g)
     for axis, side in enumerate(windows):
-        if side.pools:
+        if side.pools and side.stride == 1:  # the transpose of a band is a band
+            start, every = side.low - (side.size - 1) * side.dilation, tuple(range(side.size))
+            g = Pass(axis, start, 1, side.dilation, every, shape[axis], 1).sum(g)
+        elif side.pools:
             along = tuple(side if i == axis else Side() for i in range(g.ndim))
             longer = tuple(shape[i] if i == axis else n for i, n in enumerate(g.shape))
             g = _spread(along, longer, lambda k, g=g: g, g)
