@@ -11,7 +11,6 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from vjplib.convolution.whole_batch import whole_batch
 from vjplib.rules.conv_general import conv, conv_general_dilated, conv_with_general_padding
 from vjplib.rules.conv_patches import conv_general_dilated_patches
 from vjplib.rules.conv_transpose import conv_transpose
@@ -104,7 +103,7 @@ def _is_minus_infinity(value: Any) -> bool:
 
 _SERVED: dict[str, Callable[..., Any]] = {
     "conv": conv,
-    "conv_general_dilated": whole_batch(conv_general_dilated),
+    "conv_general_dilated": conv_general_dilated,
     "conv_general_dilated_patches": conv_general_dilated_patches,
     "conv_transpose": conv_transpose,
     "conv_with_general_padding": conv_with_general_padding,
