@@ -10,6 +10,7 @@ from jax._src.interpreters.batching import BatchTrace, BatchTracer
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Jaxpr
 from jax.extend.core import Literal as Literal
+from jax.sharding import AxisType, auto_axes, get_abstract_mesh
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -53,6 +54,39 @@ def mapped(x: Any) -> bool:
     """
     trace = trace_ctx.trace
     return isinstance(trace, BatchTrace) and isinstance(x, BatchTracer) and x._trace.tag is trace.tag
+
+
+def automatic(f: Callable[..., Any], result: jax.ShapeDtypeStruct) -> Callable[..., Any]:
+    """Returns f, under a mesh with explicit axes to be partitioned by the compiler, as it is under automatic ones.
+
+    Slices and reshapes of sharded dimensions are refused where axes are explicit, though they partition well.
+
+    Args:
+        f: a function of arrays.
+        result: what it returns, with the sharding that is to come out.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> automatic(jnp.sin, jax.ShapeDtypeStruct((), jnp.float32)) is jnp.sin
+        True
+    """
+    if not any(kind == AxisType.Explicit for kind in get_abstract_mesh().axis_types):
+        return f
+    return auto_axes(f, out_sharding=result.sharding)
+
+
+def as_varying(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
+    """Returns a cotangent summed over the mesh axes of `jax.shard_map` along which it varies and its primal does not.
+
+    Shards that share a value each have a part of its cotangent. Outside shard_map, and where it does not keep account
+    (check_vma=False), this changes nothing.
+
+    Example:
+        >>> float(as_varying(jax.numpy.ones(()), jax.numpy.zeros(())))
+        1.0
+    """
+    axes = jax.typeof(cotangent).manual_axis_type.varying - jax.typeof(primal).manual_axis_type.varying
+    return jax.lax.psum(cotangent, tuple(sorted(axes))) if axes else cotangent
 
 
 def x64() -> Any:

@@ -155,9 +155,9 @@ def _inner(a: Array, b: Array) -> Array:
     """Returns the sum of a b over all axes but the last.
 
     Products of blocks are added first, in one pass over a and b; what is left is summed by a matrix product with ones,
-    for XLA:CPU reduces leading axes slowly.
+    for XLA:CPU reduces leading axes slowly. Blocks lie in space, unless that is small: a batch may be on many devices.
     """
-    axis = max(range(a.ndim - 1), key=lambda i: (min(a.shape[i], BLOCKS), -i))
+    axis = max(range(a.ndim - 1), key=lambda i: (min(a.shape[i], BLOCKS if i else BLOCKS // 2), -i))
     blocks = max(1, min(BLOCKS, a.shape[axis]))
     size = a.shape[axis] // blocks
     pieces = [tuple(lax.slice_in_dim(v, i * size, (i + 1) * size, axis=axis) for v in (a, b)) for i in range(blocks)]

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.compat import custom_vjp, separate_call
+from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
 from vjplib.convolution.choice import XLA, Formulation, kernel_formulation, output_formulation
 from vjplib.convolution.shapes import SHAPES
 from vjplib.convolution.whole_batch import whole_batch
@@ -317,14 +317,12 @@ def _rule(call: Call) -> Callable[[Array, Array], Array]:
 
     def dx_on_cpu(g, k, x):
         k = problem.transposed_kernel(call.k_to_canonical(k))
-        return call.x_from_canonical(
-            _in_one_dtype(input_cotangent, problem.transposed, x.dtype)(call.y_to_canonical(g), k)
-        )
+        dx = _in_one_dtype(input_cotangent, problem.transposed, x.dtype)(call.y_to_canonical(g), k)
+        return as_varying(call.x_from_canonical(dx), x)
 
     def dk_on_cpu(g, x, k):
-        return call.k_from_canonical(
-            _in_one_dtype(kernel_cotangent, problem, k.dtype)(call.x_to_canonical(x), call.y_to_canonical(g))
-        )
+        dk = _in_one_dtype(kernel_cotangent, problem, k.dtype)(call.x_to_canonical(x), call.y_to_canonical(g))
+        return as_varying(call.k_from_canonical(dk), k)
 
     y_of = _by_platform(output and y_on_cpu, call)
     dx_of = _by_platform(input_cotangent and dx_on_cpu, call.input_cotangent)
@@ -349,7 +347,12 @@ def _by_platform(on_cpu, default):
     """Returns a product as one jitted function: on CPU in a form of ours, if there is one, else by XLA."""
     if on_cpu is None:
         return jax.jit(default)
-    return jax.jit(lambda *arrays: lax.platform_dependent(*arrays, cpu=on_cpu, default=default))
+
+    def product(*arrays):
+        on_devices = automatic(on_cpu, jax.eval_shape(default, *arrays))
+        return lax.platform_dependent(*arrays, cpu=on_devices, default=default)
+
+    return jax.jit(product)
 
 
 def _in_one_dtype(run, problem, dtype):

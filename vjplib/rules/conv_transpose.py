@@ -59,6 +59,8 @@ def conv_transpose(
         The backward of Example 4.2 of the lecture, with stride, taken as a forward.
     """
     given = locals()
+    if lhs.ndim != rhs.ndim:  # lax asserts it without a word
+        raise AssertionError(f"lhs and rhs must have the same rank, got {lhs.shape} and {rhs.shape}")
     jax.eval_shape(lambda lhs, rhs: lax_conv_transpose(**(given | {"lhs": lhs, "rhs": rhs})), lhs, rhs)
     if dimension_numbers is None:
         space = {0: "", 1: "H", 2: "HW", 3: "HWD"}[lhs.ndim - 2]
