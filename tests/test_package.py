@@ -24,7 +24,7 @@ LAYERS = (
     ("catalog",),
     ("verification",),
     ("bench", "page"),
-    ("peers",),
+    ("peers", "sweep"),
     ("models",),
     ("torch_models",),
     ("bench_models",),

@@ -11,6 +11,7 @@ The map of the package, from the bottom up:
     catalog       finds the records
     verification  proves a rule: one file to a claim; `verify` and `assert_verified` are here too
     bench         times a rule against what users would otherwise call; peers does so in torch
+    sweep         times random convolutions, to find a shape at which lax's is faster
     models        flax networks, of which bench_models times training steps, and torch_models the same in torch
     net, train    networks of pure functions, and their training with optax
     figures       the lecture's figures, drawn from running code

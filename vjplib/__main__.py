@@ -80,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_targets(bench)
     bench.add_argument("--quick", action="store_true", help="few repetitions: enough to see a factor of two")
     bench.add_argument("--models", action="store_true", help="time training steps of flax networks in place of rules")
+    bench.add_argument(
+        "--sweep",
+        type=_count,
+        metavar="N",
+        help="time N random convolutions in place of rules; exit 1 if lax is faster at one",
+    )
+    bench.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the random convolutions (default 0)")
     bench.add_argument("--torch", action="store_true", help="time PyTorch too, where it has the same; installed by you")
 
     figures = command("figures", _figures, "draw the lecture's figures from running code")
@@ -104,6 +111,12 @@ def _claims(text: str) -> tuple[str, ...]:
 def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
     return int(text)
 
 
@@ -181,6 +194,8 @@ def _bench(parsed: argparse.Namespace) -> int:
             peers.import_torch()
         except ImportError as error:
             parsed.error(str(error))
+    if parsed.sweep:
+        return _sweep(parsed)
     if parsed.models:
         return _bench_models(parsed)
     console = Console(highlight=False)
@@ -228,6 +243,24 @@ def _bench_models(parsed: argparse.Namespace) -> int:
     for line in refused:
         console.print(line, markup=False, soft_wrap=True, style="bold red")
     return 1 if refused else 0
+
+
+def _sweep(parsed: argparse.Namespace) -> int:
+    if parsed.targets or parsed.models:
+        parsed.error("--sweep times random convolutions and takes neither a rule nor --models")
+    from vjplib import sweep
+
+    console = Console(highlight=False)
+    trials = sweep.sweep(parsed.sweep, seed=parsed.seed, seconds=_seconds(parsed) / 10)
+    done = []
+    for number in _progress(range(parsed.sweep), console, lambda number: f"convolution {number + 1}"):
+        del number
+        done.append(next(trials))
+    if parsed.json:
+        _write(parsed.json, sweep.to_dict(done))
+    for table in sweep.tables(done):
+        console.print(table)
+    return 1 if any(trial.slow for trial in done) else 0
 
 
 def _seconds(parsed: argparse.Namespace) -> float:

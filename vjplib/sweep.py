@@ -1,14 +1,15 @@
 """sweep: random convolutions timed against lax's, to find a shape at which the choice of formulation is wrong."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from rich.table import Table
 
 import vjplib.bench as bench
 from vjplib.rules.conv_general import conv_general_dilated, explain_convolution
@@ -46,6 +47,20 @@ class Trial:
     ours: float
     theirs: float
     compiling: tuple[float, float]
+
+    @property
+    def slow(self) -> bool:
+        """Whether lax was faster again and again, by more than noise makes it."""
+        return self.ratio < SLOW
+
+    def __str__(self) -> str:
+        """Returns the call in a line, what has its default left out."""
+        given = {k: v for k, v in self.arguments.items() if k == "padding" or v not in (1, (1,) * (len(self.lhs) - 2))}
+        layout, *rest = given.pop("dimension_numbers"), *(f"{k}={v}" for k, v in given.items())
+        shapes = (
+            f"{spec}{'x'.join(map(str, shape))}" for spec, shape in zip(layout, (self.lhs, self.rhs), strict=False)
+        )
+        return " ".join((*shapes, *rest))
 
 
 def draw(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
@@ -170,3 +185,28 @@ def _program(
 
     call, lowering, compiling, _ = bench.compile_bound(run, x, k, g)
     return call, lowering + compiling
+
+
+def to_dict(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Returns trials in plain types, with the environment: what `vjplib bench --sweep N --json` writes."""
+    return {"environment": bench.environment(), "trials": [{**asdict(trial), "slow": trial.slow} for trial in trials]}
+
+
+def tables(trials: Sequence[Trial], *, lowest: int = 10) -> Iterator[Table]:
+    """Yields how many times faster than lax's the trials are: quantiles, for each forward served, and the lowest."""
+    table = bench.new_table(f"{len(trials)} random convolutions, forward and backward: how many times lax's speed")
+    for heading in ("y is computed by", "number", "lowest", "median", "highest"):
+        table.add_column(heading, justify="left" if heading.startswith("y") else "right")
+    for name in ("all", *sorted({trial.served[0] for trial in trials})):
+        ratios = [trial.ratio for trial in trials if name in ("all", trial.served[0])]
+        quantiles = (f"{bench.short(float(q))} x" for q in np.quantile(ratios, (0, 0.5, 1)))
+        table.add_row(name, str(len(ratios)), *quantiles)
+    yield table
+    table = bench.new_table(f"the lowest; below {SLOW} x in each of {REPEATS} runs, the choice is wrong")
+    for heading in ("call", "x", "ms", "lax ms", "compile s", "lax s"):
+        table.add_column(heading, justify="left" if heading == "call" else "right", overflow="fold")
+    for trial in sorted(trials, key=lambda trial: trial.ratio)[:lowest]:
+        ratio = f"[bold red]{bench.short(trial.ratio)}[/]" if trial.slow else bench.short(trial.ratio)
+        times = (bench.short(1e3 * t) for t in (trial.ours, trial.theirs))
+        table.add_row(str(trial), ratio, *times, *(f"{t:.2f}" for t in trial.compiling))
+    yield table
