@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from vjplib.convolution import dense, depthwise, phased
+from vjplib.convolution import dense, depthwise, grouped, phased
 from vjplib.convolution.problem import Problem
 
 
@@ -23,6 +23,16 @@ class Formulation(NamedTuple):
     why: str
     applies: Callable[[Problem], bool]
     run: Callable[[Problem, jax.Array, jax.Array], jax.Array] | None
+
+
+def output(problem: Problem, x: jax.Array, k: jax.Array) -> jax.Array:
+    """Returns y of a problem in canonical form by the formulation that serves it on CPU."""
+    return (output_formulation(problem).run or dense.convolved)(problem, x, k)
+
+
+def kernel(problem: Problem, x: jax.Array, g: jax.Array) -> jax.Array:
+    """Returns dk of a problem in canonical form by the formulation that serves it on CPU."""
+    return (kernel_formulation(problem).run or grouped.kernel_convolved)(problem, x, g)
 
 
 XLA = Formulation("XLA's convolution", "no formulation known is faster here", lambda problem: True, None)
@@ -77,6 +87,18 @@ OUTPUT: tuple[Formulation, ...] = (
         dense.slabs_apply,
         dense.slabs,
     ),
+    Formulation(
+        "shifted copies of each channel of a group",
+        "few channels and taps a group: one sum reads each place of y's neighbourhood, no product with other groups",
+        grouped.lanes_apply,
+        grouped.lanes,
+    ),
+    Formulation(
+        "dense convolutions of blocks of groups",
+        "XLA runs groups one by one: a block of 32 features, zero between its groups, runs at full speed",
+        grouped.blocks_apply,
+        grouped.blocks(output),
+    ),
     XLA,
 )
 """For y, and for dx, which is the y of the transposed problem: the first that applies is used."""
@@ -106,6 +128,18 @@ KERNEL: tuple[Formulation, ...] = (
         "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
         dense.kernel_slabs_apply,
         dense.kernel_slabs,
+    ),
+    Formulation(
+        "a product and a sum a tap and channel of a group",
+        "few channels a group: less is read than matrix products between all groups would multiply",
+        grouped.kernel_lanes_apply,
+        grouped.kernel_lanes,
+    ),
+    Formulation(
+        "dense gradients of blocks of groups",
+        "XLA runs groups one by one, a hundred times slower: of the gradient of a block those within groups are kept",
+        grouped.blocks_apply,
+        grouped.kernel_blocks(kernel),
     ),
     XLA,
 )

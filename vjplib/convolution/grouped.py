@@ -1,0 +1,234 @@
+"""Several channels a group: few of them as so many depthwise sums, more as dense convolutions over blocks of groups."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vjplib.compat import separate_call
+from vjplib.convolution import depthwise
+from vjplib.convolution.problem import Problem, valid
+from vjplib.convolution.xla import conv_general_dilated
+
+Array = jax.Array
+Product = Callable[[Problem, Array, Array], Array]
+
+MOST_TERMS = 100  # taps times channels of one sum: XLA:CPU no longer vectorises a loop of 144 (10 times slower)
+MOST_NUMBERS = 9216  # of the kernel, that one sum reads at every place: 36 kB stay in the first cache
+MOST_SUMS = 40  # of dk, a program of its own each, which take 50 ms to compile
+FEW = 4  # channels a group up to which dk is faster by sums than by blocks
+BLOCK = 32  # features from which on XLA's dense convolution runs at the processor's speed
+MOST_BLOCKS = 64  # a convolution each, for the sake of compile time
+
+
+def lanes_apply(problem: Problem) -> bool:
+    """Returns whether `lanes` serves: several groups, few enough channels and taps, strides on one side only."""
+    return (
+        problem.groups > 1
+        and problem.depth > 1
+        and problem.depth * problem.taps <= MOST_TERMS
+        and min(max(problem.strides, default=1), max(problem.lhs_dilation, default=1)) == 1
+    )
+
+
+def kernel_lanes_apply(problem: Problem) -> bool:
+    """Returns whether `kernel_lanes` serves: several groups of few channels, few taps, no dilated x."""
+    return (
+        problem.groups > 1
+        and 1 < problem.depth <= FEW
+        and problem.depth * problem.taps <= MOST_SUMS
+        and max(problem.lhs_dilation, default=1) == 1
+    )
+
+
+def blocks_apply(problem: Problem) -> bool:
+    """Returns whether blocks of groups serve: several groups of several channels."""
+    return problem.groups > 1 and problem.depth > 1
+
+
+# y_f = sum over d of a depthwise convolution of channel d of f's group: one number a feature and tap, as in depthwise.
+def lanes(problem: Problem, x: Array, k: Array) -> Array:
+    """Returns y, the sum over d of depthwise convolutions of each group's d-th channel, repeated for its features."""
+    groups = max(1, MOST_NUMBERS // (problem.taps * problem.depth * problem.width))
+    parts = list(_parts(problem, groups))
+    if len(parts) == 1:
+        return _lanes(problem, x, k)
+    # Without the wall XLA makes the concatenation one loop, in which each place decides which part it lies in.
+    ys = [separate_call(partial(_lanes, part))(x[..., xs], k[..., ys]) for part, xs, ys in parts]
+    return jnp.concatenate(ys, axis=-1)
+
+
+def _lanes(problem: Problem, x: Array, k: Array) -> Array:
+    if max(problem.lhs_dilation, default=1) > 1:
+        return _phases(problem, x, k)
+    if max(problem.strides, default=1) == 1:  # padded before it is repeated, so that one padded copy serves all d
+        x = _pad(x, problem.low, problem.high)
+        problem = replace(problem, size=x.shape[1:-1], low=(0,) * problem.ndim)
+    each = _each_channel(problem)
+    # All taps of one d before the next: in the other order the loop is twice as slow.
+    parts = [depthwise.taps(each, _channel(problem, x, d), k[..., d : d + 1, :]) for d in range(problem.depth)]
+    return sum(parts[1:], parts[0])
+
+
+# With s = 1 an output i = q d + f, of phase f, meets the taps j with f + r j - p = d t for some t: every (d / gcd)-th
+# tap, t going up by r / gcd, with gcd that of d and r. So each phase is a convolution at stride 1 of x not dilated.
+def _phases(problem: Problem, x: Array, k: Array) -> Array:
+    """Returns y at stride 1, where x is dilated, each phase of y by a convolution of its own."""
+    d = problem.lhs_dilation
+    quotients = tuple(-(-m // e) for m, e in zip(problem.out, d, strict=True))
+    axes = [[_phase(problem, axis, f) for f in range(d[axis])] for axis in range(problem.ndim)]
+    shifts = [[t for taps, first, step in axis for t in (first + step * i for i in range(len(taps)))] for axis in axes]
+    low = tuple(max(0, -min(t)) for t in shifts)
+    high = tuple(max(0, max(t) + q - n) for t, q, n in zip(shifts, quotients, problem.size, strict=True))
+    x = _pad(x, low, high)
+
+    def of_phase(phase: tuple[tuple[range, int, int], ...]) -> Array:
+        if not all(taps for taps, _, _ in phase):
+            return jnp.zeros((problem.batch, *quotients, problem.features), x.dtype)
+        inner = replace(
+            problem,
+            size=x.shape[1:-1],
+            kernel=tuple(len(taps) for taps, _, _ in phase),
+            low=tuple(-(p + first) for p, (_, first, _) in zip(low, phase, strict=True)),
+            lhs_dilation=(1,) * problem.ndim,
+            rhs_dilation=tuple(step for _, _, step in phase),
+            out=quotients,
+        )
+        return _lanes(inner, x, k[tuple(slice(taps.start, taps.stop, taps.step) for taps, _, _ in phase)])
+
+    y = jnp.stack([of_phase(phase) for phase in itertools.product(*axes)], axis=-2)
+    y = y.reshape(problem.batch, *quotients, *d, problem.features)
+    n = problem.ndim
+    y = jnp.transpose(y, (0, *(axis for i in range(n) for axis in (1 + i, 1 + n + i)), 1 + 2 * n))
+    y = y.reshape(problem.batch, *(q * e for q, e in zip(quotients, d, strict=True)), problem.features)
+    return lax.slice(y, [0] * y.ndim, [problem.batch, *problem.out, problem.features])
+
+
+def _phase(problem: Problem, axis: int, f: int) -> tuple[range, int, int]:
+    """Returns the taps that phase f of one dimension of y meets, the shift of x at the first, and the shifts' step."""
+    d, p, r = problem.lhs_dilation[axis], problem.low[axis], problem.rhs_dilation[axis]
+    common = math.gcd(d, r)
+    first = next((j for j in range(min(d // common, problem.kernel[axis])) if not (f + r * j - p) % d), None)
+    if first is None:
+        return range(0), 0, 1
+    return range(first, problem.kernel[axis], d // common), (f + r * first - p) // d, r // common
+
+
+def kernel_lanes(problem: Problem, x: Array, g: Array) -> Array:
+    """Returns dk, for each tap and d the sum over rows and places of each group's d-th channel times g."""
+    ones, zeros = (1,) * problem.ndim, (0,) * problem.ndim
+    taps = []
+    for tap in itertools.product(*map(range, problem.kernel)):
+        met = valid(problem, tap)
+        count = tuple(i1 - i0 for i0, i1, _ in met)
+        if not all(count):
+            taps.append(jnp.zeros((problem.depth, problem.features), x.dtype))
+            continue
+        first = [l0 for _, _, l0 in met]
+        last = [l0 + (n - 1) * s + 1 for l0, n, s in zip(first, count, problem.strides, strict=True)]
+        xs = lax.slice(x, [0, *first, 0], [problem.batch, *last, problem.channels], [1, *problem.strides, 1])
+        ends = [i1 for _, i1, _ in met]
+        gs = lax.slice(g, [0, *(i0 for i0, _, _ in met), 0], [problem.batch, *ends, problem.features])
+        one = replace(problem, size=count, kernel=ones, strides=ones, low=zeros, rhs_dilation=ones, out=count)
+        rows = [depthwise.kernel(_each_channel(one), _channel(one, xs, d), gs) for d in range(problem.depth)]
+        taps.append(jnp.concatenate(rows, axis=-2).reshape(problem.depth, problem.features))
+    return jnp.stack(taps).reshape(*problem.kernel, problem.depth, problem.features)
+
+
+def _each_channel(problem: Problem) -> Problem:
+    return replace(problem, channels=problem.features, groups=problem.features)
+
+
+def _channel(problem: Problem, x: Array, d: int) -> Array:
+    """Returns each group's d-th channel, repeated for the group's features: (batch, *size, features)."""
+    x = x.reshape(*x.shape[:-1], problem.groups, problem.depth)[..., d]
+    return jnp.repeat(x, problem.width, axis=-1)
+
+
+def blocks(dense: Product) -> Product:
+    """Returns what computes y block by block, neighbouring groups as one with a kernel that is zero between them.
+
+    Args:
+        dense: returns y of a problem of one group.
+    """
+
+    def run(problem: Problem, x: Array, k: Array) -> Array:
+        parts = (
+            dense(replace(part, groups=1), x[..., xs], _between_groups(part, k[..., ys]))
+            for part, xs, ys in _parts(problem, _groups_in_block(problem))
+        )
+        return jnp.concatenate(list(parts), axis=-1)
+
+    return run
+
+
+def kernel_blocks(dense: Product) -> Product:
+    """Returns what computes dk block by block: that between all channels and features, then those of one group kept.
+
+    Args:
+        dense: returns dk of a problem of one group.
+    """
+
+    def run(problem: Problem, x: Array, g: Array) -> Array:
+        parts = (
+            _within_groups(part, dense(replace(part, groups=1), x[..., xs], g[..., ys]))
+            for part, xs, ys in _parts(problem, _groups_in_block(problem))
+        )
+        return jnp.concatenate(list(parts), axis=-1)
+
+    return run
+
+
+# In dk_j = sum of x_l g_i over s i + r j = d l + p it is j that is free: a convolution with g as kernel, r as stride
+# and s as the kernel's dilation. XLA:CPU brings what JAX's transpose makes of it into its fast form in a program's
+# entry only, and runs it 40 times slower in a call kept apart; written with channels last it is in that form.
+def kernel_convolved(problem: Problem, x: Array, g: Array) -> Array:
+    """Returns dk of a problem of one group by XLA's convolution of x with g, rows as channels, channels as rows."""
+    space = "DHW"[3 - problem.ndim :]
+    dk = conv_general_dilated(
+        jnp.swapaxes(x, 0, -1),
+        jnp.moveaxis(g, 0, -2),
+        problem.rhs_dilation,
+        list(zip(problem.low, problem.high, strict=True)),
+        problem.lhs_dilation,
+        problem.strides,
+        (f"N{space}C", f"{space}IO", f"N{space}C"),
+    )
+    return jnp.moveaxis(dk, 0, -2)
+
+
+def _groups_in_block(problem: Problem) -> int:
+    return max(-(-BLOCK // problem.width), -(-problem.groups // MOST_BLOCKS))
+
+
+def _parts(problem: Problem, groups: int) -> Iterator[tuple[Problem, slice, slice]]:
+    """Yields the problem cut into parts of so many groups, with the channels and features of each."""
+    for first in range(0, problem.groups, groups):
+        count = min(groups, problem.groups - first)
+        xs = slice(first * problem.depth, (first + count) * problem.depth)
+        ys = slice(first * problem.width, (first + count) * problem.width)
+        part = replace(problem, channels=count * problem.depth, features=count * problem.width, groups=count)
+        yield part, xs, ys
+
+
+def _between_groups(problem: Problem, k: Array) -> Array:
+    """Returns k, (*kernel, depth, features), as (*kernel, channels, features) with zeros between groups."""
+    same = jnp.arange(problem.groups)[:, None, None] == jnp.arange(problem.features) // problem.width
+    return jnp.where(same, k[..., None, :, :], 0).reshape(*problem.kernel, problem.channels, problem.features)
+
+
+def _within_groups(problem: Problem, dk: Array) -> Array:
+    """Returns the transpose of `_between_groups`: what lies within groups."""
+    dk = dk.reshape(*problem.kernel, problem.groups, problem.depth, problem.groups, problem.width)
+    dk = jnp.diagonal(dk, axis1=-4, axis2=-2)
+    return jnp.moveaxis(dk, -1, -2).reshape(*problem.kernel, problem.depth, problem.features)
+
+
+def _pad(x: Array, low: tuple[int, ...], high: tuple[int, ...]) -> Array:
+    pads = [(0, 0, 0), *((a, b, 0) for a, b in zip(low, high, strict=True)), (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), pads)
