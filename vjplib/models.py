@@ -91,7 +91,7 @@ class ResNeXtLike(nn.Module):
 
 
 class MambaLike(nn.Module):
-    """One block around a short convolution: causal, depthwise, of four taps, silu behind it and a gate beside it."""
+    """One block around a short convolution of twice the channels: causal, depthwise, four taps, silu, and a gate."""
 
     ops: Ops
 
@@ -100,24 +100,26 @@ class MambaLike(nn.Module):
         """Returns the logits."""
         conv = partial(nn.Conv, padding="CAUSAL", conv_general_dilated=self.ops.conv_general_dilated)
         c = x.shape[-1]
-        y, gate = jnp.split(nn.Dense(2 * c)(x), 2, axis=-1)
-        y = nn.silu(conv(c, (4,), feature_group_count=c)(y))
+        y, gate = jnp.split(nn.Dense(4 * c)(x), 2, axis=-1)
+        y = nn.silu(conv(2 * c, (4,), feature_group_count=2 * c)(y))
         x = x + nn.Dense(c)(y * nn.silu(gate))
         return nn.Dense(CLASSES)(x.mean(1))
 
 
 class LeNetLike(nn.Module):
-    """Two 5x5 convolutions, each with relu and 2x2 max-pooling, and a perceptron."""
+    """LeNet-5 with relu and max-pooling: two 5x5 convolutions of 6 and 16 features, and a perceptron."""
 
     ops: Ops
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch classes"]:
         """Returns the logits."""
-        for features in (20, 50):
-            x = nn.relu(nn.Conv(features, (5, 5), conv_general_dilated=self.ops.conv_general_dilated)(x))
-            x = self.ops.max_pool(x, (2, 2), (2, 2))
-        x = nn.relu(nn.Dense(128)(x.reshape(len(x), -1)))
+        for features, padding in ((6, "SAME"), (16, "VALID")):
+            conv = nn.Conv(features, (5, 5), padding=padding, conv_general_dilated=self.ops.conv_general_dilated)
+            x = self.ops.max_pool(nn.relu(conv(x)), (2, 2), (2, 2))
+        x = x.reshape(len(x), -1)
+        for features in (120, 84):
+            x = nn.relu(nn.Dense(features)(x))
         return nn.Dense(CLASSES)(x)
 
 
@@ -137,7 +139,7 @@ MODELS = {
     "MobileNetV2-like": Model(MobileNetV2Like, (16, 56, 56, 32)),
     "ConvNeXt-like": Model(ConvNeXtLike, (8, 28, 28, 96)),
     "ResNeXt-like": Model(ResNeXtLike, (8, 28, 28, 128)),
-    "Mamba-like": Model(MambaLike, (8, 1024, 256)),
+    "Mamba-like": Model(MambaLike, (8, 1024, 128)),
     "LeNet-like": Model(LeNetLike, (128, 28, 28, 1)),
 }
 """The networks timed."""

@@ -17,8 +17,8 @@ Tensor = Any
 Tensors = Any
 
 
-def _conv(F: Any, p: Tensors, x: Tensor, groups: int = 1) -> Tensor:
-    return F.conv2d(x, p["kernel"], p.get("bias"), padding="same", groups=groups)
+def _conv(F: Any, p: Tensors, x: Tensor, groups: int = 1, padding: str = "same") -> Tensor:
+    return F.conv2d(x, p["kernel"], p.get("bias"), padding=padding, groups=groups)
 
 
 def _norm(F: Any, p: Tensors, s: Tensors, x: Tensor) -> Tensor:
@@ -59,18 +59,19 @@ def _mamba(F: Any, p: Tensors, s: Tensors, x: Tensor) -> Tensor:
     del s
     kernel, bias = p["Conv_0"]["kernel"], p["Conv_0"]["bias"]
     y, gate = _dense(F, p["Dense_0"], x).chunk(2, dim=-1)
-    k, c = kernel.shape[-1], x.shape[-1]
-    y = F.conv1d(F.pad(y.transpose(1, 2), (k - 1, 0)), kernel, bias, groups=c)
+    y = F.conv1d(F.pad(y.transpose(1, 2), (kernel.shape[-1] - 1, 0)), kernel, bias, groups=len(kernel))
     x = x + _dense(F, p["Dense_1"], F.silu(y).transpose(1, 2) * F.silu(gate))
     return _dense(F, p["Dense_2"], x.mean(1))
 
 
 def _lenet(F: Any, p: Tensors, s: Tensors, x: Tensor) -> Tensor:
     del s
-    for i in range(2):
-        x = F.max_pool2d(F.relu(_conv(F, p[f"Conv_{i}"], x)), 2)
+    for i, padding in enumerate(("same", "valid")):
+        x = F.max_pool2d(F.relu(_conv(F, p[f"Conv_{i}"], x, padding=padding)), 2)
     x = x.permute(0, 2, 3, 1).reshape(len(x), -1)
-    return _dense(F, p["Dense_1"], F.relu(_dense(F, p["Dense_0"], x)))
+    for i in range(2):
+        x = F.relu(_dense(F, p[f"Dense_{i}"], x))
+    return _dense(F, p["Dense_2"], x)
 
 
 NETWORKS: dict[str, Callable[[Any, Tensors, Tensors, Tensor], Tensor]] = {
