@@ -121,21 +121,26 @@ def _phase(problem: Problem, axis: int, f: int) -> tuple[range, int, int]:
 
 def kernel_lanes(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk, for each tap and d the sum over rows and places of each group's d-th channel times g."""
-    ones, zeros = (1,) * problem.ndim, (0,) * problem.ndim
+    ones, zeros = (1,) * (1 + problem.ndim), (0,) * (1 + problem.ndim)
     taps = []
     for tap in itertools.product(*map(range, problem.kernel)):
         met = valid(problem, tap)
-        count = tuple(i1 - i0 for i0, i1, _ in met)
+        count = (problem.batch, *(i1 - i0 for i0, i1, _ in met))
         if not all(count):
             taps.append(jnp.zeros((problem.depth, problem.features), x.dtype))
             continue
-        first = [l0 for _, _, l0 in met]
-        last = [l0 + (n - 1) * s + 1 for l0, n, s in zip(first, count, problem.strides, strict=True)]
-        xs = lax.slice(x, [0, *first, 0], [problem.batch, *last, problem.channels], [1, *problem.strides, 1])
-        ends = [i1 for _, i1, _ in met]
-        gs = lax.slice(g, [0, *(i0 for i0, _, _ in met), 0], [problem.batch, *ends, problem.features])
-        one = replace(problem, size=count, kernel=ones, strides=ones, low=zeros, rhs_dilation=ones, out=count)
-        rows = [depthwise.kernel(_each_channel(one), _channel(one, xs, d), gs) for d in range(problem.depth)]
+        last = [l0 + (i1 - i0 - 1) * s + 1 for (i0, i1, l0), s in zip(met, problem.strides, strict=True)]
+        xs = lax.slice(
+            x, [0, *(l0 for _, _, l0 in met), 0], [problem.batch, *last, problem.channels], [1, *problem.strides, 1]
+        )
+        gs = lax.slice(
+            g, [0, *(i0 for i0, _, _ in met), 0], [problem.batch, *(i1 for _, i1, _ in met), problem.features]
+        )
+        # Rows as places: sums over eight rows need no remainder, as those over eight places of 14 or 28 do.
+        one = Problem(
+            1, count, problem.channels, ones, problem.features, ones, zeros, ones, ones, problem.groups, count
+        )
+        rows = [depthwise.kernel(_each_channel(one), _channel(one, xs, d)[None], gs[None]) for d in range(one.depth)]
         taps.append(jnp.concatenate(rows, axis=-2).reshape(problem.depth, problem.features))
     return jnp.stack(taps).reshape(*problem.kernel, problem.depth, problem.features)
 
