@@ -156,7 +156,10 @@ def columns(problem: Problem, x: Array, k: Array) -> Array:
 
 def patches(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y where windows neither overlap nor leave gaps: one matrix product of x cut into patches."""
-    return _cut(problem, x) @ k.reshape(-1, problem.features)
+    cut, taps = _cut(problem, x), range(problem.ndim + 1)
+    return lax.dot_general(
+        cut, k, dimension_numbers=((tuple(range(cut.ndim - len(taps), cut.ndim)), tuple(taps)), ((), ()))
+    )
 
 
 # With the one place l = 0 the equation reads r j = p - s i: the dilated kernel backwards, every s-th place of it.
@@ -176,7 +179,7 @@ def place(problem: Problem, x: Array, k: Array) -> Array:
 
 def kernel_patches(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk where windows neither overlap nor leave gaps: one matrix product of x cut into patches, and g."""
-    return _contracted(_cut(problem, x), g).reshape(*problem.kernel, problem.channels, problem.features)
+    return _contracted(_cut(problem, x), g)
 
 
 def kernel_taps(problem: Problem, x: Array, g: Array) -> Array:
@@ -290,12 +293,12 @@ def _rows(x: Array, first: int, step: int, count: int) -> Array:
 
 
 def _cut(problem: Problem, x: Array) -> Array:
-    """Returns x as (batch, *out, a patch's places and channels)."""
+    """Returns x as (batch, *out, *kernel, channels)."""
     x = _padded(problem, x)
     sizes = [size for pair in zip(problem.out, problem.kernel, strict=True) for size in pair]
     x = x.reshape(problem.batch, *sizes, problem.channels)
     order = [0, *range(1, 2 * problem.ndim, 2), *range(2, 2 * problem.ndim + 1, 2), 2 * problem.ndim + 1]
-    return jnp.transpose(x, order).reshape(problem.batch, *problem.out, -1)
+    return jnp.transpose(x, order)
 
 
 def _met(problem: Problem, x: Array, tap: Sequence[int]) -> Array:
@@ -310,10 +313,12 @@ def _padded(problem: Problem, x: Array) -> Array:
 
 
 def _contracted(a: Array, b: Array) -> Array:
-    """Returns the matrix of all inner products of a's channels with b's, over all other axes."""
-    return lax.dot_general(
-        a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]), dimension_numbers=(((0,), (0,)), ((), ()))
-    )
+    """Returns all inner products of b's features with what a has behind the same axes, over those axes.
+
+    They are not merged: merging sharded axes would gather the arrays.
+    """
+    axes = tuple(range(b.ndim - 1))
+    return lax.dot_general(a, b, dimension_numbers=((axes, axes), ((), ())))
 
 
 def _of_x(x: Array, met: Sequence[Meeting]) -> Array:

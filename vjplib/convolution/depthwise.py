@@ -158,7 +158,8 @@ def _inner(a: Array, b: Array) -> Array:
     for XLA:CPU reduces leading axes slowly. Blocks lie in space, unless that is small: a batch may be on many devices.
     """
     axis = max(range(a.ndim - 1), key=lambda i: (min(a.shape[i], BLOCKS if i else BLOCKS // 2), -i))
-    blocks = max(1, min(BLOCKS, a.shape[axis]))
+    places = a.shape[axis]
+    blocks = next((n for n in (BLOCKS, BLOCKS - 1) if places % n == 0), max(1, min(BLOCKS, places)))
     size = a.shape[axis] // blocks
     pieces = [tuple(lax.slice_in_dim(v, i * size, (i + 1) * size, axis=axis) for v in (a, b)) for i in range(blocks)]
     products = [sum((v * w for v, w in pieces[1:]), pieces[0][0] * pieces[0][1])]

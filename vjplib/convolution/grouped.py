@@ -12,7 +12,7 @@ from jax import lax
 
 from vjplib.compat import separate_call
 from vjplib.convolution import depthwise
-from vjplib.convolution.problem import Problem, valid
+from vjplib.convolution.problem import Problem
 from vjplib.convolution.xla import conv_general_dilated
 
 Array = jax.Array
@@ -121,26 +121,15 @@ def _phase(problem: Problem, axis: int, f: int) -> tuple[range, int, int]:
 
 def kernel_lanes(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk, for each tap and d the sum over rows and places of each group's d-th channel times g."""
-    ones, zeros = (1,) * (1 + problem.ndim), (0,) * (1 + problem.ndim)
+    x = _pad(x, problem.low, problem.high)  # so that each tap meets all of g, whose rows are summed in blocks
+    ones = (1,) * problem.ndim
+    one = replace(problem, size=problem.out, kernel=ones, strides=ones, low=(0,) * problem.ndim, rhs_dilation=ones)
     taps = []
     for tap in itertools.product(*map(range, problem.kernel)):
-        met = valid(problem, tap)
-        count = (problem.batch, *(i1 - i0 for i0, i1, _ in met))
-        if not all(count):
-            taps.append(jnp.zeros((problem.depth, problem.features), x.dtype))
-            continue
-        last = [l0 + (i1 - i0 - 1) * s + 1 for (i0, i1, l0), s in zip(met, problem.strides, strict=True)]
-        xs = lax.slice(
-            x, [0, *(l0 for _, _, l0 in met), 0], [problem.batch, *last, problem.channels], [1, *problem.strides, 1]
-        )
-        gs = lax.slice(
-            g, [0, *(i0 for i0, _, _ in met), 0], [problem.batch, *(i1 for _, i1, _ in met), problem.features]
-        )
-        # Rows as places: sums over eight rows need no remainder, as those over eight places of 14 or 28 do.
-        one = Problem(
-            1, count, problem.channels, ones, problem.features, ones, zeros, ones, ones, problem.groups, count
-        )
-        rows = [depthwise.kernel(_each_channel(one), _channel(one, xs, d)[None], gs[None]) for d in range(one.depth)]
+        first = [r * j for r, j in zip(problem.rhs_dilation, tap, strict=True)]
+        last = [f + (m - 1) * s + 1 for f, m, s in zip(first, problem.out, problem.strides, strict=True)]
+        xs = lax.slice(x, [0, *first, 0], [problem.batch, *last, problem.channels], [1, *problem.strides, 1])
+        rows = [depthwise.kernel(_each_channel(one), _channel(one, xs, d), g) for d in range(problem.depth)]
         taps.append(jnp.concatenate(rows, axis=-2).reshape(problem.depth, problem.features))
     return jnp.stack(taps).reshape(*problem.kernel, problem.depth, problem.features)
 

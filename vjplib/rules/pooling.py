@@ -415,7 +415,8 @@ _LONG = {"b": 32, "n": 4096, "c": 64}
 
 
 def _image(window, stride, **options):
-    return Case(("b h w c",), _LARGE, {"window_shape": (window,) * 2, "strides": (stride,) * 2, **options})
+    label = f"2-D {window}x{window} stride {stride}"
+    return Case(("b h w c",), _LARGE, {"window_shape": (window,) * 2, "strides": (stride,) * 2, **options}, label=label)
 
 
 def _wide(n, m, **_):
@@ -517,8 +518,8 @@ RULES = (
             bench=(
                 _image(2, 2),
                 _image(3, 2),
-                Case(("b n c",), _LONG, {"window_shape": (2,), "strides": (2,)}),
-                Case(("b n c",), _LONG, {"window_shape": (3,), "strides": (2,)}),
+                Case(("b n c",), _LONG, {"window_shape": (2,), "strides": (2,)}, label="1-D k2 stride 2"),
+                Case(("b n c",), _LONG, {"window_shape": (3,), "strides": (2,)}, label="1-D k3 stride 2"),
             ),
             residuals=lambda b, n, c: b * ((n - 3) // 2 + 1) * c,
             jacobian=jacobian,
