@@ -34,7 +34,7 @@ X, K = jnp.ones((2, 4, 8, 8)), jnp.ones((6, 4, 3, 3))
 GENERAL: dict[str, Any] = {"window_strides": (1, 1), "padding": "SAME"}
 
 
-def general(lhs=X, rhs=K, **kwargs):
+def general(lhs: Any = X, rhs: Any = K, **kwargs):
     return lambda library: library.conv_general_dilated(lhs, rhs, **GENERAL | kwargs)
 
 

@@ -1,6 +1,7 @@
 """Finds every record: in the library's own rules, or in any module that ends in RULES."""
 
 import importlib
+import inspect
 import pkgutil
 from types import ModuleType
 
@@ -34,11 +35,16 @@ def rules() -> tuple[Rule, ...]:
     return tuple(rule for name in names for rule in rules_in(importlib.import_module(name)))
 
 
+def _family(rule: Rule) -> str:
+    return inspect.unwrap(rule.fn).__module__.rpartition(".")[2].partition("_")[0]
+
+
 def find(target: str) -> tuple[Rule, ...]:
     """Returns the records that a command-line target names.
 
     Args:
-        target: the name of a rule of the library, or `package.module` for all records of a module, or
+        target: the name of a rule of the library; the first word of its file's name for a family, such as
+            `convolution` for all of `vjplib/rules/convolution*.py`; `package.module` for all records of a module, or
             `package.module:name` for one.
 
     Raises:
@@ -47,11 +53,14 @@ def find(target: str) -> tuple[Rule, ...]:
     Example:
         >>> [rule.name for rule in find("vjplib.rules.softmax:log_softmax")]
         ['log_softmax']
+        >>> [rule.name for rule in find("pooling")]
+        ['reduce_window_max', 'max_pool', 'min_pool', 'avg_pool']
     """
     path, _, name = target.rpartition(":") if ":" in target else (target, "", "")
     own = rules()
-    if not name and any(rule.name == path for rule in own):
-        return tuple(rule for rule in own if rule.name == path)
+    for called in (lambda rule: rule.name, _family):
+        if not name and (named := tuple(rule for rule in own if called(rule) == path)):
+            return named
     try:
         known = rules_in(importlib.import_module(path))
     except ModuleNotFoundError as error:

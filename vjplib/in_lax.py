@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from vjplib.rules.conv_general import conv, conv_general_dilated, conv_with_general_padding
-from vjplib.rules.conv_patches import conv_general_dilated_patches
-from vjplib.rules.conv_transpose import conv_transpose
+from vjplib.rules.convolution_general import conv, conv_general_dilated, conv_with_general_padding
+from vjplib.rules.convolution_patches import conv_general_dilated_patches
+from vjplib.rules.convolution_transpose import conv_transpose
 from vjplib.rules.pooling import reduce_window_max
 
 # JAX keys its caches by this value, so that what was traced outside is not taken for what is traced inside. It is this

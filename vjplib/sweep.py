@@ -12,7 +12,7 @@ from jax import lax
 from rich.table import Table
 
 import vjplib.bench as bench
-from vjplib.rules.conv_general import conv_general_dilated, explain_convolution
+from vjplib.rules.convolution_general import conv_general_dilated, explain_convolution
 
 SLOW = 0.8
 """A ratio below this, again and again, is a wrong choice."""

@@ -62,7 +62,8 @@ def conv_general_dilated(
 
     Returns:
         y, with the shape and dtype that lax gives it; half precision accumulates in float32 and is rounded once. NaN
-        and infinities reach the outputs whose window they lie in.
+        and infinities reach the outputs whose window they lie in; where neighbouring groups are computed as one block
+        ("dense convolutions of blocks of groups"), those of the block's other groups at the same places too.
 
     Raises:
         TypeError: as lax raises it.
@@ -426,5 +427,57 @@ RULES = (
         residuals=_residuals,
         reason="lax's convolution; on CPU its depthwise, grouped and transposed forms are many times faster",
         source="Example 4.2, generalised",
+    ),
+    Rule(
+        fn=conv,
+        reference=reference,
+        baselines={"lax.conv": lax.conv},
+        cases=(Case(("n 1 h w", "1 1 3 2"), {"n": 2, "h": 7, "w": 5}, {"window_strides": (2, 1), "padding": "SAME"}),),
+        edges=(
+            Edge("one place", (np.ones((1, 1, 1)), np.ones((1, 1, 2))), {"window_strides": (1,), "padding": "SAME"}),
+        ),
+        bench=(
+            Case(
+                ("1 1 1000000", "1 1 3"), {}, {"window_strides": (1,), "padding": "SAME"}, label="one channel n=1e6 k3"
+            ),
+        ),
+        residuals=lambda n, h, w: 4 * (n * h * w + 6),
+        reason="conv_general_dilated by its shortest name",
+        source="Example 4.2",
+    ),
+    Rule(
+        fn=conv_with_general_padding,
+        reference=reference,
+        baselines={"lax.conv_with_general_padding": lax.conv_with_general_padding},
+        cases=(
+            Case(
+                ("n 3 m", "2 3 3"),
+                {"n": 2, "m": 5},
+                {"window_strides": (1,), "padding": ((1, 2),), "lhs_dilation": (2,), "rhs_dilation": None},
+            ),
+        ),
+        edges=(
+            Edge(
+                "places cut off",
+                (np.ones((1, 1, 5)), np.ones((1, 1, 2))),
+                {"window_strides": (1,), "padding": ((-1, -1),), "lhs_dilation": None, "rhs_dilation": None},
+            ),
+        ),
+        bench=(
+            Case(
+                ("8 128 28 28", "64 128 2 2"),
+                {},
+                {
+                    "window_strides": (1, 1),
+                    "padding": ((1, 1), (1, 1)),
+                    "lhs_dilation": (2, 2),
+                    "rhs_dilation": None,
+                },
+                label="transposed 2x2s2, channels first (jax#23783)",
+            ),
+        ),
+        residuals=lambda n, m: 4 * (3 * n * m + 18),
+        reason="conv_general_dilated of dilated, padded arrays by a shorter name",
+        source="Example 4.2",
     ),
 )

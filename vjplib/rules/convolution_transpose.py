@@ -12,7 +12,7 @@ from jaxtyping import Array, Num
 
 from vjplib.convolution.xla import conv_transpose as lax_conv_transpose
 from vjplib.rule import Case, Edge, Rule
-from vjplib.rules.conv_general import Padding, conv_general_dilated
+from vjplib.rules.convolution_general import Padding, conv_general_dilated
 
 
 def conv_transpose(
@@ -114,6 +114,11 @@ def reference(lhs, rhs, strides, padding):
     return y.at[:, jnp.where(kept, places, out)].add(parts, mode="drop")
 
 
+def _square(label, size, channels, kernel, features):
+    shapes = f"8 {size} {size} {channels}", f"{kernel} {kernel} {channels} {features}"
+    return Case(shapes, {}, {"strides": (2, 2), "padding": "SAME"}, label=label)
+
+
 RULES = (
     Rule(
         fn=conv_transpose,
@@ -127,7 +132,16 @@ RULES = (
             Edge("one place", (np.ones((1, 1, 1)), np.ones((2, 1, 1))), {"strides": (2,), "padding": "SAME"}),
             Edge("empty batch", (np.ones((0, 3, 1)), np.ones((2, 1, 1))), {"strides": (2,), "padding": "SAME"}),
         ),
-        bench=(),
+        bench=(
+            _square("transposed 2x2 stride 2 (jax#23783)", 28, 128, 2, 64),
+            _square("transposed 4x4 stride 2", 28, 128, 4, 64),
+            Case(
+                ("1 16 16 16 64", "3 3 3 64 1"),
+                {},
+                {"strides": (2, 2, 2), "padding": "SAME"},
+                label="transposed 3-D k3 stride 2, at 16^3 (jax#31662)",
+            ),
+        ),
         residuals=lambda n, m, i, o: 4 * (n * m * i + 3 * i * o),
         reason="the transposed convolution; on CPU no zero between the places of x is multiplied",
         source="Example 4.2, transposed",

@@ -18,7 +18,7 @@ from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated_patches as lax_patches
 from vjplib.numerics import form, wide
 from vjplib.rule import Case, Edge, Rule
-from vjplib.rules.conv_general import CHANNELS_LAST, REAL, Padding
+from vjplib.rules.convolution_general import CHANNELS_LAST, REAL, Padding
 
 MOST_TAPS = 256  # beyond, the program of one slice a tap takes longer to compile than it saves
 

@@ -1,0 +1,83 @@
+"""Program run on four forced devices: gradients of sharded convolutions and what crosses devices, as JSON."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import vjplib
+
+CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+DEFAULTS = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": CHANNELS_LAST}
+X = (8, 16, 16, 32)
+CALLS = {
+    "depthwise": ((3, 3, 1, 32), {"feature_group_count": 32}),
+    "depthwise strided": ((3, 3, 1, 32), {"feature_group_count": 32, "window_strides": (2, 2)}),
+    "grouped": ((3, 3, 4, 32), {"feature_group_count": 8}),
+    "transposed": ((4, 4, 32, 8), {"lhs_dilation": (2, 2), "padding": ((2, 2), (2, 2))}),
+    "1x1": ((1, 1, 32, 16), {}),
+    "patches": ((4, 4, 32, 16), {"window_strides": (4, 4), "padding": "VALID"}),
+}
+
+
+def program(convolution, arguments):
+    given = DEFAULTS | arguments
+    return jax.grad(loss(convolution, given), (0, 1))
+
+
+def loss(convolution, given):
+    return lambda x, k: jnp.sum(jnp.sin(convolution(x, k, **given)))
+
+
+def error(ours, theirs):
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
+
+
+def compiled(mesh, x, k, x_spec, k_spec, arguments):
+    expected = jax.jit(program(lax.conv_general_dilated, arguments))(x, k)
+    with jax.set_mesh(mesh):
+        shards = jax.device_put(x, NamedSharding(mesh, x_spec)), jax.device_put(k, NamedSharding(mesh, k_spec))
+        ready = jax.jit(program(vjplib.conv_general_dilated, arguments)).lower(*shards).compile()
+        ours = jax.tree.map(np.asarray, ready(*shards))
+    moved = re.findall(
+        r"= \S*?f64\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\w*\(", ready.as_text() or ""
+    )
+    return {"error": error(ours, expected), "moved": [[int(n) for n in shape.split(",") if n] for shape in moved]}
+
+
+def main():
+    jax.config.update("jax_enable_x64", True)
+    rng = np.random.default_rng(0)
+    results = {}
+    for name, (kernel, arguments) in CALLS.items():
+        x, k = (rng.standard_normal(shape) for shape in (X, kernel))
+        across = P(None, None, None, "d") if "feature_group_count" in arguments else P(None, None, "d")
+        for axis in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((4,), ("d",), axis_types=(axis,))
+            results[f"{name}, batch, {axis.name}"] = compiled(mesh, x, k, P("d"), P(), arguments)
+            results[f"{name}, space, {axis.name}"] = compiled(mesh, x, k, P(None, "d"), P(), arguments)
+        mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+        results[f"{name}, channels, Auto"] = compiled(mesh, x, k, P(None, None, None, "d"), across, arguments)
+        for checked in (True, False):
+            part = loss(vjplib.conv_general_dilated, DEFAULTS | arguments)
+            mapped = jax.shard_map(
+                lambda x, k, part=part: lax.psum(part(x, k), "d"),
+                mesh=mesh,
+                in_specs=(P("d"), P()),
+                out_specs=P(),
+                check_vma=checked,
+            )
+            ours = jax.jit(jax.grad(mapped, (0, 1)))(x, k)
+            theirs = jax.jit(program(lax.conv_general_dilated, arguments))(x, k)
+            results[f"{name}, shard_map, check_vma={checked}"] = {"error": error(ours, theirs), "moved": []}
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

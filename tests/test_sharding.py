@@ -1,0 +1,42 @@
+"""Sharded convolutions: gradients are those of one device, and sharded batches and channels stay where they are."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sharded_convolutions import CALLS, X
+
+PROGRAM = Path(__file__).with_name("sharded_convolutions.py")
+SPLITS = (
+    *(f"{split}, {axes}" for split in ("batch", "space") for axes in ("Auto", "Explicit")),
+    "channels, Auto",
+    "shard_map, check_vma=True",
+    "shard_map, check_vma=False",
+)
+NAMES = [f"{call}, {split}" for call in CALLS for split in SPLITS]
+
+
+@pytest.fixture(scope="module")
+def results():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.xdist_group("sharding")
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_one_device(results, name):
+    assert results[name]["error"] < math.sqrt(math.prod(X)) * np.finfo(np.float64).eps
+
+
+@pytest.mark.xdist_group("sharding")
+@pytest.mark.parametrize("name", [name for name in NAMES if ", batch" in name or ", channels" in name])
+def test_no_activation_crosses_devices(results, name):
+    kernel, _ = CALLS[name.split(", ")[0]]
+    assert [shape for shape in results[name]["moved"] if math.prod(shape) > math.prod(kernel)] == []
