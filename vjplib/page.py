@@ -9,6 +9,7 @@ the pages are those of the library's own rules.
 import argparse
 import ast
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -131,12 +132,12 @@ def _derivations(rule: Rule) -> Iterator[str]:
 
 
 def _backwards(rule: Rule) -> list[Callable[..., Any]]:
-    """Returns the distinct backwards that a call reaches and that the rule's own file defines."""
+    """Returns the distinct backwards that a call reaches and that a file beside the rule's own defines."""
     call = rule.cases[0].call(np.random.default_rng(0))
     with recorded_custom_vjps() as calls:
         jax.eval_shape(lambda: rule.fn(*call.args, **call.kwargs))
     backwards = dict.fromkeys(inspect.unwrap(vjp.bwd) for vjp, _, _ in calls if vjp.bwd)
-    return [bwd for bwd in backwards if _file(bwd) == _file(rule.fn)]
+    return [bwd for bwd in backwards if _folder(bwd) == _folder(rule.fn)]
 
 
 def _forms(rule: Rule) -> Iterator[str]:
@@ -218,6 +219,11 @@ def _file(fn: Callable[..., Any]) -> str | None:
         return inspect.getsourcefile(inspect.unwrap(fn))
     except TypeError:  # neither a function nor a wrapper of one
         return None
+
+
+def _folder(fn: Callable[..., Any]) -> str | None:
+    file = _file(fn)
+    return file and os.path.dirname(file)
 
 
 def _signature(fn: Callable[..., Any]) -> str:

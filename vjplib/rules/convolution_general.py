@@ -300,12 +300,6 @@ def _call(*, lhs, rhs, out_sharding, **arguments) -> Call | None:
     return call_of(lhs.shape, rhs.shape, y, **arguments)
 
 
-# y_i = sum_j k_j x_l over all j, l with s i + r j = d l + p: linear in x and in k, and so
-#   (g^T J_x)_l = sum of g_i k_j over all i, j with s i + r j = d l + p
-#   (g^T J_k)_j = sum of g_i x_l over all i, l with s i + r j = d l + p
-# with sums over features for the one and over the batch for the other. The equation is the same for all three; only
-# which index is free differs. With j' = k - 1 - j it reads d l + r j' = s i + (r (k - 1) - p): dx is a convolution
-# again, with stride d, of g dilated by s. Neither Jacobian, an entry for each pair of x and y, or k and y, is formed.
 @functools.lru_cache(maxsize=4096)
 def _rule(call: Call) -> Callable[[Array, Array], Array]:
     problem = call.problem
@@ -336,6 +330,12 @@ def _rule(call: Call) -> Callable[[Array, Array], Array]:
     def fwd(x, k):
         return y_of(x, k), (x, k)
 
+    # y_i = sum_j k_j x_l over all j, l with s i + r j = d l + p: linear in x and in k, and so
+    #   (g^T J_x)_l = sum of g_i k_j over all i, j with s i + r j = d l + p
+    #   (g^T J_k)_j = sum of g_i x_l over all i, l with s i + r j = d l + p
+    # with sums over features for the one and over the batch for the other. The equation is the same for all three; only
+    # which index is free differs. With j' = k - 1 - j it reads d l + r j' = s i + (r (k - 1) - p): dx is a convolution
+    # again, with stride d, of g dilated by s. Neither Jacobian, with an entry for each pair of numbers, is formed.
     def bwd(res, g):
         x, k = res
         return dx_of(g, k, x), dk_of(g, x, k)

@@ -92,9 +92,6 @@ def reference(lhs, filter_shape, window_strides, padding, dimension_numbers):
     return jnp.moveaxis(y, -1, 3).reshape(*y.shape[:3], k * j * lhs.shape[-1])
 
 
-# y_{i, c j} = x_{l, c} with s i + r j = d l + p: a copy, so that each x has the sum of the cotangents of its copies,
-#   (g^T J)_{l, c} = sum over all i, j with s i + r j = d l + p of g_{i, c j}
-# For one j that sum is g spread s apart; then what fell on padding, and between the places of x, is left out.
 @functools.lru_cache(maxsize=4096)
 def _rule(call: Call, dtype: Any) -> Callable[[Array], Array]:
     problem = call.problem
@@ -126,6 +123,9 @@ def _rule(call: Call, dtype: Any) -> Callable[[Array], Array]:
     def fwd(x):
         return y_of(x), form(x)
 
+    # y_{i, c j} = x_{l, c} with s i + r j = d l + p: a copy, so each x has the sum of the cotangents of its copies,
+    #   (g^T J)_{l, c} = sum over all i, j with s i + r j = d l + p of g_{i, c j}
+    # For one j that sum is g spread s apart; then what fell on padding, and between the places of x, is left out.
     def bwd(kept, g):
         return (dx_of(g, jnp.zeros(kept.shape[1:], kept.dtype)),)
 
