@@ -15,6 +15,8 @@ from vjplib.convolution.xla import conv_general_dilated
 
 Array = jax.Array
 
+FEW = 4  # channels up to which XLA's gradient for a dilated x is as fast as that of the transposed convolution
+MANY = 16  # features from which on a product of patches is faster than XLA's convolution in two dimensions
 MOST_TAPS = 128  # terms of a sum, beyond which its program takes too long to compile
 MOST_SLABS = 32  # convolutions of fewer dimensions, beyond which their program takes too long to compile
 
@@ -28,7 +30,8 @@ def patches_apply(problem: Problem) -> bool:
     """Returns whether patches serve: windows that neither overlap nor leave gaps, several taps each."""
     sizes = zip(problem.kernel, problem.strides, problem.rhs_dilation, problem.out, strict=True)
     apart = all((k == s or m == 1) and (r == 1 or k == 1) for k, s, r, m in sizes)
-    return _dense(problem) and problem.taps > 1 and max(problem.lhs_dilation) == 1 and apart
+    enough = problem.ndim != 2 or problem.features >= MANY or max(problem.out) == 1
+    return _dense(problem) and problem.taps > 1 and max(problem.lhs_dilation) == 1 and apart and enough
 
 
 def place_applies(problem: Problem) -> bool:
@@ -70,7 +73,8 @@ def kernel_slabs_apply(problem: Problem) -> bool:
 
 def exchange_applies(problem: Problem) -> bool:
     """Returns whether exchanged roles serve for dk: x dilated, but not y as well, in a dimension or two."""
-    return _dense(problem) and problem.ndim <= 2 and max(problem.lhs_dilation) > max(problem.strides) == 1
+    several = problem.channels > FEW
+    return _dense(problem) and several and problem.ndim <= 2 and max(problem.lhs_dilation) > max(problem.strides) == 1
 
 
 def _dense(problem: Problem) -> bool:

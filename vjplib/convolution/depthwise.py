@@ -16,6 +16,7 @@ Array = jax.Array
 MOST_TAPS = 128  # beyond, the program of one sum takes longer to compile than it saves
 OWN_PADS = 9  # taps up to which a pad of its own for each is faster than slices of a shared one
 ROW_BY_ROW = 32  # taps beyond which their gradients come from a loop over rows, for the time that compiling takes
+SMALL = 2**18  # elements of y below which that loop, which has one core, costs little, and compiling much
 BLOCKS = 8  # products added before a sum is taken: more make larger programs, fewer larger temporaries
 
 
@@ -113,7 +114,8 @@ def _paired(sizes: Sequence[int], *other: int) -> list[int]:
 def kernel(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk, for each tap the sum over rows and places of x, as it meets that tap, times g."""
     x = _repeated(x, problem.width)
-    if problem.taps > ROW_BY_ROW and problem.kernel[0] > 1:
+    small = math.prod(g.shape) < SMALL and problem.taps > OWN_PADS
+    if (small or problem.taps > ROW_BY_ROW) and problem.kernel[0] > 1:
         return _by_rows(problem, x, g)
     sums = []
     for tap in _places(problem):

@@ -42,6 +42,7 @@ def kernel_lanes_apply(problem: Problem) -> bool:
         problem.groups > 1
         and 1 < problem.depth <= FEW
         and problem.depth * problem.taps <= MOST_SUMS
+        and problem.batch * math.prod(problem.out) * problem.features >= depthwise.SMALL
         and max(problem.lhs_dilation, default=1) == 1
     )
 
