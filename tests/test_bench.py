@@ -44,7 +44,7 @@ def test_a_row_for_each_case_baseline_and_measure():
         assert r.case == "b=3 n=5"
         for c in (r.ours, r.theirs):
             assert 0 < c.low <= c.median <= c.high
-            assert c.rounds >= bench.ROUNDS[0]
+            assert c.rounds >= bench.FEWEST_QUICK
             assert min(c.lowering, c.compiling) > 0
 
 
@@ -98,8 +98,8 @@ def test_negative_seconds_are_refused():
 def test_calls_take_turns():
     order = []
     times = bench.interleaved([lambda: order.append("a"), lambda: order.append("b")], 0)
-    assert "".join(order) == "ab" * (2 + bench.ROUNDS[0])
-    assert times.shape == (2, bench.ROUNDS[0])
+    assert "".join(order) == "ab" * (2 + bench.FEWEST_QUICK)
+    assert times.shape == (2, bench.FEWEST_QUICK)
 
 
 def test_the_reason_of_a_slower_rule_is_printed():

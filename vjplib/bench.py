@@ -30,6 +30,10 @@ from vjplib.verification.subject import Leaves, Subject
 
 SLOWER = 1.1
 """From this multiple of a baseline's time on, a rule is called slower, and owes its reason."""
+QUICK = 0.5
+"""Seconds below which a program's time is asked for in a hurry."""
+FEWEST_QUICK = 5
+"""The fewest calls that a median is taken of then."""
 ROUNDS = (11, 500)
 """The fewest and the most calls that a median is taken of."""
 
@@ -141,7 +145,7 @@ def bench_rule(rule: Rule, *, seconds: float = 1.0) -> list[Row]:
 
     Args:
         rule: the record; its `bench` cases are called in float32.
-        seconds: how long each measure of each case is timed; at least `ROUNDS[0]` rounds take place.
+        seconds: how long each measure of each case is timed; at least `ROUNDS[0]` rounds take place, `FEWEST_QUICK` if it is below `QUICK`.
 
     Raises:
         ValueError: rule and baseline are not the same function, shown in float64; or seconds is negative.
@@ -164,7 +168,7 @@ def bench_growth(rule: Rule, *, seconds: float = 1.0) -> list[Growth]:
 
     Args:
         rule: the record.
-        seconds: how long each function is timed; at least `ROUNDS[0]` rounds take place.
+        seconds: how long each function is timed; at least `ROUNDS[0]` rounds take place, `FEWEST_QUICK` if it is below `QUICK`.
 
     Example:
         >>> from vjplib.rule import Scaling
@@ -288,7 +292,8 @@ def interleaved(runs: Sequence[Callable[[], Any]], seconds: float) -> np.ndarray
     for run in (*runs, *runs):
         jax.block_until_ready(run())
     rounds, end = [], time.perf_counter() + seconds
-    while len(rounds) < ROUNDS[0] or (time.perf_counter() < end and len(rounds) < ROUNDS[1]):
+    fewest = ROUNDS[0] if seconds >= QUICK else FEWEST_QUICK
+    while len(rounds) < fewest or (time.perf_counter() < end and len(rounds) < ROUNDS[1]):
         rounds.append([_timed(run) for run in runs])
     return np.array(rounds).T
 

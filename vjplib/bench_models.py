@@ -67,7 +67,7 @@ def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = 
     Args:
         name: what the network is called; for torch, a key of `vjplib.torch_models.NETWORKS`.
         model: the network and the shape of its batch.
-        seconds: how long the step is timed; at least `vjplib.bench.ROUNDS[0]` rounds take place.
+        seconds: how long the step is timed, in rounds as `vjplib.bench.interleaved` has them.
         torch: whether PyTorch is timed too.
 
     Raises:

@@ -32,7 +32,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape("depthwise 2-D k3 (jax#23713)", "1 124 124 256", "3 3 1 256", _groups(256)),
     Shape("depthwise 2-D k3", "8 56 56 64", "3 3 1 64", _groups(64)),
     Shape("depthwise 2-D k3 dilation 2", "8 56 56 64", "3 3 1 64", _groups(64, rhs_dilation=(2, 2))),
-    Shape("depthwise 2-D k3, 2 features a channel", "8 56 56 64", "3 3 1 128", _groups(64)),
+    Shape("depthwise 2-D k3, 2 features a channel", "8 28 28 32", "3 3 1 64", _groups(32)),
     Shape("depthwise 2-D k5", "8 56 56 64", "5 5 1 64", _groups(64)),
     Shape("depthwise 2-D k7", "8 56 56 96", "7 7 1 96", _groups(96)),
     Shape("depthwise 2-D k3 stride 2", "8 112 112 64", "3 3 1 64", _groups(64, window_strides=(2, 2))),
