@@ -145,7 +145,8 @@ def bench_rule(rule: Rule, *, seconds: float = 1.0) -> list[Row]:
 
     Args:
         rule: the record; its `bench` cases are called in float32.
-        seconds: how long each measure of each case is timed; at least `ROUNDS[0]` rounds take place, `FEWEST_QUICK` if it is below `QUICK`.
+        seconds: how long each measure of each case is timed; at least `ROUNDS[0]` rounds take place, or `FEWEST_QUICK`
+            where this is below `QUICK`.
 
     Raises:
         ValueError: rule and baseline are not the same function, shown in float64; or seconds is negative.
@@ -168,7 +169,8 @@ def bench_growth(rule: Rule, *, seconds: float = 1.0) -> list[Growth]:
 
     Args:
         rule: the record.
-        seconds: how long each function is timed; at least `ROUNDS[0]` rounds take place, `FEWEST_QUICK` if it is below `QUICK`.
+        seconds: how long each function is timed; at least `ROUNDS[0]` rounds take place, or `FEWEST_QUICK` where this
+            is below `QUICK`.
 
     Example:
         >>> from vjplib.rule import Scaling
