@@ -73,6 +73,22 @@ def test_the_readme_quotes_the_figures_of_the_performance_page(quoted, rule, bas
         assert line[3] == f"{row[place + 1]} x faster"
 
 
+@pytest.mark.parametrize(
+    ("quoted", "shape"),
+    [
+        ("depthwise 3x3 convolution", "`conv_general_dilated` depthwise 2-D k3"),
+        ("grouped 3x3 convolution", "`conv_general_dilated` grouped 3x3, 32 groups"),
+        ("transposed 4x4 convolution", "`conv_transpose` transposed 4x4 stride 2"),
+        ("`max_pool` 3x3,", "`max_pool` 2-D 3x3 stride 2"),
+    ],
+)
+def test_the_readme_quotes_the_figures_of_convolutions_and_pooling(quoted, shape):
+    (row,) = (row for row in rows(text("performance.md")) if row[0] == shape)
+    (line,) = (line for line in rows((ROOT / "README.md").read_text(encoding="utf-8")) if line[0].startswith(quoted))
+    theirs, ours = row[1].split(" / ")
+    assert line[1:] == [f"{theirs} ms", f"{ours} ms", f"{row[2]} x faster"]
+
+
 def test_the_lecture_page_walks_through_every_row():
     rows = re.findall(r"^### (L\d+): ", text("lecture.md"), re.M)
     assert rows == [f"L{i}" for i in range(1, 21)]
