@@ -77,7 +77,7 @@ def test_random_windows_have_lax_s_maxima_and_gradient(seed):
     assert_maxima_are_lax_s(seed)
 
 
-@pytest.mark.deep
+@pytest.mark.sweep
 @pytest.mark.parametrize("start", range(1000, 1600, 20))
 def test_600_random_windows_have_lax_s_maxima_and_gradient(start):
     for seed in range(start, start + 20):
@@ -125,7 +125,7 @@ def test_pools_are_flax_s(name, seed):
     assert_pool_is_flax_s(name, seed)
 
 
-@pytest.mark.deep
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", POOLS)
 def test_100_pools_are_flax_s(name):
     for seed in range(1000, 1100):
