@@ -451,8 +451,8 @@ RULES = (
         baselines={"lax.conv_with_general_padding": lax.conv_with_general_padding},
         cases=(
             Case(
-                ("n 3 m", "2 3 3"),
-                {"n": 2, "m": 5},
+                ("n 5 m", "2 5 3"),
+                {"n": 2, "m": 7},
                 {"window_strides": (1,), "padding": ((1, 2),), "lhs_dilation": (2,), "rhs_dilation": None},
             ),
         ),
@@ -476,7 +476,7 @@ RULES = (
                 label="transposed 2x2s2, channels first (jax#23783)",
             ),
         ),
-        residuals=lambda n, m: 4 * (3 * n * m + 18),
+        residuals=lambda n, m: 4 * (5 * n * m + 30),
         reason="conv_general_dilated of dilated, padded arrays by a shorter name",
         source="Example 4.2",
     ),

@@ -125,8 +125,10 @@ RULES = (
         reference=reference,
         baselines={"lax.conv_transpose": lax_conv_transpose},
         cases=(
-            Case(("n m i", "3 i o"), {"n": 2, "m": 5, "i": 3, "o": 4}, {"strides": (2,), "padding": "SAME"}),
-            Case(("2 4 3", "2 3 2"), {}, {"strides": (2,), "padding": "VALID"}, growth=False),
+            Case(
+                ("n m i", "3 i o"), {"n": 2, "m": 5, "i": 7, "o": 4}, {"strides": (2,), "padding": "SAME"}, fixed=("i",)
+            ),
+            Case(("2 4 7", "2 7 2"), {}, {"strides": (2,), "padding": "VALID"}, growth=False),
         ),
         edges=(
             Edge("one place", (np.ones((1, 1, 1)), np.ones((2, 1, 1))), {"strides": (2,), "padding": "SAME"}),
