@@ -78,7 +78,7 @@ def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = 
         >>> import flax.linen as nn
         >>> step = bench_model("linear", Model(lambda ops: nn.Dense(CLASSES), (4, 3)), seconds=0)
         >>> step.shape, step.ours.rounds
-        ((4, 3), 11)
+        ((4, 3), 5)
     """
     require_agreement(name, model, torch=torch)
     programs = [_program(model, ops) for ops in (JAX, VJPLIB)]
