@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,12 @@ from jax import lax
 from vjplib.convolution.problem import Problem, valid
 
 Array = jax.Array
+Block = Callable[[int, int, int], Array]
+"""What returns the part of an array from first to end along an axis, given axis, first and end."""
 
 MOST_TAPS = 128  # beyond, the program of one sum takes longer to compile than it saves
 OWN_PADS = 9  # taps up to which a pad of its own for each is faster than slices of a shared one
-ROW_BY_ROW = 32  # taps beyond which their gradients come from a loop over rows, for the time that compiling takes
-SMALL = 2**18  # elements of y below which that loop, which has one core, costs little, and compiling much
+UNROLLED = 9  # taps up to which their gradients are sums of their own; beyond, a loop over them compiles faster
 BLOCKS = 8  # products added before a sum is taken: more make larger programs, fewer larger temporaries
 
 
@@ -114,62 +116,67 @@ def _paired(sizes: Sequence[int], *other: int) -> list[int]:
 def kernel(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk, for each tap the sum over rows and places of x, as it meets that tap, times g."""
     x = _repeated(x, problem.width)
-    small = math.prod(g.shape) < SMALL and problem.taps > OWN_PADS
-    if (small or problem.taps > ROW_BY_ROW) and problem.kernel[0] > 1:
-        return _by_rows(problem, x, g)
+    dk = tap_by_tap(problem, x, lambda block: inner(block, g)) if problem.taps > UNROLLED else _all_taps(problem, x, g)
+    return dk.reshape(*problem.kernel, 1, problem.features)
+
+
+def _all_taps(problem: Problem, x: Array, g: Array) -> Array:
+    """Returns dk, (taps, features), one sum after the other: what meets padding is left out."""
     sums = []
     for tap in _places(problem):
         ranges = valid(problem, tap)
         xs = _slice(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
-        sums.append(_inner(xs, _slice(g, [(i0, i1 - i0, 1) for i0, i1, _ in ranges])))
-    return jnp.stack(sums).reshape(*problem.kernel, 1, problem.features)
+        gs = _slice(g, [(i0, i1 - i0, 1) for i0, i1, _ in ranges])
+        sums.append(inner(partial(_block, xs), gs))
+    return jnp.stack(sums)
 
 
-def _by_rows(problem: Problem, x: Array, g: Array) -> Array:
-    """Returns dk from a loop over the kernel's rows, or over parts of it in one dimension: a smaller program."""
-    taps, r = problem.kernel[0], problem.rhs_dilation[0]
-    rows = 1 if problem.ndim > 1 else ROW_BY_ROW // 4
-    count = -(-taps // rows)
-    end = r * (count * rows - taps)  # places that only taps of the last part that do not exist would reach
-    pads = [
-        (low, high + (end if axis == 0 else 0))
-        for axis, (low, high) in enumerate(zip(problem.low, problem.high, strict=True))
-    ]
-    padded = _pad(x, pads)
-    first = padded.shape[1] - r * rows * (count - 1)
-    part = replace(
-        problem,
-        size=(first, *padded.shape[2:-1]),
-        channels=problem.features,
-        groups=problem.features,
-        kernel=(rows, *problem.kernel[1:]),
-        low=(0,) * problem.ndim,
-    )
+def tap_by_tap(problem: Problem, x: Array, sums: Callable[[Block], Array]) -> Array:
+    """Returns the sums of each tap, stacked: a loop whose program is that of one tap, x padded read where it lies.
 
-    def row(j: Array) -> Array:
-        return kernel(part, lax.dynamic_slice_in_dim(padded, j * r * rows, first, axis=1), g)
+    Args:
+        problem: without lhs_dilation.
+        x: (batch, *size, channels).
+        sums: takes what reads a block of those places of x that all of y meet by the tap.
+    """
+    padded = _pad(x, list(zip(problem.low, problem.high, strict=True)))
+    whole, strides = (problem.batch, *problem.out, problem.channels), (1, *problem.strides, 1)
 
-    dk = lax.map(row, jnp.arange(count))
-    return dk.reshape(count * rows, *dk.shape[2:])[:taps]
+    def one(tap: Array) -> Array:
+        place = jnp.unravel_index(tap, problem.kernel)
+        starts = [0, *(r * j for r, j in zip(problem.rhs_dilation, place, strict=True)), 0]
+
+        def block(axis: int, first: int, end: int) -> Array:
+            counts = [end - first if i == axis else n for i, n in enumerate(whole)]
+            start = [at + (first * strides[axis] if i == axis else 0) for i, at in enumerate(starts)]
+            sizes = [(n - 1) * s + 1 if n else 0 for n, s in zip(counts, strides, strict=True)]
+            return lax.slice(lax.dynamic_slice(padded, start, sizes), [0] * len(sizes), sizes, strides)
+
+        return sums(block)
+
+    return lax.map(one, jnp.arange(problem.taps))
 
 
-def _inner(a: Array, b: Array) -> Array:
-    """Returns the sum of a b over all axes but the last.
+def _block(x: Array, axis: int, first: int, end: int) -> Array:
+    return lax.slice_in_dim(x, first, end, axis=axis)
 
-    Products of blocks are added first, in one pass over a and b; what is left is summed by a matrix product with ones,
+
+def inner(block: Block, g: Array) -> Array:
+    """Returns the sum of x g over all axes but the last, where block(axis, first, end) is a part of x.
+
+    Products of blocks are added first, in one pass over x and g; what is left is summed by a matrix product with ones,
     for XLA:CPU reduces leading axes slowly. Blocks lie in space, unless that is small: a batch may be on many devices.
     """
-    axis = max(range(a.ndim - 1), key=lambda i: (min(a.shape[i], BLOCKS if i else BLOCKS // 2), -i))
-    places = a.shape[axis]
+    axis = max(range(g.ndim - 1), key=lambda i: (min(g.shape[i], BLOCKS if i else BLOCKS // 2), -i))
+    places = g.shape[axis]
     blocks = next((n for n in (BLOCKS, BLOCKS - 1) if places % n == 0), max(1, min(BLOCKS, places)))
-    size = a.shape[axis] // blocks
-    pieces = [tuple(lax.slice_in_dim(v, i * size, (i + 1) * size, axis=axis) for v in (a, b)) for i in range(blocks)]
-    products = [sum((v * w for v, w in pieces[1:]), pieces[0][0] * pieces[0][1])]
-    if (done := blocks * size) < a.shape[axis]:
-        v, w = (lax.slice_in_dim(v, done, a.shape[axis], axis=axis) for v in (a, b))
-        products.append(v * w)
+    size = places // blocks
+    bounds = [(i * size, (i + 1) * size) for i in range(blocks)]
+    products = [reduce(operator.add, (block(axis, *at) * _block(g, axis, *at) for at in bounds))]
+    if blocks * size < places:
+        products.append(block(axis, blocks * size, places) * _block(g, axis, blocks * size, places))
     rows = [u.reshape(math.prod(u.shape[:-1]), u.shape[-1]) for u in products]
-    return sum((jnp.ones(u.shape[0], u.dtype) @ u for u in rows[1:]), jnp.ones(rows[0].shape[0], a.dtype) @ rows[0])
+    return reduce(operator.add, (jnp.ones(u.shape[0], u.dtype) @ u for u in rows))
 
 
 def _places(problem: Problem) -> Iterator[tuple[int, ...]]:

@@ -20,8 +20,8 @@ Product = Callable[[Problem, Array, Array], Array]
 
 MOST_TERMS = 100  # taps times channels of one sum: XLA:CPU no longer vectorises a loop of 144 (10 times slower)
 MOST_NUMBERS = 9216  # of the kernel, that one sum reads at every place: 36 kB stay in the first cache
-MOST_SUMS = 40  # of dk, a program of its own each, which take 50 ms to compile
 FEW = 4  # channels a group up to which dk is faster by sums than by blocks
+SMALL = 2**18  # elements of y below which blocks cost little more, and take a third of the time to compile
 BLOCK = 32  # features from which on XLA's dense convolution runs at the processor's speed
 MOST_BLOCKS = 64  # a convolution each, for the sake of compile time
 
@@ -41,8 +41,8 @@ def kernel_lanes_apply(problem: Problem) -> bool:
     return (
         problem.groups > 1
         and 1 < problem.depth <= FEW
-        and problem.depth * problem.taps <= MOST_SUMS
-        and problem.batch * math.prod(problem.out) * problem.features >= depthwise.SMALL
+        and problem.taps <= depthwise.MOST_TAPS
+        and problem.batch * math.prod(problem.out) * problem.features >= SMALL
         and max(problem.lhs_dilation, default=1) == 1
     )
 
@@ -122,17 +122,14 @@ def _phase(problem: Problem, axis: int, f: int) -> tuple[range, int, int]:
 
 def kernel_lanes(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk, for each tap and d the sum over rows and places of each group's d-th channel times g."""
-    x = _pad(x, problem.low, problem.high)  # so that each tap meets all of g, whose rows are summed in blocks
-    ones = (1,) * problem.ndim
-    one = replace(problem, size=problem.out, kernel=ones, strides=ones, low=(0,) * problem.ndim, rhs_dilation=ones)
-    taps = []
-    for tap in itertools.product(*map(range, problem.kernel)):
-        first = [r * j for r, j in zip(problem.rhs_dilation, tap, strict=True)]
-        last = [f + (m - 1) * s + 1 for f, m, s in zip(first, problem.out, problem.strides, strict=True)]
-        xs = lax.slice(x, [0, *first, 0], [problem.batch, *last, problem.channels], [1, *problem.strides, 1])
-        rows = [depthwise.kernel(_each_channel(one), _channel(one, xs, d), g) for d in range(problem.depth)]
-        taps.append(jnp.concatenate(rows, axis=-2).reshape(problem.depth, problem.features))
-    return jnp.stack(taps).reshape(*problem.kernel, problem.depth, problem.features)
+
+    def sums(block: depthwise.Block) -> Array:
+        return jnp.stack(
+            [depthwise.inner(lambda *at, d=d: _channel(problem, block(*at), d), g) for d in range(problem.depth)]
+        )
+
+    dk = depthwise.tap_by_tap(problem, x, sums)
+    return dk.reshape(*problem.kernel, problem.depth, problem.features)
 
 
 def _each_channel(problem: Problem) -> Problem:
