@@ -20,6 +20,7 @@ LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHW
 PRODUCT, PATCHES = "a matrix product", "a matrix product of patches"
 PHASES, PLACE = "all phases as features", "a matrix product for all of y"
 COLUMN, ROW, SLABS = "a column a tap", "a row a tap", "a convolution of fewer dimensions a tap"
+PLANES, BANDS = "planes of columns", "a matrix product a row of the kernel"
 EXCHANGED, MULTIPLES, XLA = "x and y in exchanged roles", "multiples of one channel", "XLA's convolution"
 # What serves y, dx and dk, and the call: shapes of x and k, strides, padding, and what else there is.
 CASES = {
@@ -102,6 +103,19 @@ CASES = {
     ),
     "one feature": ((COLUMN, MULTIPLES, XLA), (2, 6, 5, 9), (3, 3, 9, 1), (1, 1), "SAME", {}),
     "one channel": ((MULTIPLES, COLUMN, XLA), (2, 6, 5, 1), (3, 3, 1, 9), (1, 1), "SAME", {}),
+    "one channel, many features": ((MULTIPLES, COLUMN, ROW), (2, 6, 5, 1), (3, 3, 1, 18), (1, 1), "SAME", {}),
+    "few features": ((PLANES, XLA, XLA), (2, 6, 5, 9), (3, 3, 9, 3), (1, 1), "SAME", {}),
+    "few features, more rows than places": ((PLANES, XLA, XLA), (7, 6, 5, 9), (3, 2, 9, 3), (1, 1), "VALID", {}),
+    "x smaller than y": ((PLANES, XLA, XLA), (2, 4, 4, 16), (3, 3, 16, 12), (1, 1), ((2, 2), (2, 2)), {}),
+    "features not by eight": ((XLA, PLANES, BANDS), (2, 6, 5, 3), (3, 2, 3, 18), (1, 1), ((1, -1), (0, 2)), {}),
+    "features not by eight, dilated": (
+        (XLA, PLANES, BANDS),
+        (9, 6, 5, 3),
+        (3, 2, 3, 18),
+        (1, 1),
+        "SAME",
+        {"rhs_dilation": (2, 1)},
+    ),
     "one channel, strided": ((MULTIPLES, XLA, XLA), (2, 6, 5, 1), (3, 3, 1, 9), (1, 2), "SAME", {}),
     "one channel of a film": ((MULTIPLES, COLUMN, ROW), (1, 3, 4, 5, 1), (2, 2, 2, 1, 4), (1, 1, 2), "SAME", {}),
     "window": ((XLA, XLA, XLA), (2, 6, 5, 3), (3, 3, 3, 4), (1, 2), "SAME", {}),
@@ -176,6 +190,7 @@ def test_every_formulation_is_right_for_every_problem_it_takes(rng):
             for run, problem in (
                 (dense.taps, p),
                 (dense.columns, p),
+                (dense.planes, p),
                 (dense.slabs, p),
                 (phased.phases, unit),
             ):
@@ -189,7 +204,25 @@ def test_every_formulation_is_right_for_every_problem_it_takes(rng):
                 np.testing.assert_allclose(dk, lax_dk(problem, x, g), atol=1e-13, err_msg=f"{run} {p}")
 
 
-SHORT = ("one tap, strided", "patches, padded", "stem", "transposed film", "one channel")
+def test_bands_and_rows_serve_what_has_no_step(rng):
+    with jax.enable_x64(True):
+        for channels, run in ((3, dense.kernel_bands), (1, dense.kernel_rows)):
+            for batch, pads in ((2, (1, 2)), (9, (-1, 0))):
+                out = (7 + sum(pads) - 2 * 2, 5 + sum(pads) - 1)
+                p = Problem(batch, (7, 5), channels, (3, 2), 4, (1, 1), pads[:1] * 2, (1, 1), (2, 1), 1, out)
+                x, g = (jnp.asarray(rng.standard_normal((batch, *s))) for s in ((7, 5, channels), (*out, 4)))
+                np.testing.assert_allclose(run(p, x, g), lax_dk(p, x, g), atol=1e-13)
+
+
+SHORT = (
+    "one tap, strided",
+    "patches, padded",
+    "stem",
+    "transposed film",
+    "one channel, many features",
+    "few features, more rows than places",
+    "features not by eight",
+)
 
 
 def both(name):

@@ -82,6 +82,12 @@ OUTPUT: tuple[Formulation, ...] = (
         dense.columns,
     ),
     Formulation(
+        "planes of columns",
+        "few features: a matrix product gives what each place of x sends to each tap, shifted sums of planes the rest",
+        dense.planes_apply,
+        dense.planes,
+    ),
+    Formulation(
         "a convolution of fewer dimensions a tap",
         "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
         dense.slabs_apply,
@@ -113,9 +119,15 @@ KERNEL: tuple[Formulation, ...] = (
     ),
     Formulation(
         "a row a tap",
-        "one channel in three dimensions: what each tap meets is a row of a matrix, copied whole",
+        "one channel, and three dimensions or many features: what each tap meets is a row of a matrix, copied whole",
         dense.rows_apply,
         dense.kernel_rows,
+    ),
+    Formulation(
+        "a matrix product a row of the kernel",
+        "a number of features for which XLA's way is slow: the taps of a row, side by side as channels, meet y at once",
+        dense.kernel_bands_apply,
+        dense.kernel_bands,
     ),
     Formulation(
         "a product and a sum a tap",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vjplib.convolution.places import every, padded, total
 from vjplib.convolution.problem import Problem
 from vjplib.convolution.xla import conv_general_dilated
 
@@ -17,7 +18,9 @@ Array = jax.Array
 
 FEW = 4  # channels up to which XLA's gradient for a dilated x is as fast as that of the transposed convolution
 MANY = 16  # features from which on a product of patches is faster than XLA's convolution in two dimensions
+MANY_PLACES = 50_000  # of y, from which on XLA's dk of one channel is slow for 32 features and more
 MOST_TAPS = 128  # terms of a sum, beyond which its program takes too long to compile
+MOST_BYTES = 2**24  # of all columns: beyond, each call gets fresh memory, which is slow at first
 MOST_SLABS = 32  # convolutions of fewer dimensions, beyond which their program takes too long to compile
 
 
@@ -56,9 +59,44 @@ def columns_apply(problem: Problem) -> bool:
     )
 
 
+def planes_apply(problem: Problem) -> bool:
+    """Returns whether planes serve: few features in two dimensions, where XLA multiplies more or in a slower way.
+
+    It multiplies more where x is padded to become larger, and is slow on few channels or a number that is no multiple
+    of four.
+    """
+    out, size, channels, features = math.prod(problem.out), math.prod(problem.size), problem.channels, problem.features
+    small = 4 * problem.batch * size * problem.taps * features <= MOST_BYTES
+    if not (_dense(problem) and problem.ndim == 2 and features > 1 and 1 < problem.taps <= MOST_TAPS and small):
+        return False
+    if _stepped(problem) or (out > 4 * size and channels < 16):
+        return False
+    odd = channels > 8 and channels % 4 > 0
+    return (
+        (features <= 8 and channels <= 16)
+        or (features <= 12 and (odd or 10 * out >= 19 * size))
+        or (features <= 20 and channels >= 32 and 10 * out >= (13 if odd else 19) * size)
+    )
+
+
+def kernel_bands_apply(problem: Problem) -> bool:
+    """Returns whether bands serve for dk: features, no multiple of eight, for which XLA's way is slow; few channels."""
+    if not _dense(problem) or problem.ndim != 2 or problem.taps == 1 or _stepped(problem):
+        return False
+    bands = 4 * problem.batch * problem.size[0] * problem.out[1] * problem.kernel[1] * problem.channels
+    awkward = problem.features > 16 and problem.features % 8 > 0
+    return awkward and 1 < problem.channels <= 20 and bands <= 2 * MOST_BYTES
+
+
 def rows_apply(problem: Problem) -> bool:
-    """Returns whether rows serve: one undilated channel in three dimensions or more, rows no larger than twice y."""
-    return multiples_apply(problem) and problem.ndim > 2 and problem.taps <= 2 * problem.features
+    """Returns whether rows serve for dk: one undilated channel, rows no larger than twice y.
+
+    In two dimensions XLA is as fast unless the features are many, or above 16 and no multiple of eight.
+    """
+    places, features = problem.batch * math.prod(problem.out), problem.features
+    slow = features > 16 and (features % 8 > 0 or (features >= 32 and places >= MANY_PLACES))
+    flat = problem.ndim == 2 and slow and 4 * places * problem.taps <= 2 * MOST_BYTES
+    return multiples_apply(problem) and (problem.ndim > 2 or flat) and problem.taps <= 2 * features
 
 
 def slabs_apply(problem: Problem) -> bool:
@@ -134,14 +172,14 @@ def meetings(problem: Problem) -> Iterator[tuple[tuple[int, ...], list[Meeting]]
 def taps(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y, each tap's part of it a matrix product of the places of x that the tap reads."""
     parts = (_spread(problem, met, _of_x(x, met) @ k[tap]) for tap, met in meetings(problem))
-    return _total(problem, parts, x.dtype)
+    return total(parts, (problem.batch, *problem.out, problem.features), x.dtype)
 
 
 def multiples(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y where x has one channel, a sum of multiples of it, as each tap meets it: one pass over y."""
-    x = _padded(problem, x)
+    x = _whole(problem, x)
     parts = (_met(problem, x, tap) * k[tap] for tap in itertools.product(*map(range, problem.kernel)))
-    return _total(problem, parts, x.dtype)
+    return total(parts, (problem.batch, *problem.out, problem.features), x.dtype)
 
 
 def columns(problem: Problem, x: Array, k: Array) -> Array:
@@ -155,7 +193,24 @@ def columns(problem: Problem, x: Array, k: Array) -> Array:
             column = lax.slice_in_dim(products, start, start + problem.features, axis=-1)
             yield _spread(problem, met, _of_x(column, met))
 
-    return _total(problem, parts(), x.dtype)
+    return total(parts(), (problem.batch, *problem.out, problem.features), x.dtype)
+
+
+# Features come before space, so that what is long comes last: a loop whose last axis is few features fills no vector.
+def planes(problem: Problem, x: Array, k: Array) -> Array:
+    """Returns y as `columns` does, each feature of a tap a plane, with rows last where there are more than places."""
+    rows_last = problem.batch > problem.size[-1]
+    x = jnp.moveaxis(x, (-1, 0), (0, -1)) if rows_last else jnp.moveaxis(x, -1, 0)
+    table = jnp.swapaxes(k.reshape(problem.taps, problem.channels, problem.features), 1, 2)
+    products = jnp.tensordot(table, x, 1)
+    first = 1 if rows_last else 2  # axis of space in what a tap has
+    parts = (
+        _spread(problem, met, _of_x(products[_index(problem, tap)], met, first), first)
+        for tap, met in meetings(problem)
+    )
+    lengths = (*problem.out, problem.batch) if rows_last else (problem.batch, *problem.out)
+    y = total(parts, (problem.features, *lengths), x.dtype)
+    return jnp.moveaxis(y, (0, -1), (-1, 0)) if rows_last else jnp.moveaxis(y, 0, -1)
 
 
 def patches(problem: Problem, x: Array, k: Array) -> Array:
@@ -199,10 +254,24 @@ def kernel_taps(problem: Problem, x: Array, g: Array) -> Array:
 
 def kernel_rows(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk where x has one channel: one matrix product of what each tap meets of x, a row, and g."""
-    x = _padded(problem, x)
+    x = _whole(problem, x)
     taps = itertools.product(*map(range, problem.kernel))
     rows = jnp.stack([_met(problem, x, tap).reshape(-1) for tap in taps])
     dk = rows @ g.reshape(-1, problem.features)
+    return dk.reshape(*problem.kernel, problem.channels, problem.features)
+
+
+def kernel_bands(problem: Problem, x: Array, g: Array) -> Array:
+    """Returns dk, one matrix product for each row of the kernel: its taps side by side as channels of x, and g."""
+    x = _whole(problem, x)
+    last, r = problem.kernel[-1], problem.rhs_dilation
+    side_by_side = jnp.concatenate(
+        [lax.slice_in_dim(x, r[1] * j, r[1] * j + problem.out[1], axis=2) for j in range(last)], axis=-1
+    )
+    rows = [
+        lax.slice_in_dim(side_by_side, r[0] * j, r[0] * j + problem.out[0], axis=1) for j in range(problem.kernel[0])
+    ]
+    dk = jnp.stack([_contracted(row, g) for row in rows])
     return dk.reshape(*problem.kernel, problem.channels, problem.features)
 
 
@@ -223,7 +292,7 @@ def slabs(problem: Problem, x: Array, k: Array) -> Array:
                 y = convolved(inner, _rows(x, met.x, met.x_step, met.number), k[j])
                 yield _spread(problem, [met], y.reshape(problem.batch, met.number, *y.shape[1:]))
 
-    return _total(problem, parts(), x.dtype)
+    return total(parts(), (problem.batch, *problem.out, problem.features), x.dtype)
 
 
 def kernel_slabs(problem: Problem, x: Array, g: Array) -> Array:
@@ -298,7 +367,7 @@ def _rows(x: Array, first: int, step: int, count: int) -> Array:
 
 def _cut(problem: Problem, x: Array) -> Array:
     """Returns x as (batch, *out, *kernel, channels)."""
-    x = _padded(problem, x)
+    x = _whole(problem, x)
     sizes = [size for pair in zip(problem.out, problem.kernel, strict=True) for size in pair]
     x = x.reshape(problem.batch, *sizes, problem.channels)
     order = [0, *range(1, 2 * problem.ndim, 2), *range(2, 2 * problem.ndim + 1, 2), 2 * problem.ndim + 1]
@@ -308,12 +377,11 @@ def _cut(problem: Problem, x: Array) -> Array:
 def _met(problem: Problem, x: Array, tap: Sequence[int]) -> Array:
     """Returns what a tap meets of the padded, undilated x, the zeros included."""
     steps = zip(problem.rhs_dilation, tap, problem.strides, problem.out, strict=True)
-    return _every(x, [(r * j, s, m) for r, j, s, m in steps])
+    return every(x, [(r * j, m, s) for r, j, s, m in steps])
 
 
-def _padded(problem: Problem, x: Array) -> Array:
-    pads = [(low, high, 0) for low, high in zip(problem.low, problem.high, strict=True)]
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+def _whole(problem: Problem, x: Array) -> Array:
+    return padded(x, zip(problem.low, problem.high, strict=True))
 
 
 def _contracted(a: Array, b: Array) -> Array:
@@ -325,27 +393,21 @@ def _contracted(a: Array, b: Array) -> Array:
     return lax.dot_general(a, b, dimension_numbers=((axes, axes), ((), ())))
 
 
-def _of_x(x: Array, met: Sequence[Meeting]) -> Array:
-    return _every(x, [(m.x, m.x_step, m.number) for m in met])
+def _of_x(x: Array, met: Sequence[Meeting], first: int = 1) -> Array:
+    return every(x, [(m.x, m.number, m.x_step) for m in met], first)
 
 
 def _of_y(y: Array, met: Sequence[Meeting]) -> Array:
-    return _every(y, [(m.y, m.y_step, m.number) for m in met])
+    return every(y, [(m.y, m.number, m.y_step) for m in met])
 
 
-def _every(x: Array, bounds: Sequence[tuple[int, int, int]]) -> Array:
-    start = [0, *(first for first, _, _ in bounds), 0]
-    limit = [x.shape[0], *(first + (count - 1) * step + 1 for first, step, count in bounds), x.shape[-1]]
-    return lax.slice(x, start, limit, [1, *(step for _, step, _ in bounds), 1])
-
-
-def _spread(problem: Problem, met: Sequence[Meeting], y: Array) -> Array:
-    """Returns y put at the places of the first dimensions where they are met, zeros elsewhere."""
+def _spread(problem: Problem, met: Sequence[Meeting], y: Array, first: int = 1) -> Array:
+    """Returns y put at the places of the dimensions from an axis on where they are met, zeros elsewhere."""
     pads = [
         (m.y, size - 1 - m.y - (m.number - 1) * m.y_step, m.y_step - 1)
         for m, size in zip(met, problem.out, strict=False)
     ]
-    return lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *pads, *[(0, 0, 0)] * (y.ndim - 1 - len(pads))])
+    return padded(y, pads, first)
 
 
 def _index(problem: Problem, tap: Sequence[int]) -> int:
@@ -353,8 +415,3 @@ def _index(problem: Problem, tap: Sequence[int]) -> int:
     for j, size in zip(tap, problem.kernel, strict=True):
         index = index * size + j
     return index
-
-
-def _total(problem: Problem, parts: Iterator[Array], dtype: jnp.dtype) -> Array:
-    first = next(parts, None)
-    return jnp.zeros((problem.batch, *problem.out, problem.features), dtype) if first is None else sum(parts, first)

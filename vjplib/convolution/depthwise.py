@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vjplib.convolution.places import every, padded, total
 from vjplib.convolution.problem import Problem, valid
 
 Array = jax.Array
@@ -51,7 +52,7 @@ def taps(problem: Problem, x: Array, k: Array) -> Array:
     strided = max(problem.strides, default=1) > 1
     own = problem.taps <= OWN_PADS and (problem.ndim == 1 or strided)
     parts = _own_pads(problem, x, k) if own else _shared_pad(problem, x, k)
-    y = _total(parts, (problem.batch, *problem.out, *x.shape[1 + problem.ndim :]), x.dtype)
+    y = total(parts, (problem.batch, *problem.out, *x.shape[1 + problem.ndim :]), x.dtype)
     return y.reshape(problem.batch, *problem.out, problem.features)
 
 
@@ -59,15 +60,15 @@ def _own_pads(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
     for tap in _places(problem):
         ranges = valid(problem, tap)
         if all(i0 < i1 for i0, i1, _ in ranges):
-            piece = _slice(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
-            yield _pad(piece, [(i0, m - i1) for (i0, i1, _), m in zip(ranges, problem.out, strict=True)]) * k[tap]
+            piece = every(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
+            yield padded(piece, [(i0, m - i1) for (i0, i1, _), m in zip(ranges, problem.out, strict=True)]) * k[tap]
 
 
 def _shared_pad(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
-    padded = _pad(x, list(zip(problem.low, problem.high, strict=True)))
+    whole = padded(x, zip(problem.low, problem.high, strict=True))
     for tap in _places(problem):
         steps = zip(problem.rhs_dilation, tap, problem.out, problem.strides, strict=True)
-        yield _slice(padded, [(r * j, m, s) for r, j, m, s in steps]) * k[tap]
+        yield every(whole, [(r * j, m, s) for r, j, m, s in steps]) * k[tap]
 
 
 # With s = 1 an output i = q d + f, of phase f, meets the taps j with d l = q d + f + r j - p, that is with
@@ -81,21 +82,21 @@ def phases(problem: Problem, x: Array, k: Array) -> Array:
     tables = [_phase_table(*row) for row in zip(d, problem.low, problem.rhs_dilation, problem.kernel, strict=True)]
     low = [max(0, -min(table)) for table in tables]
     high = [max(0, max(t) + q - n) for t, q, n in zip(tables, quotients, problem.size, strict=True)]
-    padded = _pad(x, list(zip(low, high, strict=True)))
+    whole = padded(x, zip(low, high, strict=True))
     none = jnp.zeros(problem.features, k.dtype)
 
     def parts() -> Iterator[Array]:
         for shifts in itertools.product(*tables):
             fed = itertools.product(*(table[t] for table, t in zip(tables, shifts, strict=True)))
             numbers = jnp.stack([none if None in tap else k[tap] for tap in fed])
-            shifted = _slice(padded, [(p + t, q, 1) for p, t, q in zip(low, shifts, quotients, strict=True)])
+            shifted = every(whole, [(p + t, q, 1) for p, t, q in zip(low, shifts, quotients, strict=True)])
             yield shifted.reshape(problem.batch, *_paired(quotients, 1), problem.features) * numbers.reshape(
                 *_paired([1] * problem.ndim, *d), problem.features
             )
 
-    y = _total(parts(), (problem.batch, *_paired(quotients, *d), problem.features), x.dtype)
+    y = total(parts(), (problem.batch, *_paired(quotients, *d), problem.features), x.dtype)
     y = y.reshape(problem.batch, *(q * e for q, e in zip(quotients, d, strict=True)), problem.features)
-    return _slice(y, [(0, m, 1) for m in problem.out])
+    return every(y, [(0, m, 1) for m in problem.out])
 
 
 def _phase_table(d: int, p: int, r: int, taps: int) -> dict[int, list[int | None]]:
@@ -125,8 +126,8 @@ def _all_taps(problem: Problem, x: Array, g: Array) -> Array:
     sums = []
     for tap in _places(problem):
         ranges = valid(problem, tap)
-        xs = _slice(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
-        gs = _slice(g, [(i0, i1 - i0, 1) for i0, i1, _ in ranges])
+        xs = every(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
+        gs = every(g, [(i0, i1 - i0, 1) for i0, i1, _ in ranges])
         sums.append(inner(partial(_block, xs), gs))
     return jnp.stack(sums)
 
@@ -139,18 +140,18 @@ def tap_by_tap(problem: Problem, x: Array, sums: Callable[[Block], Array]) -> Ar
         x: (batch, *size, channels).
         sums: takes what reads a block of those places of x that all of y meet by the tap.
     """
-    padded = _pad(x, list(zip(problem.low, problem.high, strict=True)))
-    whole, strides = (problem.batch, *problem.out, problem.channels), (1, *problem.strides, 1)
+    whole = padded(x, zip(problem.low, problem.high, strict=True))
+    met, strides = (problem.batch, *problem.out, problem.channels), (1, *problem.strides, 1)
 
     def one(tap: Array) -> Array:
         place = jnp.unravel_index(tap, problem.kernel)
         starts = [0, *(r * j for r, j in zip(problem.rhs_dilation, place, strict=True)), 0]
 
         def block(axis: int, first: int, end: int) -> Array:
-            counts = [end - first if i == axis else n for i, n in enumerate(whole)]
+            counts = [end - first if i == axis else n for i, n in enumerate(met)]
             start = [at + (first * strides[axis] if i == axis else 0) for i, at in enumerate(starts)]
             sizes = [(n - 1) * s + 1 if n else 0 for n, s in zip(counts, strides, strict=True)]
-            return lax.slice(lax.dynamic_slice(padded, start, sizes), [0] * len(sizes), sizes, strides)
+            return lax.slice(lax.dynamic_slice(whole, start, sizes), [0] * len(sizes), sizes, strides)
 
         return sums(block)
 
@@ -185,21 +186,3 @@ def _places(problem: Problem) -> Iterator[tuple[int, ...]]:
 
 def _repeated(x: Array, times: int) -> Array:
     return jnp.repeat(x, times, axis=-1) if times > 1 else x
-
-
-def _total(parts: Iterator[Array], shape: Sequence[int], dtype: jnp.dtype) -> Array:
-    first = next(parts, None)
-    return jnp.zeros(shape, dtype) if first is None else sum(parts, first)
-
-
-def _slice(x: Array, bounds: Sequence[tuple[int, int, int]]) -> Array:
-    """Returns of each spatial dimension so many places from start, so many apart: bounds are (start, count, step)."""
-    rest = x.shape[1 + len(bounds) :]
-    start = [0, *(first if n else 0 for first, n, _ in bounds), *(0 for _ in rest)]
-    limit = [x.shape[0], *(first + (n - 1) * step + 1 if n else 0 for first, n, step in bounds), *rest]
-    return lax.slice(x, start, limit, [1, *(step for _, _, step in bounds), *(1 for _ in rest)])
-
-
-def _pad(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
-    outer, rest = (0, 0, 0), x.ndim - 1 - len(pads)
-    return lax.pad(x, jnp.zeros((), x.dtype), [outer, *((low, high, 0) for low, high in pads), *[outer] * rest])

@@ -8,10 +8,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from vjplib.compat import separate_call
 from vjplib.convolution import depthwise
+from vjplib.convolution.places import every, padded
 from vjplib.convolution.problem import Problem
 from vjplib.convolution.xla import conv_general_dilated
 
@@ -68,7 +68,7 @@ def _lanes(problem: Problem, x: Array, k: Array) -> Array:
     if max(problem.lhs_dilation, default=1) > 1:
         return _phases(problem, x, k)
     if max(problem.strides, default=1) == 1:  # padded before it is repeated, so that one padded copy serves all d
-        x = _pad(x, problem.low, problem.high)
+        x = padded(x, zip(problem.low, problem.high, strict=True))
         problem = replace(problem, size=x.shape[1:-1], low=(0,) * problem.ndim)
     each = _each_channel(problem)
     # All taps of one d before the next: in the other order the loop is twice as slow.
@@ -86,7 +86,7 @@ def _phases(problem: Problem, x: Array, k: Array) -> Array:
     shifts = [[t for taps, first, step in axis for t in (first + step * i for i in range(len(taps)))] for axis in axes]
     low = tuple(max(0, -min(t)) for t in shifts)
     high = tuple(max(0, max(t) + q - n) for t, q, n in zip(shifts, quotients, problem.size, strict=True))
-    x = _pad(x, low, high)
+    x = padded(x, zip(low, high, strict=True))
 
     def of_phase(phase: tuple[tuple[range, int, int], ...]) -> Array:
         if not all(taps for taps, _, _ in phase):
@@ -107,7 +107,7 @@ def _phases(problem: Problem, x: Array, k: Array) -> Array:
     n = problem.ndim
     y = jnp.transpose(y, (0, *(axis for i in range(n) for axis in (1 + i, 1 + n + i)), 1 + 2 * n))
     y = y.reshape(problem.batch, *(q * e for q, e in zip(quotients, d, strict=True)), problem.features)
-    return lax.slice(y, [0] * y.ndim, [problem.batch, *problem.out, problem.features])
+    return every(y, [(0, m, 1) for m in problem.out])
 
 
 def _phase(problem: Problem, axis: int, f: int) -> tuple[range, int, int]:
@@ -219,8 +219,3 @@ def _within_groups(problem: Problem, dk: Array) -> Array:
     dk = dk.reshape(*problem.kernel, problem.groups, problem.depth, problem.groups, problem.width)
     dk = jnp.diagonal(dk, axis1=-4, axis2=-2)
     return jnp.moveaxis(dk, -1, -2).reshape(*problem.kernel, problem.depth, problem.features)
-
-
-def _pad(x: Array, low: tuple[int, ...], high: tuple[int, ...]) -> Array:
-    pads = [(0, 0, 0), *((a, b, 0) for a, b in zip(low, high, strict=True)), (0, 0, 0)]
-    return lax.pad(x, jnp.zeros((), x.dtype), pads)

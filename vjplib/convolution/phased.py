@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vjplib.convolution.dense import convolved
+from vjplib.convolution.places import every, padded
 from vjplib.convolution.problem import Problem
 
 Array = jax.Array
@@ -84,7 +85,7 @@ def phases(problem: Problem, x: Array, k: Array) -> Array:
         (d - 1 - c.rest, c.shifts * d - (d - 1 - c.rest) - r * (size - 1) - 1, r - 1)
         for c, d, r, size in zip(cuts, problem.lhs_dilation, problem.rhs_dilation, problem.kernel, strict=True)
     ]
-    k = lax.pad(k, jnp.zeros((), k.dtype), [*pads, (0, 0, 0), (0, 0, 0)])
+    k = padded(k, pads, 0)
     k = k.reshape(*(size for pair in pairs for size in pair), problem.channels, problem.features)
     k = lax.rev(k, range(1, 2 * n, 2))
     k = jnp.transpose(k, (*range(0, 2 * n, 2), 2 * n, *range(1, 2 * n, 2), 2 * n + 1))
@@ -93,6 +94,4 @@ def phases(problem: Problem, x: Array, k: Array) -> Array:
     y = jnp.transpose(y, (0, *(axis for i in range(n) for axis in (1 + i, 1 + n + i)), 1 + 2 * n))
     sizes = [places * d for places, d in zip(inner.out, problem.lhs_dilation, strict=True)]
     y = y.reshape(problem.batch, *sizes, problem.features)
-    start = [c.before for c in cuts]
-    stop = [b + m for b, m in zip(start, problem.out, strict=True)]
-    return lax.slice(y, (0, *start, 0), (problem.batch, *stop, problem.features))
+    return every(y, [(c.before, m, 1) for c, m in zip(cuts, problem.out, strict=True)])

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Num
 
 from vjplib.compat import custom_vjp, separate_call
+from vjplib.convolution.places import padded
 from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated_patches as lax_patches
 from vjplib.numerics import form, wide
@@ -139,20 +140,20 @@ def _by_platform(cpu, default):
 
 
 def _slices(problem, x):
-    padded = _pad(x, zip(problem.low, problem.high, (d - 1 for d in problem.lhs_dilation), strict=True))
-    pieces = [lax.slice(padded, *bounds) for bounds in _bounds(problem)]
+    whole = padded(x, zip(problem.low, problem.high, (d - 1 for d in problem.lhs_dilation), strict=True))
+    pieces = [lax.slice(whole, *bounds) for bounds in _bounds(problem)]
     return jnp.stack(pieces, axis=-1).reshape(problem.batch, *problem.out, problem.features)
 
 
 def _from_slices(problem, g):
     g = g.reshape(problem.batch, *problem.out, problem.channels, problem.taps)
     size = [(n - 1) * d + 1 for n, d in zip(problem.size, problem.lhs_dilation, strict=True)]
-    padded = [n + p + q for n, p, q in zip(size, problem.low, problem.high, strict=True)]
+    sizes = [n + p + q for n, p, q in zip(size, problem.low, problem.high, strict=True)]
     parts = []
     for i, (start, limit, step) in enumerate(_bounds(problem)):
-        spread = zip(start[1:-1], (n - m for n, m in zip(padded, limit[1:-1], strict=True)), step[1:-1], strict=True)
-        parts.append(_pad(g[..., i], [(low, high, s - 1) for low, high, s in spread]))
-    whole = _pad(sum(parts[1:], parts[0]), [(-p, -q, 0) for p, q in zip(problem.low, problem.high, strict=True)])
+        spread = zip(start[1:-1], (n - m for n, m in zip(sizes, limit[1:-1], strict=True)), step[1:-1], strict=True)
+        parts.append(padded(g[..., i], [(low, high, s - 1) for low, high, s in spread]))
+    whole = padded(sum(parts[1:], parts[0]), [(-p, -q, 0) for p, q in zip(problem.low, problem.high, strict=True)])
     return lax.slice(whole, [0] * whole.ndim, whole.shape, [1, *problem.lhs_dilation, 1])
 
 
@@ -171,7 +172,7 @@ def _tiled(problem):
 
 
 def _tiles(problem, x):
-    x = _pad(x, [(p, m * k - n - p, 0) for p, m, k, n in _each(problem)])
+    x = padded(x, [(p, m * k - n - p, 0) for p, m, k, n in _each(problem)])
     x = x.reshape(problem.batch, *_pairs(problem), problem.channels)
     x = jnp.transpose(x, _order(problem))
     return x.reshape(problem.batch, *problem.out, problem.features)
@@ -181,7 +182,7 @@ def _from_tiles(problem, g):
     g = g.reshape(problem.batch, *problem.out, problem.channels, *problem.kernel)
     g = lax.transpose(g, np.argsort(_order(problem)))
     g = g.reshape(problem.batch, *(m * k for _, m, k, _ in _each(problem)), problem.channels)
-    return _pad(g, [(-p, n + p - m * k, 0) for p, m, k, n in _each(problem)])
+    return padded(g, [(-p, n + p - m * k, 0) for p, m, k, n in _each(problem)])
 
 
 def _each(problem):
@@ -196,10 +197,6 @@ def _order(problem):
     """Returns the axes of (batch, out, k, out, k, ..., channels) as (batch, *out, channels, *kernel)."""
     axes = range(1, 1 + 2 * problem.ndim)
     return 0, *axes[::2], 1 + 2 * problem.ndim, *axes[1::2]
-
-
-def _pad(x, pads):
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
 _CALL = {"filter_shape": (3, 2), "padding": "SAME", "dimension_numbers": CHANNELS_LAST[2]}
