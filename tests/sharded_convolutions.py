@@ -45,10 +45,13 @@ def compiled(mesh, x, k, x_spec, k_spec, arguments):
         shards = jax.device_put(x, NamedSharding(mesh, x_spec)), jax.device_put(k, NamedSharding(mesh, k_spec))
         ready = jax.jit(program(vjplib.conv_general_dilated, arguments)).lower(*shards).compile()
         ours = jax.tree.map(np.asarray, ready(*shards))
-    moved = re.findall(
-        r"= \S*?f64\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\w*\(", ready.as_text() or ""
-    )
-    return {"error": error(ours, expected), "moved": [[int(n) for n in shape.split(",") if n] for shape in moved]}
+    return {"error": error(ours, expected), "moved": moved(ready.as_text() or "")}
+
+
+def moved(text):
+    """Returns the shapes of what a compiled program sends from device to device, sums apart."""
+    shapes = re.findall(r"= \S*?f64\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\w*\(", text)
+    return [[int(n) for n in shape.split(",") if n] for shape in shapes]
 
 
 def main():
@@ -76,7 +79,27 @@ def main():
             ours = jax.jit(jax.grad(mapped, (0, 1)))(x, k)
             theirs = jax.jit(program(lax.conv_general_dilated, arguments))(x, k)
             results[f"{name}, shard_map, check_vma={checked}"] = {"error": error(ours, theirs), "moved": []}
+    results["blocks of groups, channels, shard_map"] = groups_apart(rng)
     print(json.dumps(results))
+
+
+def groups_apart(rng):
+    """Returns what crosses devices where each has groups of its own, which elsewhere are computed as blocks."""
+    x, k = rng.standard_normal(X), rng.standard_normal((3, 3, 8, 32))
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    specs = P(None, None, None, "d")
+
+    def convolution(x, k, feature_group_count, **given):
+        part = lambda x, k: vjplib.conv_general_dilated(x, k, feature_group_count=feature_group_count // 4, **given)  # noqa: E731
+        return jax.shard_map(part, mesh=mesh, in_specs=(specs, specs), out_specs=specs)(x, k)
+
+    arguments = {"feature_group_count": 4}
+    expected = jax.jit(program(lax.conv_general_dilated, arguments))(x, k)
+    ready = (
+        jax.jit(program(convolution, arguments)).lower(*jax.device_put((x, k), NamedSharding(mesh, specs))).compile()
+    )
+    ours = jax.tree.map(np.asarray, ready(*jax.device_put((x, k), NamedSharding(mesh, specs))))
+    return {"error": error(ours, expected), "moved": moved(ready.as_text() or "")}
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def test_parts_of_any_size_add_up_to_the_whole(monkeypatch, numbers, block, size
     monkeypatch.setattr(grouped, "MOST_NUMBERS", numbers)
     monkeypatch.setattr(grouped, "BLOCK", block)
     monkeypatch.setattr(grouped, "FEW", 2)
+    monkeypatch.setattr(grouped, "SMALL", 0)
     for depth, stride in itertools.product((2, 3), (1, 2)):
         call = (
             (2, 5, size, 5 * depth),
@@ -71,6 +72,22 @@ def test_parts_of_any_size_add_up_to_the_whole(monkeypatch, numbers, block, size
             },
         )
         assert max(differences(np.random.default_rng(size), *call)) < ULPS, call
+
+
+@pytest.mark.parametrize(("multiplier", "stride", "dilation"), [(1, 1, 1), (2, 1, 2), (3, 2, 1), (1, 3, 2)])
+def test_depthwise_kernels_of_many_taps_agree_with_lax(rng, multiplier, stride, dilation):
+    call = (
+        (2, 13, 11, 3),
+        (4, 3, 1, 3 * multiplier),
+        {
+            "window_strides": (stride, 1),
+            "padding": ((2, -1), (0, 3)),
+            "rhs_dilation": (1, dilation),
+            "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+            "feature_group_count": 3,
+        },
+    )
+    assert max(differences(rng, *call)) < ULPS
 
 
 def test_no_grouped_problem_falls_to_xlas_grouped_convolution():

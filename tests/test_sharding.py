@@ -40,3 +40,10 @@ def test_gradients_are_those_of_one_device(results, name):
 def test_no_activation_crosses_devices(results, name):
     kernel, _ = CALLS[name.split(", ")[0]]
     assert [shape for shape in results[name]["moved"] if math.prod(shape) > math.prod(kernel)] == []
+
+
+@pytest.mark.xdist_group("sharding")
+def test_devices_with_groups_of_their_own_send_nothing(results):
+    alone = results["blocks of groups, channels, shard_map"]
+    assert alone["error"] < math.sqrt(math.prod(X)) * np.finfo(np.float64).eps
+    assert alone["moved"] == []

@@ -141,7 +141,7 @@ def tap_by_tap(problem: Problem, x: Array, sums: Callable[[Block], Array]) -> Ar
         sums: takes what reads a block of those places of x that all of y meet by the tap.
     """
     whole = padded(x, zip(problem.low, problem.high, strict=True))
-    met, strides = (problem.batch, *problem.out, problem.channels), (1, *problem.strides, 1)
+    met, strides = (problem.batch, *problem.out, x.shape[-1]), (1, *problem.strides, 1)
 
     def one(tap: Array) -> Array:
         place = jnp.unravel_index(tap, problem.kernel)
