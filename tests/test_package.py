@@ -22,7 +22,7 @@ LAYERS = (
     ("rules",),
     ("in_lax",),
     ("catalog",),
-    ("verification",),
+    ("verification", "debug"),
     ("bench", "page"),
     ("peers", "sweep"),
     ("models",),

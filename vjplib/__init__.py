@@ -10,6 +10,7 @@ The map of the package, from the bottom up:
     in_lax        `use_in_lax`: code that calls jax.lax is served by the rules
     catalog       finds the records
     verification  proves a rule: one file to a claim; `verify` and `assert_verified` are here too
+    debug         holds a rule to its contract in a program that runs
     bench         times a rule against what users would otherwise call; peers does so in torch
     sweep         times random convolutions, to find a shape at which lax's is faster
     models        flax networks, of which bench_models times training steps, and torch_models the same in torch
@@ -17,6 +18,9 @@ The map of the package, from the bottom up:
     figures       the lecture's figures, drawn from running code
 """
 
+from vjplib.debug import ContractError as ContractError
+from vjplib.debug import debug_rule as debug_rule
+from vjplib.debug import debug_rules as debug_rules
 from vjplib.in_lax import use_in_lax as use_in_lax
 from vjplib.rule import Case as Case
 from vjplib.rule import Edge as Edge

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 import jax
 from jax._src.core import trace_ctx
 from jax._src.interpreters.batching import BatchTrace, BatchTracer
+from jax.custom_derivatives import SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Jaxpr
 from jax.extend.core import Literal as Literal
@@ -162,30 +163,47 @@ def _implementations() -> tuple[type, ...]:
 
 
 @contextmanager
-def recorded_custom_vjps() -> Iterator[list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]]:
-    """Records every call of a custom_vjp made inside the context: its parts, arguments and keyword arguments.
+def replaced_custom_vjp_calls(call: Callable[..., Any]) -> Iterator[None]:
+    """Every call of a custom_vjp inside the context is call(original, fn, *args, **kwargs) instead.
 
-    The class is patched for all threads; calls made by others meanwhile are recorded too.
+    The class is patched for all threads.
+
+    Args:
+        call: takes what a call does otherwise, the custom_vjp, and the arguments.
     """
-    calls = []
 
-    def recording(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            parts = custom_vjp_of(self)
-            assert parts is not None
-            calls.append((parts, args, kwargs))
-            return original(self, *args, **kwargs)
-
-        return call
+    def replacing(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, *args, **kwargs: call(original, self, *args, **kwargs)
 
     originals = {kind: kind.__call__ for kind in _implementations()}
     for kind, original in originals.items():
-        kind.__call__ = recording(original)
+        kind.__call__ = replacing(original)
     try:
-        yield calls
+        yield
     finally:
         for kind, original in originals.items():
             kind.__call__ = original
+
+
+@contextmanager
+def recorded_custom_vjps() -> Iterator[list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]]:
+    """Records every call of a custom_vjp made inside the context: its parts, arguments and keyword arguments.
+
+    Calls made by other threads meanwhile are recorded too.
+    """
+    calls = []
+
+    def recorded(original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append((custom_vjp_of(fn), args, kwargs))
+        return original(fn, *args, **kwargs)
+
+    with replaced_custom_vjp_calls(recorded):
+        yield calls
+
+
+def symbolic_zero_aval(a: Any) -> Any:
+    """Returns the shape and dtype of a symbolic zero, anything else as it is."""
+    return a.aval if isinstance(a, SymbolicZero) else a
 
 
 def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
