@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
+from jax._src import source_info_util
 from jax._src.core import trace_ctx
 from jax._src.interpreters.batching import BatchTrace, BatchTracer
 from jax.custom_derivatives import SymbolicZero
@@ -201,6 +202,33 @@ def recorded_custom_vjps() -> Iterator[list[tuple[CustomVJP, tuple[Any, ...], di
         yield calls
 
 
+@contextmanager
+def backwards_where_written() -> Iterator[None]:
+    """In this context equations of a custom_vjp's backward come from the lines it is written on, not from its call.
+
+    JAX gives them the call's. Functions that `jax.jit` has traced before keep what they have.
+    """
+
+    def call(original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
+        rule = custom_vjp_of(fn)
+        assert rule is not None
+
+        def bwd(*given: Any) -> Any:
+            context = source_info_util._source_info_context
+            outer, context.context = context.context, source_info_util.new_source_info()
+            try:
+                return rule.bwd(*given)
+            finally:
+                context.context = outer
+
+        same = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
+        same.defvjp(rule.fwd, bwd, symbolic_zeros=rule.symbolic_zeros)
+        return original(same, *args, **kwargs)
+
+    with replaced_custom_vjp_calls(call):
+        yield
+
+
 def symbolic_zero_aval(a: Any) -> Any:
     """Returns the shape and dtype of a symbolic zero, anything else as it is."""
     return a.aval if isinstance(a, SymbolicZero) else a
@@ -270,28 +298,46 @@ def _holds_custom_rule(jaxpr: Jaxpr) -> bool:
     )
 
 
-def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """Evaluates a jaxpr, each custom rule in it by its primal."""
+def evaluated(
+    jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], after: Callable[[Any, Sequence[Any]], Sequence[Any]]
+) -> list[Any]:
+    """Returns what a jaxpr computes, each custom rule in it by its primal, each equation's outputs passed through.
+
+    Args:
+        jaxpr: the program; what it inlines, as jit does, is evaluated equation by equation too.
+        consts: the values of its constants.
+        args: the values of its arguments.
+        after: takes an equation and its outputs, and returns what to use in their place.
+    """
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
     def read(v: Any) -> Any:
         return v.val if isinstance(v, Literal) else env[v]
 
     for eqn in jaxpr.eqns:
-        outputs = _apply(eqn, [read(v) for v in eqn.invars])
-        env.update(zip(eqn.outvars, outputs, strict=True))
+        env.update(zip(eqn.outvars, _applied(eqn, [read(v) for v in eqn.invars], after), strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
-def _apply(eqn: Any, values: list[Any]) -> Sequence[Any]:
+def source_of(eqn: Any) -> str:
+    """Returns file, line and function of the user's code that an equation comes from."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Evaluates a jaxpr, each custom rule in it by its primal."""
+    return evaluated(jaxpr, consts, args, lambda eqn, outputs: outputs)
+
+
+def _applied(eqn: Any, values: list[Any], after: Callable[[Any, Sequence[Any]], Sequence[Any]]) -> Sequence[Any]:
     inner = programs(eqn.params)
     if eqn.primitive.name in _INLINED and inner:
         _, jaxpr, consts = inner[0]
-        return _evaluate(jaxpr, consts, values)
+        return evaluated(jaxpr, consts, values, after)
     params = {name: _stripped_parameter(value) for name, value in eqn.params.items()} if inner else eqn.params
     with eqn.ctx.manager:
         outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(params))
-    return outputs if eqn.primitive.multiple_results else (outputs,)
+    return after(eqn, outputs if eqn.primitive.multiple_results else (outputs,))
 
 
 def _stripped_parameter(value: Any) -> Any:

@@ -23,6 +23,7 @@ CLAIMS = {
     "V8": "growth",
     "V10": "edges",
     "V11": "accuracy",
+    "V12": "locate",
 }
 _SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "skipped": "skip"}
 _STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "skipped": "dim"}
@@ -34,7 +35,7 @@ class Finding:
     """One thing verified of one function.
 
     Args:
-        claim: "V1" to "V11", a key of `CLAIMS`.
+        claim: "V1" to "V12", a key of `CLAIMS`.
         level: "pass"; "fail"; "note", a limitation or a credit; or "skipped", undecided for the reason in the message.
         message: what was found, in words.
         argument: the argument or output concerned, as in "cotangent of x"; empty for the whole.
@@ -155,10 +156,10 @@ def table(reports: Sequence[Report]) -> Table:
 
 
 def remarks(reports: Sequence[Report], levels: Sequence[Level] = ("fail",)) -> Iterator[str]:
-    """Yields a line for each finding of the given levels, named by its function."""
+    """Yields a line, named by its function, for each finding of the given levels; with failures, where the fault is."""
     for r in reports:
         for f in r.findings:
-            if f.level in levels:
+            if f.level in levels or (f.claim == "V12" and "fail" in levels):
                 yield f"{r.name}: {f}"
 
 

@@ -17,6 +17,7 @@ from vjplib.verification import (
     edges,
     growth,
     linearity,
+    locate,
     order_two,
     residuals,
     transforms,
@@ -38,6 +39,7 @@ _CHECKS: dict[str, dict[str, Check]] = {
         "V7": residuals.check,
         "V8": lambda s: growth.check(s, compiled=False),
         "V10": edges.check,
+        "V12": locate.check,
     },
     "standard": {
         "V1": contract.check,
@@ -49,6 +51,7 @@ _CHECKS: dict[str, dict[str, Check]] = {
         "V8": growth.check,
         "V10": edges.check,
         "V11": accuracy.check,
+        "V12": locate.check,
     },
 }
 _CHECKS["deep"] = _CHECKS["standard"]

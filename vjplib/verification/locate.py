@@ -1,0 +1,136 @@
+"""V12, locate: where cotangents are wrong, the equation of the backward that a single factor would make right.
+
+The program of the pullback is evaluated with a factor theta_i = 1 on the output of each equation i. One derivative by
+theta shows how the cotangents move with each; if the error lies along one of these directions, that equation is at
+fault, and how far along is the factor it lacks. A wrong sign comes back as -1, a forgotten 1/n as 1/n.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import backwards_where_written, evaluated, opened, source_of, x64
+from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap
+from vjplib.verification.report import Finding, said
+from vjplib.verification.subject import Leaves, Subject
+
+MOST = 300  # equations, each a direction in which the derivative is taken
+SHOWN = 3  # places named of those that one factor cannot tell apart
+
+
+class Fault(NamedTuple):
+    """What would make cotangents right.
+
+    Args:
+        factor: by which the output of each of these equations would have to be multiplied.
+        places: primitive, file, line and function of the equations, any one of which may be at fault.
+        unexplained: the share of the error that stays.
+    """
+
+    factor: float
+    places: tuple[str, ...]
+    unexplained: float
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Yields a note where cotangents differ from the oracle's in float64: which equation is at fault, if one can be."""
+    with x64():
+        leaves = subject.leaves(np.float64)
+        gs = subject.cotangents(leaves)
+        found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
+        gaps = [relative_gap(r, o) for r, o in zip(found.dxs, found.true_dxs, strict=True)]
+        if all(gap <= HALF_THE_DIGITS for gap in gaps) or not all(np.isfinite(o).all() for o in found.true_dxs):
+            return
+        if not all(np.isfinite(r).all() for r in found.dxs):
+            yield Finding("V12", "note", "a cotangent is not finite: no factor leads from there", case=subject.case)
+            return
+        try:
+            message = _said(locate(subject, leaves, gs, found.true_dxs))
+        except Exception as error:  # an equation may have no derivative; the rule is wrong all the same, as V2 says
+            message = f"no place can be looked for: {said(error)}"
+    yield Finding("V12", "note", message, case=subject.case)
+
+
+def _said(fault: Fault | None) -> str:
+    if fault is None:
+        return f"the backward has more than {MOST} equations, or none that is differentiable: no place was looked for"
+    where = " or ".join(fault.places)
+    if fault.unexplained > HALF_THE_DIGITS:
+        return (
+            "no factor on a single equation explains the error, so a term may be missing; the best, on the output of "
+            f"{where}, leaves {fault.unexplained:.0%} of it"
+        )
+    return f"multiplying by {fault.factor:.6g} the output of {where} makes every cotangent right"
+
+
+def locate(subject: Subject, leaves: Leaves, gs: Leaves, truth: Leaves) -> Fault | None:
+    """Returns the equation of the backward, and the factor, that explain most of the error of the cotangents.
+
+    Args:
+        subject: what to examine, its function JAX-differentiable once.
+        leaves: the differentiated leaves, in float64.
+        gs: the output cotangents.
+        truth: what the cotangents should be.
+
+    Returns:
+        The fault, or None where the program is too long to look.
+    """
+
+    def pullback(leaves: Leaves, gs: Leaves) -> Leaves:
+        return jax.vjp(subject.call, *leaves)[1](gs)
+
+    with backwards_where_written():
+        jaxpr, consts = opened(jax.make_jaxpr(pullback)(leaves, gs))
+    inputs = jax.tree.leaves((leaves, gs))
+    places: list[str] = []
+
+    def note(eqn: Any, outputs: Any) -> Any:
+        places.extend(f"{eqn.primitive.name} at {source_of(eqn)}" for _ in filter(_scalable, outputs))
+        return outputs
+
+    jax.eval_shape(lambda inputs: evaluated(jaxpr, consts, inputs, note), inputs)
+    if not 0 < len(places) <= MOST:
+        return None
+    weights = [1 / max(float(np.linalg.norm(o)), np.finfo(float).tiny) for o in truth]
+
+    @jax.jit
+    def cotangents(theta: Any) -> Any:
+        dxs = evaluated(jaxpr, consts, inputs, _scaling(theta))
+        return jnp.concatenate([w * jnp.ravel(dx) for w, dx in zip(weights, dxs, strict=True)])
+
+    ones = jnp.ones(len(places))
+    target = np.concatenate([w * np.ravel(o) for w, o in zip(weights, truth, strict=True)])
+    error = target - np.asarray(cotangents(ones))
+    moves = np.asarray(jax.jacfwd(cotangents)(ones))  # (entries, equations)
+    lengths = np.einsum("ei,ei->i", moves, moves)
+    steps = np.divide(error @ moves, lengths, out=np.zeros(len(places)), where=lengths > 0)
+    unexplained = np.linalg.norm(error[:, None] - moves * steps, axis=0) / np.linalg.norm(error)
+    # What is not linear in its factor, as a residual used twice, is seen only when the factor is tried.
+    for i in np.argsort(unexplained, kind="stable")[:SHOWN]:
+        tried = np.linalg.norm(target - np.asarray(cotangents(ones.at[i].add(steps[i])))) / np.linalg.norm(error)
+        unexplained[i] = max(unexplained[i], tried)
+    best = int(np.argmin(unexplained))
+    alike = np.flatnonzero(
+        (unexplained <= unexplained[best] + HALF_THE_DIGITS)
+        & np.isclose(steps, steps[best], rtol=HALF_THE_DIGITS, atol=HALF_THE_DIGITS)
+    )
+    named = tuple(dict.fromkeys(places[i] for i in alike))
+    return Fault(1 + float(steps[best]), named[-SHOWN:], float(unexplained[best]))
+
+
+def _scalable(output: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(output), jnp.floating)
+
+
+def _scaling(theta: Any) -> Callable[[Any, Any], Any]:
+    """Returns what multiplies each floating output, in the order of evaluation, by its factor."""
+    factors = iter(range(theta.size))
+
+    def scale(eqn: Any, outputs: Any) -> Any:
+        del eqn
+        return [y * theta[next(factors)].astype(y.dtype) if _scalable(y) else y for y in outputs]
+
+    return scale
