@@ -80,7 +80,42 @@ def main():
             theirs = jax.jit(program(lax.conv_general_dilated, arguments))(x, k)
             results[f"{name}, shard_map, check_vma={checked}"] = {"error": error(ours, theirs), "moved": []}
     results["blocks of groups, channels, shard_map"] = groups_apart(rng)
+    x, k = rng.standard_normal((8, 4, 4, 32)), rng.standard_normal((5, 5, 1, 32))
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    results["few places, batch"] = compiled(mesh, x, k, P("d"), P(), {"feature_group_count": 32})
+    results |= patches(rng)
     print(json.dumps(results))
+
+
+def patches(rng):
+    """Returns what crosses devices in the gradient of patches, overlapping and not, whose batch is sharded."""
+    x, results = rng.standard_normal((8, 6, 6, 4)), {}
+    for strides in ((1, 1), (2, 2)):
+
+        def loss(f, x, strides=strides):
+            return jnp.sum(jnp.sin(f(x, (2, 2), strides, "SAME", dimension_numbers=CHANNELS_LAST)))
+
+        theirs = jax.jit(jax.grad(lambda x, loss=loss: loss(lax.conv_general_dilated_patches, x)))(x)
+        ours = lambda x, loss=loss: loss(vjplib.conv_general_dilated_patches, x)  # noqa: E731
+        for axis in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((4,), ("d",), axis_types=(axis,))
+            with jax.set_mesh(mesh):
+                shards = jax.device_put(x, NamedSharding(mesh, P("d")))
+                ready = jax.jit(jax.grad(ours)).lower(shards).compile()
+                apart = error(np.asarray(ready(shards)), theirs)
+            results[f"patches, {strides}, {axis.name}"] = {"error": apart, "moved": moved(ready.as_text() or "")}
+        mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+        for checked in (True, False):
+            mapped = jax.shard_map(
+                lambda x, ours=ours: lax.psum(ours(x), "d"),
+                mesh=mesh,
+                in_specs=P("d"),
+                out_specs=P(),
+                check_vma=checked,
+            )
+            apart = error(jax.jit(jax.grad(mapped))(x), theirs)
+            results[f"patches, {strides}, shard_map, check_vma={checked}"] = {"error": apart, "moved": []}
+    return results
 
 
 def groups_apart(rng):

@@ -90,6 +90,21 @@ def test_depthwise_kernels_of_many_taps_agree_with_lax(rng, multiplier, stride, 
     assert max(differences(rng, *call)) < ULPS
 
 
+def test_four_dimensions_dilated_on_both_sides_agree_with_lax(rng):
+    call = (
+        (1, 3, 3, 3, 3, 4),
+        (2, 2, 2, 2, 2, 4),
+        {
+            "window_strides": (2, 1, 1, 1),
+            "padding": ((2, 2),) * 4,
+            "lhs_dilation": (2, 1, 1, 1),
+            "dimension_numbers": ("NABHWC", "ABHWIO", "NABHWC"),
+            "feature_group_count": 2,
+        },
+    )
+    assert max(differences(rng, *call)) < ULPS
+
+
 def test_no_grouped_problem_falls_to_xlas_grouped_convolution():
     for depth, strides, dilation, k in itertools.product((2, 4, 32), (1, 2), (1, 2), (1, 3, 7)):
         p = Problem(2, (9, 9), 4 * depth, (k, k), 4 * depth, (strides,) * 2, (1, 1), (dilation,) * 2, (1, 1), 4, (5, 5))

@@ -164,6 +164,10 @@ def test_other_calls_are_lax_s():
     f, by_lax = (lambda x, h=h: h(x, *dilated) for h in (vjplib.reduce_window_max, lax_max))
     chex.assert_trees_all_equal(y_and_dx(f, x), y_and_dx(by_lax, x))
     assert vjplib.reduce_window_max(jnp.zeros((2, 3)), (1, 4)).shape == (2, 0)
+    square = jnp.zeros((2, 2, 1))
+    assert vjplib.reduce_window_max(square, (4, 4, 1)).shape == (0, 0, 1)
+    for pool in (vjplib.max_pool, vjplib.min_pool, vjplib.avg_pool):
+        assert pool(square, (4, 4)).shape == (0, 0, 1)
     chex.assert_trees_all_equal(vjplib.reduce_window_max(x, (1,), None, "VALID", None, (2,)), x)
     long = jnp.arange(300.0)[:, None]
     chex.assert_trees_all_close(vjplib.avg_pool(long, (200,)), flax_pooling.avg_pool(long, (200,)), rtol=1e-6)

@@ -43,7 +43,10 @@ def test_no_activation_crosses_devices(results, name):
 
 
 @pytest.mark.xdist_group("sharding")
-def test_devices_with_groups_of_their_own_send_nothing(results):
-    alone = results["blocks of groups, channels, shard_map"]
-    assert alone["error"] < math.sqrt(math.prod(X)) * np.finfo(np.float64).eps
-    assert alone["moved"] == []
+def test_what_is_each_devices_own_moves_nothing(results):
+    apart = {name: result for name, result in results.items() if name not in NAMES}
+    assert {name.split(",")[0] for name in apart} == {"blocks of groups", "few places", "patches"}
+    assert len(apart) == 10
+    for name, result in apart.items():
+        assert result["error"] < math.sqrt(math.prod(X)) * np.finfo(np.float64).eps, name
+        assert result["moved"] == [], name

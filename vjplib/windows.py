@@ -54,7 +54,7 @@ class Side(NamedTuple):
 
     def places(self, n: int) -> int:
         """Returns how many windows n elements have."""
-        return (n + self.low + self.high - self.dilation * (self.size - 1) - 1) // self.stride + 1
+        return max(0, (n + self.low + self.high - self.dilation * (self.size - 1) - 1) // self.stride + 1)
 
     def positions(self, n: int) -> np.ndarray:
         """Returns the position of each element of each window, (places, size); outside of [0, n) is padding."""

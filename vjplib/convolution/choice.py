@@ -32,7 +32,7 @@ def output(problem: Problem, x: jax.Array, k: jax.Array) -> jax.Array:
 
 def kernel(problem: Problem, x: jax.Array, g: jax.Array) -> jax.Array:
     """Returns dk of a problem in canonical form by the formulation that serves it on CPU."""
-    return (kernel_formulation(problem).run or grouped.kernel_convolved)(problem, x, g)
+    return (kernel_formulation(problem).run or dense.kernel_convolved)(problem, x, g)
 
 
 XLA = Formulation("XLA's convolution", "no formulation known is faster here", lambda problem: True, None)

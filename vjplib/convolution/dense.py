@@ -83,7 +83,8 @@ def kernel_bands_apply(problem: Problem) -> bool:
     """Returns whether bands serve for dk: features, no multiple of eight, for which XLA's way is slow; few channels."""
     if not _dense(problem) or problem.ndim != 2 or problem.taps == 1 or _stepped(problem):
         return False
-    bands = 4 * problem.batch * problem.size[0] * problem.out[1] * problem.kernel[1] * problem.channels
+    rows = problem.out[0] + problem.rhs_dilation[0] * (problem.kernel[0] - 1)
+    bands = 4 * problem.batch * rows * problem.out[1] * problem.kernel[1] * problem.channels
     awkward = problem.features > 16 and problem.features % 8 > 0
     return awkward and 1 < problem.channels <= 20 and bands <= 2 * MOST_BYTES
 
@@ -278,7 +279,7 @@ def kernel_bands(problem: Problem, x: Array, g: Array) -> Array:
 def kernel_exchanged(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk, with x and y in exchanged roles: the dk of the transposed convolution."""
     transposed = problem.transposed
-    return transposed.transposed_kernel(_kernel_cotangent(transposed, g, x))
+    return transposed.transposed_kernel(kernel_convolved(transposed, g, x))
 
 
 def slabs(problem: Problem, x: Array, k: Array) -> Array:
@@ -305,7 +306,7 @@ def kernel_slabs(problem: Problem, x: Array, g: Array) -> Array:
             return none
         inner = _without_first(problem, met.number)
         rows = _rows(x, met.x, met.x_step, met.number), _rows(g, met.y, met.y_step, met.number)
-        return _kernel_cotangent(inner, *rows)
+        return kernel_convolved(inner, *rows)
 
     return jnp.stack([part(j) for j in range(problem.kernel[0])])
 
@@ -331,7 +332,8 @@ def convolved(problem: Problem, x: Array, k: Array) -> Array:
 # s i + r j = d l + p, read for j: a convolution of x by g, with channels as batch and batch as channels, stride r and
 # dilation s. XLA:CPU puts a convolution's axes in the order it needs only at the top of a program, not in a call or a
 # loop, where it is many times slower in any other order: so the axes are moved here.
-def _kernel_cotangent(problem: Problem, x: Array, g: Array) -> Array:
+def kernel_convolved(problem: Problem, x: Array, g: Array) -> Array:
+    """Returns dk, by XLA's convolution of x with g where that has two dimensions at most."""
     if problem.ndim > 2:
         return kernel_slabs(problem, x, g)
     sought = replace(

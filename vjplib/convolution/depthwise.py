@@ -166,9 +166,9 @@ def inner(block: Block, g: Array) -> Array:
     """Returns the sum of x g over all axes but the last, where block(axis, first, end) is a part of x.
 
     Products of blocks are added first, in one pass over x and g; what is left is summed by a matrix product with ones,
-    for XLA:CPU reduces leading axes slowly. Blocks lie in space, unless that is small: a batch may be on many devices.
+    for XLA:CPU reduces leading axes slowly. Blocks lie in space: a batch may be on many devices.
     """
-    axis = max(range(g.ndim - 1), key=lambda i: (min(g.shape[i], BLOCKS if i else BLOCKS // 2), -i))
+    axis = max(range(1, g.ndim - 1) or (0,), key=lambda i: (min(g.shape[i], BLOCKS), -i))
     places = g.shape[axis]
     blocks = next((n for n in (BLOCKS, BLOCKS - 1) if places % n == 0), max(1, min(BLOCKS, places)))
     size = places // blocks

@@ -13,7 +13,6 @@ from vjplib.compat import separate_call
 from vjplib.convolution import depthwise
 from vjplib.convolution.places import every, padded
 from vjplib.convolution.problem import Problem
-from vjplib.convolution.xla import conv_general_dilated
 
 Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]
@@ -174,24 +173,6 @@ def kernel_blocks(dense: Product) -> Product:
         return jnp.concatenate(list(parts), axis=-1)
 
     return run
-
-
-# In dk_j = sum of x_l g_i over s i + r j = d l + p it is j that is free: a convolution with g as kernel, r as stride
-# and s as the kernel's dilation. XLA:CPU brings what JAX's transpose makes of it into its fast form in a program's
-# entry only, and runs it 40 times slower in a call kept apart; written with channels last it is in that form.
-def kernel_convolved(problem: Problem, x: Array, g: Array) -> Array:
-    """Returns dk of a problem of one group by XLA's convolution of x with g, rows as channels, channels as rows."""
-    space = "DHW"[3 - problem.ndim :]
-    dk = conv_general_dilated(
-        jnp.swapaxes(x, 0, -1),
-        jnp.moveaxis(g, 0, -2),
-        problem.rhs_dilation,
-        list(zip(problem.low, problem.high, strict=True)),
-        problem.lhs_dilation,
-        problem.strides,
-        (f"N{space}C", f"{space}IO", f"N{space}C"),
-    )
-    return jnp.moveaxis(dk, 0, -2)
 
 
 def _groups_in_block(problem: Problem) -> int:

@@ -319,9 +319,9 @@ def _rule(call: Call) -> Callable[[Array, Array], Array]:
         dk = _in_one_dtype(kernel_cotangent, problem, k.dtype)(call.x_to_canonical(x), call.y_to_canonical(g))
         return as_varying(call.k_from_canonical(dk), k)
 
-    y_of = _by_platform(output and y_on_cpu, call)
-    dx_of = _by_platform(input_cotangent and dx_on_cpu, call.input_cotangent)
-    dk_of = _by_platform(kernel_cotangent and dk_on_cpu, call.kernel_cotangent)
+    y_of = by_platform(output and y_on_cpu, call)
+    dx_of = by_platform(input_cotangent and dx_on_cpu, call.input_cotangent)
+    dk_of = by_platform(kernel_cotangent and dk_on_cpu, call.kernel_cotangent)
 
     @custom_vjp
     def convolve(x: Array, k: Array) -> Array:
@@ -344,7 +344,7 @@ def _rule(call: Call) -> Callable[[Array, Array], Array]:
     return convolve
 
 
-def _by_platform(on_cpu, default):
+def by_platform(on_cpu, default):
     """Returns a product as one jitted function: on CPU in a form of ours, if there is one, else by XLA."""
     if on_cpu is None:
         return jax.jit(default)

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,9 +18,9 @@ from vjplib.compat import custom_vjp, separate_call
 from vjplib.convolution.places import padded
 from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated_patches as lax_patches
-from vjplib.numerics import form, wide
+from vjplib.numerics import wide
 from vjplib.rule import Case, Edge, Rule
-from vjplib.rules.convolution_general import CHANNELS_LAST, REAL, Padding
+from vjplib.rules.convolution_general import CHANNELS_LAST, REAL, Padding, by_platform
 
 MOST_TAPS = 256  # beyond, the program of one slice a tap takes longer to compile than it saves
 
@@ -93,6 +94,14 @@ def reference(lhs, filter_shape, window_strides, padding, dimension_numbers):
     return jnp.moveaxis(y, -1, 3).reshape(*y.shape[:3], k * j * lhs.shape[-1])
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Like:
+    """What the backward needs of x, none of its numbers: shape, dtype and how it lies on devices."""
+
+    type: Any
+
+
 @functools.lru_cache(maxsize=4096)
 def _rule(call: Call, dtype: Any) -> Callable[[Array], Array]:
     problem = call.problem
@@ -111,32 +120,33 @@ def _rule(call: Call, dtype: Any) -> Callable[[Array], Array]:
         )
 
     cut, joined = (_tiles, _from_tiles) if _tiled(problem) else (_slices, _from_slices)
-    y_of = _by_platform(lambda x: call.y_from_canonical(cut(problem, call.x_to_canonical(x))).astype(dtype), theirs)
-    dx_of = _by_platform(
-        lambda g, x: call.x_from_canonical(joined(problem, wide(call.y_to_canonical(g)))).astype(x.dtype),
-        lambda g, x: jax.linear_transpose(theirs, x)(g)[0],
-    )
+
+    def y_on_cpu(x):
+        return call.y_from_canonical(cut(problem, call.x_to_canonical(x))).astype(dtype)
+
+    y_of = by_platform(separate_call(y_on_cpu), theirs)
 
     @custom_vjp
     def patches(x: Array) -> Array:
         return y_of(x)
 
     def fwd(x):
-        return y_of(x), form(x)
+        return y_of(x), _Like(jax.typeof(x))
 
     # y_{i, c j} = x_{l, c} with s i + r j = d l + p: a copy, so each x has the sum of the cotangents of its copies,
     #   (g^T J)_{l, c} = sum over all i, j with s i + r j = d l + p of g_{i, c j}
     # For one j that sum is g spread s apart; then what fell on padding, and between the places of x, is left out.
     def bwd(kept, g):
-        return (dx_of(g, jnp.zeros(kept.shape[1:], kept.dtype)),)
+        def dx_on_cpu(g):
+            return call.x_from_canonical(joined(problem, wide(call.y_to_canonical(g)))).astype(kept.type.dtype)
+
+        def dx_elsewhere(g):
+            return jax.linear_transpose(theirs, kept.type)(g)[0]
+
+        return (by_platform(separate_call(dx_on_cpu), dx_elsewhere)(g),)
 
     patches.defvjp(fwd, bwd)
     return patches
-
-
-def _by_platform(cpu, default):
-    walled = separate_call(cpu)
-    return jax.jit(lambda *arrays: lax.platform_dependent(*arrays, cpu=walled, default=default))
 
 
 def _slices(problem, x):
