@@ -241,12 +241,15 @@ def both(f):
 def test_calls_are_kept_apart_on_cpu_alone(name, form):
     f = both(lambda x: POOLS[name][0](x, *FORMS[form]))
     x = jnp.zeros((2, 12, 12, 4))
+    alone = jax.jit(lambda x: POOLS[name][0](x, *FORMS[form]))
     for platform in ("cuda", "tpu"):
         assert "inlineable" not in jax.export.export(f, platforms=[platform])(x).mlir_module()
+        assert "reduce_window" in jax.export.export(alone, platforms=[platform])(x).mlir_module()
     if jax.default_backend() == "cpu":
         text = f.lower(x).compile().as_text() or ""
         assert sum(" call(" in line and 'inlineable="false"' in line for line in text.splitlines()) >= 2
         assert "select-and-scatter" not in text
+        assert " reduce-window(" not in (alone.lower(x).compile().as_text() or "")
 
 
 def test_eager_calls_compile_once():

@@ -1,7 +1,7 @@
 """Sliding windows: their first best element and its index, their mean, and both transposed, in forms fast on CPU.
 
-Each product is one function for all platforms. On CPU it is a call that XLA keeps apart: fused into what consumes it,
-it would be computed anew for each of its uses.
+On CPU each product is a call that XLA keeps apart: fused into what consumes it, it would be computed anew for each use.
+Elsewhere what goes forward alone is XLA's reduction; for an index, and for what goes back, XLA has no operation.
 """
 
 import itertools
@@ -229,7 +229,24 @@ def first_best(x: Array, windows: Windows, smallest: bool, indexed: bool) -> tup
         "dtype": index_dtype(windows) if indexed else None,
     }
     cpu = _passes_apart if taps(windows) <= FEW else partial(_best_of_passes, best_of_pass=_pass_apart)
-    return lax.platform_dependent(x, cpu=partial(cpu, **static), default=partial(_best_of_passes, **static))
+    elsewhere = partial(_best_of_passes, **static) if indexed else partial(_best_by_lax, windows, smallest)
+    return lax.platform_dependent(x, cpu=partial(cpu, **static), default=elsewhere)
+
+
+def _by_lax(windows: Windows, initial: float, reduction: Callable[..., Any], x: Array) -> Array:
+    return lax.reduce_window(
+        x,
+        initial,
+        reduction,
+        tuple(side.size for side in windows),
+        tuple(side.stride for side in windows),
+        tuple((side.low, side.high) for side in windows),
+        window_dilation=tuple(side.dilation for side in windows),
+    )
+
+
+def _best_by_lax(windows: Windows, smallest: bool, x: Array) -> tuple[Array, None]:
+    return _by_lax(windows, *((jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)), x), None
 
 
 def _means(x: Array, counts: Array, steps: tuple[Pass, ...]) -> Array:
@@ -245,7 +262,11 @@ _means_apart = separate_call(_means, static_argnames=("steps",))
 def means(x: Array, counts: Array, windows: Windows) -> Array:
     """Returns the sum of each window, zeros beyond x, over counts, which broadcast with it and are of x's dtype."""
     static = {"steps": tuple(passes(windows, x.shape, max(side.size for side in windows)))}
-    return lax.platform_dependent(x, counts, cpu=partial(_means_apart, **static), default=partial(_means, **static))
+
+    def elsewhere(x: Array, counts: Array) -> Array:
+        return _by_lax(windows, 0.0, lax.add, x) / counts
+
+    return lax.platform_dependent(x, counts, cpu=partial(_means_apart, **static), default=elsewhere)
 
 
 # ------------------------------------------------------------------------------------ from windows to their elements
