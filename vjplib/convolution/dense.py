@@ -1,6 +1,5 @@
 """Dense convolutions: matrix products, of taps or patches, and sums of convolutions of fewer dimensions."""
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -164,7 +163,7 @@ def meeting(problem: Problem, axis: int, j: int) -> Meeting:
 
 def meetings(problem: Problem) -> Iterator[tuple[tuple[int, ...], list[Meeting]]]:
     """Yields every tap that meets anything, and where."""
-    for tap in itertools.product(*map(range, problem.kernel)):
+    for tap in problem.every_tap:
         found = [meeting(problem, axis, j) for axis, j in enumerate(tap)]
         if all(m.number for m in found):
             yield tap, found
@@ -179,7 +178,7 @@ def taps(problem: Problem, x: Array, k: Array) -> Array:
 def multiples(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y where x has one channel, a sum of multiples of it, as each tap meets it: one pass over y."""
     x = _whole(problem, x)
-    parts = (_met(problem, x, tap) * k[tap] for tap in itertools.product(*map(range, problem.kernel)))
+    parts = (_met(problem, x, tap) * k[tap] for tap in problem.every_tap)
     return total(parts, (problem.batch, *problem.out, problem.features), x.dtype)
 
 
@@ -247,8 +246,7 @@ def kernel_taps(problem: Problem, x: Array, g: Array) -> Array:
     found = dict(meetings(problem))
     none = jnp.zeros((problem.channels, problem.features), x.dtype)
     parts = [
-        _contracted(_of_x(x, found[tap]), _of_y(g, found[tap])) if tap in found else none
-        for tap in itertools.product(*map(range, problem.kernel))
+        _contracted(_of_x(x, found[tap]), _of_y(g, found[tap])) if tap in found else none for tap in problem.every_tap
     ]
     return jnp.stack(parts).reshape(*problem.kernel, problem.channels, problem.features)
 
@@ -256,7 +254,7 @@ def kernel_taps(problem: Problem, x: Array, g: Array) -> Array:
 def kernel_rows(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk where x has one channel: one matrix product of what each tap meets of x, a row, and g."""
     x = _whole(problem, x)
-    taps = itertools.product(*map(range, problem.kernel))
+    taps = problem.every_tap
     rows = jnp.stack([_met(problem, x, tap).reshape(-1) for tap in taps])
     dk = rows @ g.reshape(-1, problem.features)
     return dk.reshape(*problem.kernel, problem.channels, problem.features)

@@ -57,7 +57,7 @@ def taps(problem: Problem, x: Array, k: Array) -> Array:
 
 
 def _own_pads(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
-    for tap in _places(problem):
+    for tap in problem.every_tap:
         ranges = valid(problem, tap)
         if all(i0 < i1 for i0, i1, _ in ranges):
             piece = every(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
@@ -66,7 +66,7 @@ def _own_pads(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
 
 def _shared_pad(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
     whole = padded(x, zip(problem.low, problem.high, strict=True))
-    for tap in _places(problem):
+    for tap in problem.every_tap:
         steps = zip(problem.rhs_dilation, tap, problem.out, problem.strides, strict=True)
         yield every(whole, [(r * j, m, s) for r, j, m, s in steps]) * k[tap]
 
@@ -124,7 +124,7 @@ def kernel(problem: Problem, x: Array, g: Array) -> Array:
 def _all_taps(problem: Problem, x: Array, g: Array) -> Array:
     """Returns dk, (taps, features), one sum after the other: what meets padding is left out."""
     sums = []
-    for tap in _places(problem):
+    for tap in problem.every_tap:
         ranges = valid(problem, tap)
         xs = every(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
         gs = every(g, [(i0, i1 - i0, 1) for i0, i1, _ in ranges])
@@ -178,10 +178,6 @@ def inner(block: Block, g: Array) -> Array:
         products.append(block(axis, blocks * size, places) * _block(g, axis, blocks * size, places))
     rows = [u.reshape(math.prod(u.shape[:-1]), u.shape[-1]) for u in products]
     return reduce(operator.add, (jnp.ones(u.shape[0], u.dtype) @ u for u in rows))
-
-
-def _places(problem: Problem) -> Iterator[tuple[int, ...]]:
-    return itertools.product(*map(range, problem.kernel))
 
 
 def _repeated(x: Array, times: int) -> Array:

@@ -1,6 +1,8 @@
 """Problem: the sizes of one convolution in canonical form, and those of its transpose."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -58,6 +60,11 @@ class Problem:
     def taps(self) -> int:
         """How many places the kernel has."""
         return math.prod(self.kernel)
+
+    @property
+    def every_tap(self) -> Iterator[Sizes]:
+        """The kernel's places, row-major."""
+        return itertools.product(*map(range, self.kernel))
 
     @property
     def depth(self) -> int:

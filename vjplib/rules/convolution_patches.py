@@ -1,7 +1,6 @@
 """The patches that a convolution's window sees, as slices; their cotangents are added where the windows overlap."""
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,7 +168,7 @@ def _from_slices(problem, g):
 
 def _bounds(problem):
     """Yields start, limit and step of the slice of the padded x that each place of the window sees."""
-    for place in itertools.product(*map(range, problem.kernel)):
+    for place in problem.every_tap:
         start = [r * j for r, j in zip(problem.rhs_dilation, place, strict=True)]
         limit = [a + (m - 1) * s + 1 for a, m, s in zip(start, problem.out, problem.strides, strict=True)]
         yield [0, *start, 0], [problem.batch, *limit, problem.channels], [1, *problem.strides, 1]
