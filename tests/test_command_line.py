@@ -121,7 +121,7 @@ def test_an_unknown_target_is_told_what_exists(capsys, command):
     [
         (["verify", "vjplib.rule"], "vjplib.rule must end in RULES"),
         (["verify", "vjplib.rules.linear:relu"], "vjplib.rules.linear must hold a rule named 'relu', has linear"),
-        (["verify", "--claims", "V1,V6"], "argument --claims: must be among V1, "),
+        (["verify", "--claims", "V1,V14"], "argument --claims: must be among V1, "),
         (["verify", "--seed", "-1"], "argument --seed: must be an integer of at least 0, got -1"),
         (["verify", "--quick", "--deep"], "argument --deep: not allowed with argument --quick"),
         (["bench", "--json", "nowhere/out.json"], "argument --json: must lie in a folder that exists"),

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from io import StringIO
 from typing import Any, Literal
 
@@ -19,11 +19,14 @@ CLAIMS = {
     "V3": "linearity",
     "V4": "transforms",
     "V5": "order two",
+    "V6": "sharding",
     "V7": "residuals",
     "V8": "growth",
+    "V9": "without autodiff",
     "V10": "edges",
     "V11": "accuracy",
     "V12": "locate",
+    "V13": "power",
 }
 _SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "skipped": "skip"}
 _STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "skipped": "dim"}
@@ -35,13 +38,16 @@ class Finding:
     """One thing verified of one function.
 
     Args:
-        claim: "V1" to "V12", a key of `CLAIMS`.
+        claim: "V1" to "V13", a key of `CLAIMS`.
         level: "pass"; "fail"; "note", a limitation or a credit; or "skipped", undecided for the reason in the message.
         message: what was found, in words.
         argument: the argument or output concerned, as in "cotangent of x"; empty for the whole.
         ratio: the error in units of the tolerance, where one was measured; above 1 it fails.
         index: where the error is worst, an index into that array.
         case: which call was examined.
+        trap: the known trap that the author fell into, a key of `vjplib.verification.traps.TRAPS`; empty for none.
+        counterexample: Python source that shows the failure on a few numbers; empty where none was made.
+        data: what was measured, by name, as JSON has it: what plots are drawn from.
     """
 
     claim: str
@@ -51,6 +57,9 @@ class Finding:
     ratio: float | None = None
     index: tuple[int, ...] | None = None
     case: str = ""
+    trap: str = ""
+    counterexample: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         """Returns the finding on one line."""

@@ -29,7 +29,7 @@ from vjplib.verification.subject import Static, Subject, as_taken_by_jax
 Effort = Literal["quick", "standard", "deep"]
 Check = Callable[[Subject], Iterator[Finding]]
 
-_CHECKS: dict[str, dict[str, Check]] = {
+CHECKS: dict[str, dict[str, Check]] = {
     "quick": {
         "V1": contract.check,
         "V2": lambda s: value.check(s, scales=(1.0,)),
@@ -54,7 +54,7 @@ _CHECKS: dict[str, dict[str, Check]] = {
         "V12": locate.check,
     },
 }
-_CHECKS["deep"] = _CHECKS["standard"]
+CHECKS["deep"] = CHECKS["standard"]
 _EVERY_CASE = {"quick": ("V1", "V2"), "standard": ("V1", "V2", "V3", "V4", "V5")}
 _WITHOUT_ORACLE = ("V1", "V3", "V4")
 _RANDOM_SIZES = {"quick": 0, "standard": 0, "deep": 20}
@@ -191,7 +191,7 @@ def verify_rule(
             if i == 0 or effort == "deep":
                 findings += _guarded(claim, check, subject)
             elif claim in _EVERY_CASE[effort]:
-                findings += _guarded(claim, _CHECKS["quick"][claim], subject)
+                findings += _guarded(claim, CHECKS["quick"][claim], subject)
         for number in range(_RANDOM_SIZES[effort]):
             findings += _at_random_sizes(rule, case, (seed, i, number), claims)
     if claims is None or "V10" in claims:
@@ -276,11 +276,11 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
 
 
 def _selected(effort: str, claims: Sequence[str] | None) -> list[tuple[str, Check]]:
-    if effort not in _CHECKS:
-        raise ValueError(f"effort must be one of {', '.join(_CHECKS)}, got {effort!r}")
+    if effort not in CHECKS:
+        raise ValueError(f"effort must be one of {', '.join(CHECKS)}, got {effort!r}")
     if unknown := sorted(set(claims or ()) - set(CLAIMS)):
         raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
-    checks = _CHECKS[effort] if claims is None else {**_CHECKS["standard"], **_CHECKS[effort]}
+    checks = CHECKS[effort] if claims is None else {**CHECKS["standard"], **CHECKS[effort]}
     return [(claim, check) for claim, check in checks.items() if claims is None or claim in claims]
 
 
