@@ -1,0 +1,108 @@
+"""vjplib bench: rules, networks and random convolutions timed."""
+
+import argparse
+from importlib.util import find_spec
+from operator import attrgetter, itemgetter
+
+from rich.console import Console
+
+from vjplib.commands.common import Command, add_targets, count, progress, rules_of, seed, write_json
+
+
+def add(command: Command) -> None:
+    """Adds the command."""
+    bench = command("bench", _bench, "time rules beside autodiff of what users would otherwise call")
+    add_targets(bench)
+    bench.add_argument("--quick", action="store_true", help="few repetitions: enough to see a factor of two")
+    bench.add_argument("--models", action="store_true", help="time training steps of flax networks in place of rules")
+    bench.add_argument(
+        "--sweep",
+        type=count,
+        metavar="N",
+        help="time N random convolutions in place of rules; exit 1 if lax is faster at one",
+    )
+    bench.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the random convolutions (default 0)")
+    bench.add_argument("--torch", action="store_true", help="time PyTorch too, where it has the same; installed by you")
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from vjplib import bench, peers
+    from vjplib.verification.report import said
+
+    if parsed.torch:
+        try:
+            peers.import_torch()
+        except ImportError as error:
+            parsed.error(str(error))
+    if parsed.sweep:
+        return _sweep(parsed)
+    if parsed.models:
+        return _bench_models(parsed)
+    console = Console(highlight=False)
+    seconds = _seconds(parsed)
+    rows, growths, refused = [], [], []
+    for rule in progress(rules_of(parsed), console, attrgetter("name")):
+        try:
+            of_rule = bench.bench_rule(rule, seconds=seconds)
+            rows += peers.with_torch(rule, of_rule, seconds=seconds) if parsed.torch else of_rule
+            growths += bench.bench_growth(rule, seconds=seconds)
+        except Exception as error:  # what a rule or a baseline raises is told, and the others are timed all the same
+            refused.append(f"{rule.name} is not timed: {said(error)}")
+        if not rule.bench or not rule.baselines:
+            refused.append(f"{rule.name} is not timed: its record must give bench and baselines")
+    if parsed.json:
+        write_json(parsed.json, bench.to_dict(rows, growths) | {"refused": refused})
+    for table in bench.tables(rows, growths):
+        console.print(table)
+    for line in bench.remarks(rows):
+        console.print(line, markup=False, soft_wrap=True)
+    for line in refused:
+        console.print(line, markup=False, soft_wrap=True, style="bold red")
+    return 1 if refused else 0
+
+
+def _bench_models(parsed: argparse.Namespace) -> int:
+    if parsed.targets:
+        parsed.error(f"--models times networks and takes no rule, got {' '.join(parsed.targets)}")
+    if find_spec("flax") is None:
+        parsed.error("flax must be installed to train its networks: pip install 'vjplib[models]'")
+    from vjplib import bench_models, models
+    from vjplib.verification.report import said
+
+    console = Console(highlight=False)
+    steps, refused = [], []
+    for name, model in progress(tuple(models.MODELS.items()), console, itemgetter(0)):
+        try:
+            steps.append(bench_models.bench_model(name, model, seconds=_seconds(parsed), torch=parsed.torch))
+        except Exception as error:  # the other networks are timed all the same
+            refused.append(f"{name} is not timed: {said(error)}")
+    if parsed.json:
+        write_json(parsed.json, bench_models.to_dict(steps) | {"refused": refused})
+    for table in bench_models.tables(steps):
+        console.print(table)
+    for line in refused:
+        console.print(line, markup=False, soft_wrap=True, style="bold red")
+    return 1 if refused else 0
+
+
+def _sweep(parsed: argparse.Namespace) -> int:
+    if parsed.targets or parsed.models:
+        parsed.error("--sweep times random convolutions and takes neither a rule nor --models")
+    from vjplib import sweep
+
+    console = Console(highlight=False)
+    trials = sweep.sweep(parsed.sweep, seed=parsed.seed, seconds=_seconds(parsed) / 10)
+    done = []
+    for number in progress(range(parsed.sweep), console, lambda number: f"convolution {number + 1}"):
+        del number
+        done.append(next(trials))
+    if parsed.json:
+        write_json(parsed.json, sweep.to_dict(done))
+    for table in sweep.tables(done):
+        console.print(table)
+    return 1 if any(trial.slow for trial in done) else 0
+
+
+def _seconds(parsed: argparse.Namespace) -> float:
+    """Returns how long each program is timed."""
+    return 0.1 if parsed.quick else 1.5

@@ -1,0 +1,107 @@
+"""What the commands have in common: argument types, targets, progress and files."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from rich.console import Console
+
+from vjplib.rule import Rule
+from vjplib.verification import CLAIMS
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that exits with one line in place of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with status 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+class Command(Protocol):
+    """Adds a command: its name, what runs it and returns the exit status, and what it does, in a line."""
+
+    def __call__(self, name: str, run: Callable[[argparse.Namespace], int], does: str) -> argparse.ArgumentParser:
+        """Returns the command's parser; `error` of the namespace that run is given exits with status 2."""
+        ...
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """Adds the rules to work on, and --json."""
+    parser.add_argument(
+        "targets", nargs="*", metavar="RULE", help="a rule's name, package.module or package.module:name (default: all)"
+    )
+    parser.add_argument("--json", type=json_path, metavar="FILE", help="write the results to this file too")
+
+
+def claims(text: str) -> tuple[str, ...]:
+    """Returns the claims of a list such as V1,V2."""
+    named = tuple(text.upper().split(","))
+    if unknown := [c for c in named if c not in CLAIMS]:
+        raise argparse.ArgumentTypeError(f"must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
+    return named
+
+
+def seed(text: str) -> int:
+    """Returns a seed, an integer of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text}")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """Returns an integer of at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
+    return int(text)
+
+
+def json_path(text: str) -> Path:
+    """Returns the path of a file that can be written."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must lie in a folder that exists, got {text}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"must be a file that can be written, got {text}")
+    return path
+
+
+def rules_of(parsed: argparse.Namespace) -> tuple[Rule, ...]:
+    """Returns the records that the targets name, each once; all of the library's where none is named."""
+    from vjplib.catalog import find, rules
+
+    if os.getcwd() not in sys.path:  # as `python -m vjplib` has it
+        sys.path.insert(0, os.getcwd())
+    found: dict[int, Rule] = {}
+    for target in parsed.targets:
+        try:
+            found |= {id(rule): rule for rule in find(target)}
+        except ValueError as error:
+            parsed.error(str(error))
+        except Exception as error:  # whatever the user's module raises while it is imported
+            parsed.error(f"{target} cannot be imported: {type(error).__name__}: {error}")
+    return tuple(found.values()) or rules()
+
+
+def progress(items: Sequence[T], console: Console, name: Callable[[T], str]) -> Iterator[T]:
+    """Yields the items, with a bar that names the one at work, if this is a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(items))
+        for item in items:
+            bar.update(task, description=name(item))
+            yield item
+            bar.advance(task)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON to a file."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

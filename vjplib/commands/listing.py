@@ -1,0 +1,31 @@
+"""vjplib list: every rule of the library."""
+
+import argparse
+
+from rich.console import Console
+
+from vjplib.commands.common import Command
+
+
+def add(command: Command) -> None:
+    """Adds the command."""
+    command("list", _list, "print every rule of the library, why it exists and where its mathematics is found")
+
+
+def _list(parsed: argparse.Namespace) -> int:
+    del parsed
+    from jax.export import symbolic_shape
+    from rich import box
+    from rich.table import Table
+
+    from vjplib.catalog import rules
+
+    table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("rule", "reason", "bytes kept", "source"):
+        table.add_column(heading, overflow="fold")
+    for rule in rules():
+        names = tuple(rule.cases[0].dims)
+        sizes = dict(zip(names, symbolic_shape(", ".join(names)), strict=True))
+        table.add_row(rule.name, rule.reason, str(rule.residuals(**sizes)) if rule.residuals else "", rule.source)
+    Console(highlight=False).print(table)
+    return 0
