@@ -1,6 +1,9 @@
-"""Slow proofs run on request: pytest -m deep, pytest -m sweep."""
+"""Slow proofs run on request: pytest -m deep, pytest -m sweep. Four devices are made of the processor's cores."""
 
+import jax
 import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)  # for what is claimed of shards; read when the first array is made
 
 
 def pytest_collection_modifyitems(config, items):
