@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from vjplib.verification.traps import told
+
 Level = Literal["pass", "fail", "note", "skipped"]
 
 CLAIMS = {
@@ -72,6 +74,8 @@ class Finding:
         if self.ratio is not None:
             parts.append(f"(error {self.ratio:.3g} x the tolerance")
             parts[-1] += f", worst at {self.index})" if self.index is not None else ")"
+        if self.trap:
+            parts.append(f"({told(self.trap)})")
         return " ".join(parts)
 
 
