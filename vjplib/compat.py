@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
-from jax._src import source_info_util
+from jax._src import config, source_info_util
 from jax._src.core import trace_ctx
 from jax._src.interpreters.batching import BatchTrace, BatchTracer
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Jaxpr
 from jax.extend.core import Literal as Literal
+from jax.extend.core import Primitive as Primitive
 from jax.sharding import AxisType, auto_axes, get_abstract_mesh
 
 P = ParamSpec("P")
@@ -96,6 +99,55 @@ def x64() -> Any:
     return jax.enable_x64(True)
 
 
+@cache
+def hasty_options() -> dict[str, Any] | None:
+    """Returns options of `jax.jit` by which the CPU's compiler takes the least time, None where it takes none of them.
+
+    What is computed is the same, slower: for programs that run a few times on small arrays. They are for a jit that
+    stands inside no other.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    hasty = {"xla_backend_optimization_level": 0}
+    for options in (hasty | {"xla_cpu_use_fusion_emitters": False}, hasty):
+        try:
+            jax.jit(lambda: 1, compiler_options=options).lower().compile()
+        except Exception:  # an option that this version does not know
+            continue
+        return options
+    return None
+
+
+def carried(f: Callable[[], T]) -> Callable[[], T]:
+    """Returns f as it runs in this thread's contexts of JAX (x64, precision, mesh, ...), for another thread to run.
+
+    Example:
+        >>> import threading
+        >>> with x64():
+        ...     thread = threading.Thread(target=carried(lambda: print(jax.numpy.zeros(1).dtype)))
+        >>> thread.start()
+        >>> thread.join()
+        float64
+    """
+    context = copy_context()
+    states = [state for state in vars(config).values() if isinstance(state, config.config_ext.Config)]
+    held = [(state, state.get_local()) for state in states if state.get_local() is not config.config_ext.unset]
+
+    def run() -> T:
+        for state, value in held:
+            state.set_local(value)
+            if hook := getattr(state, "_update_thread_local_hook", None):
+                hook(value)
+        return context.run(f)
+
+    return run
+
+
+def settings() -> dict[str, Any]:
+    """Returns every setting of `jax.config`, by name, as it holds for all threads."""
+    return {name: state.get_global() for name, state in config.config_states.items()}
+
+
 class Differentiable(Protocol[P, R]):
     """The type of a custom_vjp: called as the function it was made of is, with the rule attached to it."""
 
@@ -133,6 +185,7 @@ class CustomVJP(NamedTuple):
         static: which positional arguments are not differentiated, by nondiff_argnums or nondiff_argnames.
         symbolic_zeros: whether the passes take symbolic zeros.
         name: the primal's name.
+        optimize_remat: whether the forward is to be optimized for rematerialization.
     """
 
     primal: Callable[..., Any]
@@ -141,6 +194,7 @@ class CustomVJP(NamedTuple):
     static: frozenset[int]
     symbolic_zeros: bool
     name: str
+    optimize_remat: bool = False
 
 
 def custom_vjp_of(fn: Any) -> CustomVJP | None:
@@ -155,7 +209,8 @@ def custom_vjp_of(fn: Any) -> CustomVJP | None:
     primal = getattr(fn, "fun", None) or fn.f
     static = fn.nondiff_argnums if hasattr(fn, "nondiff_argnums") else fn.static_argnums
     symbolic = fn.symbolic_zeros if hasattr(fn, "symbolic_zeros") else fn.symz
-    return CustomVJP(primal, fn.fwd, fn.bwd, frozenset(static), bool(symbolic), primal.__name__)
+    remat = bool(getattr(fn, "optimize_remat", False) or getattr(fn, "opt_remat", False))
+    return CustomVJP(primal, fn.fwd, fn.bwd, frozenset(static), bool(symbolic), primal.__name__, remat)
 
 
 def _implementations() -> tuple[type, ...]:
@@ -227,6 +282,21 @@ def backwards_where_written() -> Iterator[None]:
 
     with replaced_custom_vjp_calls(call):
         yield
+
+
+def is_symbolic_zero(a: Any) -> bool:
+    """Returns whether a is a symbolic zero, as a backward with symbolic_zeros=True gets and may return."""
+    return isinstance(a, SymbolicZero)
+
+
+def symbolic_zero_of(y: Any) -> SymbolicZero:
+    """Returns the symbolic zero that stands for the cotangent of an output."""
+    return SymbolicZero(jax.typeof(y).to_tangent_aval())
+
+
+def perturbed(x: Any) -> CustomVJPPrimal:
+    """Returns an argument as a forward pass with symbolic_zeros=True gets it, marked as differentiated."""
+    return CustomVJPPrimal(x, True)
 
 
 def symbolic_zero_aval(a: Any) -> Any:

@@ -1,19 +1,24 @@
 """V10, edges: where the oracle is finite the rule is, and equal to it, at zeros, ties, huge, tiny and named inputs."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
+import jax
 import numpy as np
 
 from vjplib.compat import x64
 from vjplib.rule import Edge
-from vjplib.verification.measure import consult, unit_of
+from vjplib.verification.measure import consult, size_of, unit_of
+from vjplib.verification.other_calls import runs
 from vjplib.verification.report import Finding, Level
 from vjplib.verification.subject import Leaves, Subject, as_taken_by_jax
-from vjplib.verification.value import compare
+from vjplib.verification.value import compare, right
 
 KINK = 1e-3
 STEP = 1e-6
 MOST_DIRECTIONS = 16
+LARGE = 10.0  # numbers above are not what one takes for an example
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -32,15 +37,36 @@ def check(subject: Subject) -> Iterator[Finding]:
         subject, "subnormal inputs", subject.leaves(np.float32, 1e-40), gs, usual, tiny=True, finite_only=True
     )
     yield from _edge(subject, "a cotangent with exact zeros", leaves, sparse, usual)
+    for name, kept in (("masks with nothing in them", False), ("masks with all in them", True)):
+        if masked := _masked(subject, name, kept):
+            yield from _edge(masked, name, leaves, gs, usual, base=subject)
+
+
+def _masked(subject: Subject, name: str, kept: bool) -> Subject | None:
+    """Returns the call with each boolean array made all True or all False, None where it has none."""
+
+    def filled(a: Any) -> Any:
+        return np.full(np.shape(a), kept) if getattr(a, "dtype", None) == np.bool_ else a
+
+    if not any(getattr(a, "dtype", None) == np.bool_ for a in jax.tree.leaves((subject.args, dict(subject.kwargs)))):
+        return None
+    args, kwargs = jax.tree.map(filled, (subject.args, dict(subject.kwargs)))
+    masked = subject.at(args, kwargs, " ".join(filter(None, (subject.case, name))))
+    return masked if runs(masked) else None
 
 
 def check_named(subject: Subject, edges: Sequence[Edge]) -> Iterator[Finding]:
-    """Yields a finding for each named edge of a record."""
+    """Yields a finding for each named edge of a record; those of the same shapes share compiled programs."""
+    alike: dict[str, Subject] = {}
     for edge in edges:
         args = tuple(None if a is None else _single(np.asarray(a)) for a in edge.args)
         at = subject.at(args, edge.kwargs, edge.name)
         leaves = at.leaves()
-        yield from _edge(at, edge.name, leaves, at.cotangents(leaves))
+        if len(leaves) == len(args):
+            at = alike.setdefault(repr(([a if a is None else a.shape for a in args], edge.kwargs)), at)
+        yield from (
+            replace(f, case=edge.name) for f in _edge(at, edge.name, leaves, at.cotangents(leaves), base=subject)
+        )
 
 
 def _single(a: np.ndarray) -> np.ndarray:
@@ -55,6 +81,7 @@ def _edge(
     usual: Leaves | None = None,
     tiny: bool = False,
     finite_only: bool = False,
+    base: Subject | None = None,
 ) -> Iterator[Finding]:
     errors = list(compare(subject, leaves, gs, usual))
     if errors and all(e.known == 0 for _, e in errors):
@@ -73,7 +100,18 @@ def _edge(
             reason = "not finite where the oracle is"
             if tiny and e.lost:  # what underflows in float32 is no fault of the rule's
                 level, reason = "note", f"{reason}, and nor is autodiff"
-        yield Finding("V10", level, f"{name}: {reason}", argument, e.excused, e.index, subject.case)
+        trap = _trap(base or subject, leaves, bool(np.isfinite(e.excused))) if level == "fail" else ""
+        yield Finding("V10", level, f"{name}: {reason}", argument, e.excused, e.index, subject.case, trap)
+
+
+def _trap(subject: Subject, leaves: Leaves, finite: bool) -> str:
+    """Returns the trap of a rule that is right at the call as given, and not at these leaves."""
+    if not right(subject):
+        return ""
+    if not finite:
+        return "overflow" if max(map(size_of, leaves)) > LARGE else "zero-times-infinity"
+    tied = any(np.unique(a).size < a.size for a in leaves)
+    return "ties" if tied or any(np.any(a == 0) for a in leaves) else ""
 
 
 def _excuses(subject: Subject, leaves: Leaves, gs: Leaves) -> dict[str, tuple[Level, str]]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vjplib.compat import opened, programs
 from vjplib.verification.report import Finding, said
@@ -78,6 +79,34 @@ def _operations(eqn: Any) -> int:
     return max([out, *(_elements(v) for v in eqn.invars)])
 
 
+def too_large(subject: Subject) -> str | None:
+    """Returns why the call cannot be computed in the memory that is free, or None; nothing is computed to know it."""
+    leaves = subject.leaves(np.float32)
+    try:
+        gs = subject.cotangents(leaves)
+        traced = [jax.make_jaxpr(subject.pull(f))(leaves, gs) for f in (subject.call, subject.oracle)]
+    except Exception:  # what the function raises is for the claims to report
+        return None
+    largest = [cost(opened(program)[0]).largest for program in traced]
+    needed, free = 8 * max(largest), _free_memory()  # bytes, in float64
+    if needed <= free / 2:
+        return None
+    whose = "the function" if largest[0] >= largest[1] else "autodiff of the reference"
+    return (
+        f"{whose} forms an array of {max(largest):,} elements, {needed / 1e9:.0f} GB in float64, and "
+        f"{free / 1e9:.0f} GB are free: nothing was computed"
+    )
+
+
+def _free_memory() -> float:
+    """Returns the bytes of memory that are free, infinity where the system does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf
+
+
 def check(subject: Subject, compiled: bool = True) -> Iterator[Finding]:
     """Yields a finding for each dimension.
 
@@ -107,13 +136,16 @@ def _dimension(subject: Subject, dimension: str, size: int, compiled: bool) -> F
     allowed = [max(1.0, _exponent(theirs, part)) + EXCESS for part in ("largest", "operations")]
     message = f"in {dimension}: largest array grows with exponent {memory:.2f}, operations {time:.2f}"
     failed = memory > allowed[0] or time > allowed[1]
+    by_time = failed and memory <= allowed[0]
     if compiled and not failed and ours[0].equations == ours[1].equations:
         temporary = _compiled_exponent(subject, dimension)
         message += f", temporary bytes {temporary:.2f}"
         failed = temporary > allowed[0]
     if failed:
         message += f"; autodiff of the reference: {allowed[0] - EXCESS:.2f} and {allowed[1] - EXCESS:.2f}"
-    return Finding("V8", "fail" if failed else "pass", message, case=subject.case)
+    if not failed:
+        return Finding("V8", "pass", message, case=subject.case)
+    return Finding("V8", "fail", message, case=subject.case, trap="quadratic-time" if by_time else "n-by-n")
 
 
 def _exponent(costs: list[Cost], part: str) -> float:

@@ -7,6 +7,7 @@ function saturates o may be far below it, and one rounding of a number of the us
 set by hand for a rule.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -71,8 +72,9 @@ def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float) -> Oracle
 
     with x64():
         stacks = (tuple(rounded(a) for a in exact[0]), tuple(rounded(a) for a in exact[1]))
-        ys, dxs = subject.truths(stacks)
-        rows = [np.asarray(a) for a in (*ys, *dxs)]
+        pairs = [tuple(tuple(a[k] for a in part) for part in stacks) for k in range(1 + DRAWS)]
+        answers = [[np.asarray(a) for a in itertools.chain(*subject.truths(*pair))] for pair in pairs]
+        rows = [np.stack(row) for row in zip(*answers, strict=True)]
     with np.errstate(invalid="ignore"):
         draws = tuple(tuple(a[1 + k] - a[0] for a in rows) for k in range(DRAWS))
     return Oracle(tuple(a[0] for a in rows), draws)

@@ -1,15 +1,17 @@
 """V5, order two: the backward is itself differentiable, backwards and forwards, and right; or refused as declared."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from vjplib.compat import x64
+from vjplib.verification.diagnose import lower_precision, optimizes_remat, raised
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of
 from vjplib.verification.report import Finding, said
-from vjplib.verification.subject import Leaves, Subject
+from vjplib.verification.subject import Answers, Leaves, Subject
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -31,20 +33,50 @@ def check(subject: Subject) -> Iterator[Finding]:
             except Exception as error:  # a refusal is a finding, whatever its type
                 yield _refusal(subject, mode, error)
                 continue
-            if subject.order_two:
-                modes[mode] = second
-            else:
-                yield Finding("V5", "fail", f"{mode} is declared to be refused, yet runs", case=subject.case)
+            modes[mode] = second
         pulls = (subject.pull(subject.call), subject.pull(subject.oracle))
-        second_order = jax.jit(lambda p: {mode: [f(pull, *p) for pull in pulls] for mode, f in modes.items()})(point)
-        scale = max(size_of(np.asarray(a)) for a in subject.answers(leaves, gs).true_dxs)
-        for mode, (found, expected) in second_order.items():
-            yield _compare(subject, mode, found, expected, scale)
+
+        def second_order(modes: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+            return subject.compiled(lambda p: {m: [f(pull, *p) for pull in pulls] for m, f in modes.items()})(point)
+
+        answers = subject.answers(leaves, gs)
+        scale = max(size_of(np.asarray(a)) for a in answers.true_dxs)
+        try:
+            results = second_order(modes)
+        except Exception:  # some refuse as late as they are compiled: one at a time, then, to know which
+            results = {}
+            for mode, second in modes.items():
+                try:
+                    results |= second_order({mode: second})
+                except Exception as error:  # a refusal is a finding, whatever its type
+                    yield _refusal(subject, mode, error)
+        for mode, (found, expected) in results.items():
+            if not subject.order_two:
+                yield Finding("V5", "fail", f"{mode} is declared to be refused, yet runs", case=subject.case)
+                continue
+            finding = _compare(subject, mode, found, expected, scale)
+            if finding.level == "fail":
+                trap = _trap(subject, (leaves, gs), answers, found, expected, scale)
+                finding = replace(finding, trap=trap)
+            yield finding
+
+
+def _trap(subject: Subject, at: tuple[Leaves, Leaves], first: Answers, found: Any, expected: Any, scale: float) -> str:
+    """Returns the trap where the first derivatives are right, and the second are zero or of few digits."""
+    first = jax.tree.map(np.asarray, first)
+    if any(relative_gap(r, o) > HALF_THE_DIGITS for r, o in zip(first.dxs, first.true_dxs, strict=True)):
+        return lower_precision(subject, *at, max(map(relative_gap, first.dxs, first.true_dxs)))
+    pairs = [(np.asarray(r), np.asarray(o)) for r, o in zip(*map(jax.tree.leaves, (found, expected)), strict=True)]
+    wrong = [(r, o) for r, o in pairs if relative_gap(r, o, scale) > HALF_THE_DIGITS]
+    if any(not np.any(r) for r, _ in wrong):
+        return "second-order-zero"
+    return lower_precision(subject, *at, max(relative_gap(r, o, scale) for r, o in wrong))
 
 
 def _refusal(subject: Subject, mode: str, error: Exception) -> Finding:
     if subject.order_two:
-        return Finding("V5", "fail", f"{mode} raises {said(error)}", case=subject.case)
+        trap = "optimize-remat" if optimizes_remat(subject) else raised(subject, error)
+        return Finding("V5", "fail", f"{mode} raises {said(error)}", case=subject.case, trap=trap)
     return Finding("V5", "pass", f"{mode} is refused, as declared, by {said(error)}", case=subject.case)
 
 

@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import custom_vjp_of
-from vjplib.rule import Case, Rule
+from vjplib.rule import Case, Edge, Rule
 from vjplib.verification import (
     accuracy,
     contract,
@@ -19,11 +20,14 @@ from vjplib.verification import (
     linearity,
     locate,
     order_two,
+    other_calls,
     residuals,
     transforms,
     value,
 )
-from vjplib.verification.report import CLAIMS, Finding, Report, said
+from vjplib.verification.diagnose import raised
+from vjplib.verification.guard import TIME_LIMIT, as_finding, in_time, side_by_side, watched
+from vjplib.verification.report import CLAIMS, Finding, Report
 from vjplib.verification.subject import Static, Subject, as_taken_by_jax
 
 Effort = Literal["quick", "standard", "deep"]
@@ -55,8 +59,13 @@ CHECKS: dict[str, dict[str, Check]] = {
     },
 }
 CHECKS["deep"] = CHECKS["standard"]
-_EVERY_CASE = {"quick": ("V1", "V2"), "standard": ("V1", "V2", "V3", "V4", "V5")}
+_OTHER_CASES: dict[str, dict[str, Check]] = {
+    "quick": {"V1": contract.check, "V2": value.in_float64},
+    "standard": {claim: CHECKS["quick"][claim] for claim in ("V1", "V2", "V3", "V4", "V5")},
+}
 _WITHOUT_ORACLE = ("V1", "V3", "V4")
+_BY_SHAPES_ALONE = ("V1", "V7", "V8")
+_ALONE = ("V1", "V6", "V12", "V13")  # they look at every custom_vjp that is called meanwhile, by whatever thread
 _RANDOM_SIZES = {"quick": 0, "standard": 0, "deep": 20}
 
 
@@ -79,6 +88,7 @@ def verify(
     order_two: bool = True,
     residual_bytes: int | None = None,
     seed: int = 0,
+    time_limit: float = TIME_LIMIT,
 ) -> Report:
     """Returns the proof sheet of fn at a call: each claim on its derivative, shown or refuted.
 
@@ -98,14 +108,16 @@ def verify(
         order_two: whether second derivatives are offered; False verifies that they are refused.
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.
         seed: of all random numbers; the same seed gives the same report.
+        time_limit: seconds that a claim may take before it fails for not ending. Claims run in threads to that end;
+            `math.inf` runs them in the caller's own, as a debugger wants it.
 
     Returns:
         A `Report`: `.ok`, `.findings` and `.failures`; prints as a table.
 
     Raises:
         TypeError: fn is not callable, args is not a tuple or list, or an array is complex.
-        ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative, or effort or claims
-            are not known.
+        ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative, effort or claims
+            are not known, or time_limit is not positive.
 
     Example:
         >>> import vjplib
@@ -116,16 +128,32 @@ def verify(
         (True, False)
     """
     start = time.perf_counter()
-    options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
-    subject = _at_call(fn, args, dict(kwargs or {}), **options)
-    findings = examine(subject, effort, claims)
-    if effort != "quick" and (claims is None or "V2" in claims):
-        findings += _guarded("V2", lambda s: _at_other_sizes(s, effort), subject)
-        findings.sort(key=lambda f: list(CLAIMS).index(f.claim))
-    return Report(_name(fn), tuple(findings), time.perf_counter() - start)
+    options = {
+        "reference": reference,
+        "order_two": order_two,
+        "residuals": residual_bytes,
+        "seed": seed,
+        "hurried": effort == "quick",
+    }
+    selected, run = _selected(effort, claims), _Run(time_limit)
+    with watched((fn,), run.outside):
+        subject = _at_call(fn, args, dict(kwargs or {}), run, **options)
+        jobs = [_Job(claim, check, subject) for claim, check in selected]
+        if claims is None or "V2" in claims:
+            jobs.append(_Job("V2", lambda s: other_calls.check(s, effort), subject))
+        findings = run.all(jobs)
+    return _report(_name(fn), findings, run, start, claims)
 
 
-def _at_call(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], **options: Any) -> Subject:
+def _report(name: str, findings: Sequence[Finding], run: "_Run", start: float, claims: Sequence[str] | None) -> Report:
+    outside = [f for f in run.outside if claims is None or f.claim in claims]
+    ordered = sorted([*findings, *outside], key=lambda f: list(CLAIMS).index(f.claim))
+    return Report(name, tuple(ordered), time.perf_counter() - start)
+
+
+def _at_call(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], run: "_Run", **options: Any
+) -> Subject:
     """Returns the subject that a user's call makes, or refuses it."""
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {fn!r}")
@@ -138,11 +166,11 @@ def _at_call(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     subject = Subject(fn, arrays, kwargs, sizes=sizes, resize=lambda new: (_by_size(arrays, new), {}), **options)
     if not subject.differentiable:
         raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")
-    try:
-        outputs = subject.outputs(subject.leaves())
-    except Exception:  # what fn raises is for the claims to report
-        return subject
-    if not outputs:
+    outputs = in_time(lambda: subject.outputs(subject.leaves()), run.seconds)
+    if outputs is None:
+        run.hung = True
+        run.outside.append(as_finding("V1", None, run.seconds, ""))
+    if outputs == ():  # what fn raises is for the claims to report
         raise ValueError("fn must return at least one floating array, to have a derivative; it returned none")
     return subject
 
@@ -163,19 +191,25 @@ def assert_verified(fn: Callable[..., Any], args: Sequence[Any], *rest: Any, **o
 
 
 def verify_rule(
-    rule: Rule, *, effort: Effort = "standard", claims: Sequence[str] | None = None, seed: int = 0
+    rule: Rule,
+    *,
+    effort: Effort = "standard",
+    claims: Sequence[str] | None = None,
+    seed: int = 0,
+    time_limit: float = TIME_LIMIT,
 ) -> Report:
     """Returns the proof sheet of a record: every claim at its first case, the main ones at all, and its named edges.
 
     Args:
         rule: the record.
-        effort: "quick" examines contract and value at all cases but the first; "deep" examines every claim at every
-            case, and each case at 20 random sizes.
+        effort: "quick" examines contract and value, the latter in float64, at all cases but the first; "deep" examines
+            every claim at every case, and each case at 20 random sizes.
         claims: which to examine; None for all that the effort includes.
         seed: of all random numbers.
+        time_limit: seconds that a claim may take at one case, as `verify` has it.
 
     Raises:
-        ValueError: effort or claims are not known.
+        ValueError: effort or claims are not known, or time_limit is not positive.
 
     Example:
         >>> from vjplib.catalog import find
@@ -183,26 +217,32 @@ def verify_rule(
         True
     """
     start = time.perf_counter()
-    selected = _selected(effort, claims)
-    findings: list[Finding] = []
-    for i, case in enumerate(rule.cases):
-        subject = at_case(rule, case, seed)
-        for claim, check in selected:
-            if i == 0 or effort == "deep":
-                findings += _guarded(claim, check, subject)
-            elif claim in _EVERY_CASE[effort]:
-                findings += _guarded(claim, CHECKS["quick"][claim], subject)
-        for number in range(_RANDOM_SIZES[effort]):
-            findings += _at_random_sizes(rule, case, (seed, i, number), claims)
-    if claims is None or "V10" in claims:
-        named = at_case(rule, rule.cases[0], seed)
-        findings += _guarded("V10", lambda s: edges.check_named(s, rule.edges), named)
-    order = list(CLAIMS)
-    findings.sort(key=lambda f: order.index(f.claim))
-    return Report(rule.name, tuple(findings), time.perf_counter() - start)
+    selected, run = dict(_selected(effort, claims)), _Run(time_limit)
+    others = selected if effort == "deep" else _OTHER_CASES[effort]
+    with watched((rule.fn,), run.outside):
+        jobs = []
+        for i, case in enumerate(rule.cases):
+            subject = replace(at_case(rule, case, seed), hurried=effort == "quick")
+            checks = selected if i == 0 else {claim: others[claim] for claim in selected if claim in others}
+            jobs += [_Job(claim, check, subject) for claim, check in checks.items()]
+            for number in range(_RANDOM_SIZES[effort]):
+                jobs += _at_random_sizes(rule, case, (seed, i, number), claims)
+        if claims is None or "V10" in claims:
+            named = replace(at_case(rule, rule.cases[0], seed), hurried=effort == "quick")
+            jobs += [_Job("V10", lambda s, part=part: edges.check_named(s, part), named) for part in _alike(rule.edges)]
+        findings = run.all(jobs)
+    return _report(rule.name, findings, run, start, claims)
 
 
-def _at_random_sizes(rule: Rule, case: Case, seed: tuple[int, ...], claims: Sequence[str] | None) -> Iterator[Finding]:
+def _alike(named: Sequence[Edge]) -> list[list[Edge]]:
+    """Returns the edges in groups: those that may share compiled programs stand together."""
+    groups: dict[str, list[Edge]] = {}
+    for edge in named:
+        groups.setdefault(repr(([np.shape(a) for a in edge.args], edge.kwargs)), []).append(edge)
+    return list(groups.values())
+
+
+def _at_random_sizes(rule: Rule, case: Case, seed: tuple[int, ...], claims: Sequence[str] | None) -> Iterator["_Job"]:
     rng = np.random.default_rng(seed)
     sizes = case.sizes(rng)
     if sizes == dict(case.dims):
@@ -210,40 +250,91 @@ def _at_random_sizes(rule: Rule, case: Case, seed: tuple[int, ...], claims: Sequ
     subject = at_case(rule, case, int(rng.integers(2**31)), **sizes)
     for claim, check in (("V2", lambda s: value.check(s, scales=(1.0,))), ("V7", residuals.check)):
         if claims is None or claim in claims:
-            yield from _guarded(claim, check, subject)
+            yield _Job(claim, check, subject)
 
 
-def examine(subject: Subject, effort: Effort = "standard", claims: Sequence[str] | None = None) -> list[Finding]:
-    """Returns the findings of each claim on one subject."""
-    return [f for claim, check in _selected(effort, claims) for f in _guarded(claim, check, subject)]
+def examine(
+    subject: Subject,
+    effort: Effort = "standard",
+    claims: Sequence[str] | None = None,
+    time_limit: float = TIME_LIMIT,
+) -> list[Finding]:
+    """Returns the findings of each claim on one subject, in the order of the claims; arguments as `verify` has them."""
+    return _Run(time_limit).all([_Job(claim, check, subject) for claim, check in _selected(effort, claims)])
 
 
-def _at_other_sizes(subject: Subject, effort: Effort) -> Iterator[Finding]:
-    """Yields V2 with one axis size changed at a time: to one, and to the next, of other parity; in deep, to more."""
-    integers = len(jax.tree.leaves(subject.args)) > len(subject.differentiable)
-    for name, n in subject.sizes.items():
-        sizes = {1, n + 1} if effort == "standard" else {1, 2, 3, n - 1, n + 1, n + 2, 2 * n}
-        for size in sorted(sizes - {0, n}):
-            if size < n and integers:  # they may be indices into the axis
-                continue
-            other = subject.at(_resized(subject.args, {n: size}), subject.kwargs, f"{name} made {size}")
-            if _runs(other):
-                yield from value.check(other, scales=(1.0,))
+class _Job(NamedTuple):
+    """A claim to examine, by a check, of a subject."""
+
+    claim: str
+    check: Check
+    subject: Subject
 
 
-def _runs(subject: Subject) -> bool:
-    """Returns whether function and oracle take these sizes: they may have their reasons to refuse them."""
-    leaves = subject.leaves(np.float32)
-    try:
-        jax.eval_shape(subject.answers, leaves, subject.cotangents(leaves))
-    except Exception:  # whatever a function raises at a size that nobody called it with
-        return False
-    return True
+class _Run:
+    """The jobs of one report: each in time, two side by side where they do not meddle with one another.
 
+    Args:
+        seconds: how long a job may take.
 
-def _resized(args: tuple[Any, ...], sizes: Mapping[int, int]) -> tuple[Any, ...]:
-    """Returns the arguments with axes of some sizes made others, their numbers repeated or cut."""
-    return jax.tree.map(lambda a: np.resize(a, tuple(sizes.get(n, n) for n in np.shape(a))), args)
+    Once one did not end, no other is begun: it would not end either.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise ValueError(f"time_limit must be a positive number of seconds, got {seconds!r}")
+        self.seconds, self.hung = seconds, False
+        self.outside: list[Finding] = []
+        self.too_large: dict[int, str | None] = {}  # by subject
+
+    def all(self, jobs: Sequence[_Job]) -> list[Finding]:
+        """Returns the findings of all jobs, in their order."""
+        found: dict[int, list[Finding]] = {}
+        together = []
+        for i, job in enumerate(jobs):
+            if job.claim in _ALONE or (job.claim == "V2" and job.subject is jobs[0].subject):
+                found[i] = self.one(job)  # V2 compiles what others use
+            else:
+                together.append(i)
+        rest = [jobs[i] for i in together]
+        if np.isfinite(self.seconds):
+            lists = side_by_side([lambda job=job: self.one(job) for job in rest])
+        else:
+            lists = [self.one(job) for job in rest]
+        found |= dict(zip(together, lists, strict=True))
+        return [finding for i in range(len(jobs)) for finding in found[i]]
+
+    def one(self, job: _Job) -> list[Finding]:
+        """Returns the findings of a job; what it raises is a failure of the function, never of the run."""
+        claim, check, subject = job
+        if self.hung:
+            message = "not examined, for what was examined before did not end"
+            return [Finding(claim, "skipped", message, case=subject.case)]
+        findings: list[Finding] = []  # those before it raises count
+
+        def work() -> list[Finding]:
+            if reason := self._undecidable(claim, subject):
+                findings.append(Finding(claim, "skipped", reason, case=subject.case))
+            else:
+                findings.extend(check(subject))
+            return findings
+
+        outcome = in_time(work, self.seconds)
+        if isinstance(outcome, list):
+            return outcome
+        self.hung = self.hung or outcome is None
+        trap = raised(subject, outcome) if isinstance(outcome, Exception) else ""
+        return [*findings, replace(as_finding(claim, outcome, self.seconds, subject.case), trap=trap)]
+
+    def _undecidable(self, claim: str, subject: Subject) -> str | None:
+        """Returns why a claim cannot be examined, or None."""
+        if claim not in _WITHOUT_ORACLE and subject.undifferentiable is not None:
+            return f"JAX cannot differentiate the oracle ({subject.undifferentiable}); give a reference"
+        if claim in _BY_SHAPES_ALONE:
+            return None
+        if id(subject) not in self.too_large:
+            self.too_large[id(subject)] = growth.too_large(subject)
+        return self.too_large[id(subject)]
 
 
 def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
@@ -282,19 +373,6 @@ def _selected(effort: str, claims: Sequence[str] | None) -> list[tuple[str, Chec
         raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
     checks = CHECKS[effort] if claims is None else {**CHECKS["standard"], **CHECKS[effort]}
     return [(claim, check) for claim, check in checks.items() if claims is None or claim in claims]
-
-
-def _guarded(claim: str, check: Check, subject: Subject) -> list[Finding]:
-    """Returns the findings of a check; what it raises is a failure of the function, never of the run."""
-    findings: list[Finding] = []
-    if claim not in _WITHOUT_ORACLE and subject.undifferentiable is not None:
-        message = f"JAX cannot differentiate the oracle ({subject.undifferentiable}); give a reference"
-        return [Finding(claim, "skipped", message, case=subject.case)]
-    try:
-        findings.extend(check(subject))
-    except Exception as error:  # any error that a rule raises is a finding about that rule
-        findings.append(Finding(claim, "fail", f"raises {said(error)}", case=subject.case))
-    return findings
 
 
 def _is_static(argument: Any) -> bool:

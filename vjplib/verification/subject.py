@@ -4,16 +4,18 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import strip_custom_rules
+from vjplib.compat import hasty_options, strip_custom_rules
 from vjplib.verification.report import said
 
 Leaves = tuple[Any, ...]
+T = TypeVar("T")
+SMALL = 100_000  # elements
 
 
 @jax.tree_util.register_pytree_node_class
@@ -69,6 +71,7 @@ class Subject:
         resize: takes other sizes for some of them; returns the arguments and array keyword arguments then, as
             `jax.ShapeDtypeStruct`.
         case: a name for the call.
+        hurried: whether compiling may leave out optimisation in float32 too; in float64 it does, if the call is small.
     """
 
     fn: Callable[..., Any]
@@ -82,6 +85,7 @@ class Subject:
     sizes: Mapping[str, int] = field(default_factory=dict)
     resize: Callable[[Mapping[str, int]], tuple[tuple[Any, ...], Mapping[str, Any]]] | None = None
     case: str = ""
+    hurried: bool = False
 
     def flat(self, f: Callable[..., Any]) -> Callable[..., Leaves]:
         """Returns f at this call as a function of the differentiated leaves, to its floating output leaves."""
@@ -119,9 +123,9 @@ class Subject:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The name of each differentiated leaf, as the function's signature has it."""
-        parameters = _parameters(self.fn, len(self.args))
+        named = parameters(self.fn, len(self.args))
         paths, _ = jax.tree_util.tree_flatten_with_path(self.args)
-        every = [parameters[path[0].idx] + jax.tree_util.keystr(path[1:]) for path, _ in paths]
+        every = [named[path[0].idx] + jax.tree_util.keystr(path[1:]) for path, _ in paths]
         return tuple(every[i] for i in self.differentiable)
 
     def leaves(self, dtype: Any = None, scale: float = 1.0) -> Leaves:
@@ -159,14 +163,29 @@ class Subject:
     def answers(self) -> Callable[[Leaves, Leaves], "Answers"]:
         """All answers at leaves and cotangents as one compiled program: compiling is what takes the time."""
         ours, theirs = self.pull(self.call), self.pull(self.oracle)
-        return jax.jit(lambda leaves, gs: Answers(self.call(*leaves), *ours(leaves, gs), *theirs(leaves, gs)))
+
+        def program(leaves: Leaves, gs: Leaves) -> Answers:
+            return Answers(self.call(*leaves), *ours(leaves, gs), *theirs(leaves, gs))
+
+        double = self.compiled(program)
+        single = double if self.hurried else jax.jit(program)
+        return lambda leaves, gs: (double if any(a.dtype == np.float64 for a in leaves) else single)(leaves, gs)
+
+    def compiled(self, f: Callable[..., T]) -> Callable[..., T]:
+        """Returns f jitted, and compiled without optimisation if the call is small: that takes less time in all."""
+        return jax.jit(f, compiler_options=hasty_options() if self.small else None)
+
+    @cached_property
+    def small(self) -> bool:
+        """Whether the call's arrays are so small that computing takes no time, however it is compiled."""
+        return sum(np.size(leaf) for leaf in self._flat[0]) <= SMALL
 
     @cached_property
     def pullback(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
         """`pull` of the function alone, jitted, its results on the host."""
         if self.undifferentiable is None:
             return lambda leaves, gs: jax.tree.map(np.asarray, tuple(self.answers(leaves, gs)[1:3]))
-        jitted = jax.jit(self.pull(self.call))
+        jitted = self.compiled(self.pull(self.call))
         return lambda leaves, gs: jax.tree.map(np.asarray, jitted(leaves, gs))
 
     @cached_property
@@ -184,9 +203,22 @@ class Subject:
         return None
 
     @cached_property
-    def truths(self) -> Callable[[tuple[Leaves, Leaves]], tuple[Leaves, Leaves]]:
-        """`pull` of the oracle over a stack of leaves and cotangents, one after the other, jitted."""
-        return jax.jit(lambda stack: jax.lax.map(lambda pair: self.pull(self.oracle)(*pair), stack))
+    def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
+        """The oracle's outputs and cotangents, in float64: of `answers`, if that need not be compiled twice."""
+        alone = self.compiled(self.pull(self.oracle))
+        if not self.small:
+            return alone
+        programs = [lambda leaves, gs: tuple(self.answers(leaves, gs)[3:]), alone]
+
+        def run(leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
+            if len(programs) == 2:
+                try:
+                    return programs[0](leaves, gs)
+                except Exception:  # the function may not run in float64 where the oracle does
+                    del programs[0]
+            return programs[0](leaves, gs)
+
+        return run
 
     def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> "Subject":
         """Returns the same subject at another call."""
@@ -205,7 +237,7 @@ def as_taken_by_jax(leaf: Any) -> Any:
     return array if dtype == array.dtype else array.astype(dtype)
 
 
-def _parameters(fn: Callable[..., Any], count: int) -> list[str]:
+def parameters(fn: Callable[..., Any], count: int) -> list[str]:
     """Returns a name for each of count positional arguments."""
     try:
         parameters = inspect.signature(fn).parameters.values()

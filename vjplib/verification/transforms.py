@@ -5,6 +5,7 @@ Everything is compared with the eager pullback in float64, where a difference in
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
+from vjplib.verification.diagnose import raised, takes_symbolic_zeros
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap
 from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Leaves, Subject
 
+MOST_OUTPUTS = 3  # of which each is tried alone
 Pull = Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
 
 
@@ -35,8 +38,8 @@ def check(subject: Subject, eager: bool = True) -> Iterator[Finding]:
         jitted = subject.pullback
         truth = [jitted(*pair) for pair in pairs]
         if eager:
-            yield from _report(subject, "NumPy arguments, not jitted", lambda: pull(*host[0]), truth[0])
-            yield from _report(subject, "not jitted", lambda: pull(*pairs[0]), truth[0])
+            yield _report(subject, "NumPy arguments, not jitted", lambda: pull(*host[0]), truth[0])
+            yield _report(subject, "not jitted", lambda: pull(*pairs[0]), truth[0])
         yield _bitwise(subject, jitted, pairs[0])
         yield from _together(subject, dict(_variants(subject, pull, jitted, pairs, truth)))
 
@@ -75,6 +78,9 @@ def _variants(
     if count > 1:
         for i, name in enumerate(subject.names):
             yield f"gradient of {name} alone", (_lazily(_alone(subject, xs, i), gs), truth[0][1][i])
+    for i in range(min(len(gs), MOST_OUTPUTS)) if len(gs) > 1 else ():
+        only = tuple(g if j == i else jnp.zeros_like(g) for j, g in enumerate(gs))
+        yield f"output {i} alone", (_lazily(_of_output(subject, xs, i), gs[i]), jitted(xs, only)[1])
 
 
 def _stack(a: Leaves, b: Leaves) -> Leaves:
@@ -97,7 +103,22 @@ def _alone(subject: Subject, xs: Leaves, i: int) -> Callable[[Leaves], Any]:
     return run
 
 
+def _of_output(subject: Subject, xs: Leaves, i: int) -> Callable[[Any], Leaves]:
+    """Returns the pullback of one output, the others' cotangents not being zeros but absent."""
+    return lambda g: jax.vjp(lambda *ls: subject.call(*ls)[i], *xs)[1](g)
+
+
 def _together(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any]]) -> Iterator[Finding]:
+    """Yields the finding on each transform; one that fails only where part of the call is batched is told apart."""
+    findings = dict(_each(subject, variants))
+    whole = f"vmap over {', '.join(subject.names)}"
+    for name, finding in findings.items():
+        partly = finding.level == "fail" and not finding.trap and name.startswith("vmap") and name != whole
+        unbatched = partly and findings[whole].level == "pass"
+        yield replace(finding, trap="unbatched-residuals") if unbatched else finding
+
+
+def _each(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any]]) -> Iterator[tuple[str, Finding]]:
     """Compiles all transforms as one program; one that cannot be traced is reported and left out."""
     traced = {}
     for name, (run, expected) in variants.items():
@@ -105,28 +126,40 @@ def _together(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any
             jax.eval_shape(run)
             traced[name] = (run, expected)
         except Exception as error:  # whatever the rule raises under a transform is the finding
-            yield Finding("V4", "fail", f"{name}: raises {said(error)}", case=subject.case)
-    results = jax.jit(lambda: {name: run() for name, (run, _) in traced.items()})()
-    for name, result in results.items():
-        yield from _report(subject, name, lambda result=result: result, traced[name][1])
+            yield name, _raises(subject, name, error)
+    try:
+        results = _host(subject.compiled(lambda: {name: run() for name, (run, _) in traced.items()})())
+        runs = {name: (lambda result=result: result) for name, result in results.items()}
+    except Exception:  # one of them raises as it runs: each alone, then, to know which
+        runs = {name: subject.compiled(run) for name, (run, _) in traced.items()}
+    for name, run in runs.items():
+        yield name, _report(subject, name, run, traced[name][1])
 
 
-def _report(subject: Subject, name: str, run: Callable[[], Any], expected: Any) -> Iterator[Finding]:
+def _raises(subject: Subject, name: str, error: Exception) -> Finding:
+    trap = raised(subject, error)
+    return Finding("V4", "fail", f"{name}: raises {said(error)}", case=subject.case, trap=trap)
+
+
+def _report(subject: Subject, name: str, run: Callable[[], Any], expected: Any) -> Finding:
     try:
         result = _host(run())
     except Exception as error:  # whatever the rule raises under a transform is the finding
-        yield Finding("V4", "fail", f"{name}: raises {said(error)}", case=subject.case)
-        return
+        return _raises(subject, name, error)
     gap = max(map(relative_gap, jax.tree.leaves(result), jax.tree.leaves(expected)))
     if gap > HALF_THE_DIGITS:
         message = f"{name}: differs from the plain pullback by {gap:.1e} of its size"
-        yield Finding("V4", "fail", message, ratio=gap / HALF_THE_DIGITS, case=subject.case)
-    else:
-        yield Finding("V4", "pass", name, ratio=gap / HALF_THE_DIGITS, case=subject.case)
+        trap = "symbolic-zeros" if name in _alone_names(subject) and takes_symbolic_zeros(subject) else ""
+        return Finding("V4", "fail", message, ratio=gap / HALF_THE_DIGITS, case=subject.case, trap=trap)
+    return Finding("V4", "pass", name, ratio=gap / HALF_THE_DIGITS, case=subject.case)
+
+
+def _alone_names(subject: Subject) -> set[str]:
+    return {f"gradient of {name} alone" for name in subject.names} | {f"output {i} alone" for i in range(MOST_OUTPUTS)}
 
 
 def _bitwise(subject: Subject, jitted: Pull, pair: tuple[Leaves, Leaves]) -> Finding:
     first, second = (jax.tree.leaves(jitted(*pair)) for _ in range(2))
     same = all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
     message = "a rerun gives the same bits" if same else "a rerun gives other bits: state or randomness is hidden in it"
-    return Finding("V4", "pass" if same else "fail", message, case=subject.case)
+    return Finding("V4", "pass" if same else "fail", message, case=subject.case, trap="" if same else "hidden-state")

@@ -1,11 +1,12 @@
 """V2, value: the primal, the forward pass and every cotangent equal the float64 oracle, at three scales of input."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 
 from vjplib.compat import x64
+from vjplib.verification import diagnose
 from vjplib.verification.measure import HALF_THE_DIGITS, Error, consult, error, relative_gap, unit_of
 from vjplib.verification.report import Finding, Level
 from vjplib.verification.subject import Leaves, Subject
@@ -27,16 +28,18 @@ def check(subject: Subject, scales: tuple[float, ...] = SCALES) -> Iterator[Find
         leaves = subject.leaves(np.float32, scale)
         for name, e in compare(subject, leaves, subject.cotangents(leaves), usual):
             errors.setdefault(name, []).append((e, f"inputs times {scale:g}"))
+    exact, traps = _in_float64(subject)
     for name, found in errors.items():
-        yield from _judged(subject, name, found)
-    yield from _in_float64(subject)
+        yield from _judged(subject, name, found, traps)
+    yield from exact
 
 
-def _judged(subject: Subject, name: str, found: list[tuple[Error, str]]) -> Iterator[Finding]:
+def _judged(subject: Subject, name: str, found: list[tuple[Error, str]], traps: Mapping[str, str]) -> Iterator[Finding]:
     """Yields a failure, or what was shown at the scales that could be decided, and a note of those that could not."""
 
     def finding(level: Level, message: str, e: Error) -> Finding:
-        return Finding("V2", level, message, name, e.ratio, e.index, subject.case)
+        trap = traps.get(name, "") if level == "fail" else ""
+        return Finding("V2", level, message, name, e.ratio, e.index, subject.case, trap)
 
     worst, where = max(found, key=lambda pair: pair[0].excused)
     if worst.excused > 1:
@@ -57,22 +60,41 @@ def _judged(subject: Subject, name: str, found: list[tuple[Error, str]]) -> Iter
             yield finding("note", f"the oracle is NaN at {1 - e.known:.0%} of it, {where}: undecided there", e)
 
 
-def _in_float64(subject: Subject) -> Iterator[Finding]:
-    """Compares in float64, to half the digits: coarser arithmetic inside the rule shows."""
+def in_float64(subject: Subject) -> Iterator[Finding]:
+    """Yields what comparing in float64, to half the digits, shows: coarser arithmetic inside the rule does."""
+    yield from _in_float64(subject)[0]
+
+
+def _in_float64(subject: Subject) -> tuple[list[Finding], dict[str, str]]:
+    """Returns the findings of `in_float64`, and the trap behind each output and cotangent, by its name in findings."""
     with x64():
         leaves = subject.leaves(np.float64)
         gs = subject.cotangents(leaves)
         found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
+        pairs = list(zip((*found.ys, *found.dxs), (*found.true_ys, *found.true_dxs), strict=True))
+        gaps = [relative_gap(r, o) for r, o in pairs]
+        traps = diagnose.values(subject, leaves, gs, found) if max(gaps, default=0.0) > HALF_THE_DIGITS else {}
     names = [*(f"output {i}" for i in range(len(found.ys))), *(f"cotangent of {name}" for name in subject.names)]
-    pairs = zip(names, (*found.ys, *found.dxs), (*found.true_ys, *found.true_dxs), strict=True)
-    for name, r, o in pairs:
+    findings = []
+    for name, gap, (_, o) in zip(names, gaps, pairs, strict=True):
         if np.isnan(o).all() and o.size:
-            yield Finding("V2", "skipped", "undecided in float64: the oracle is NaN", name, case=subject.case)
+            message = "undecided in float64: the oracle is NaN"
+            findings.append(Finding("V2", "skipped", message, name, case=subject.case))
             continue
-        gap = relative_gap(r, o)
-        level = "fail" if gap > HALF_THE_DIGITS else "pass"
+        level, trap = ("fail", traps.get(name, "")) if gap > HALF_THE_DIGITS else ("pass", "")
         message = f"in float64, {gap:.1e} from the oracle, relative to its size"
-        yield Finding("V2", level, message, name, gap / HALF_THE_DIGITS, case=subject.case)
+        ratio = gap / HALF_THE_DIGITS
+        findings.append(Finding("V2", level, message, name, ratio, case=subject.case, trap=trap))
+    return findings, traps
+
+
+def right(subject: Subject) -> bool:
+    """Returns whether the primal and every cotangent equal the oracle's, in float64 to half the digits."""
+    with x64():
+        leaves = subject.leaves(np.float64)
+        found = jax.tree.map(np.asarray, subject.answers(leaves, subject.cotangents(leaves)))
+    pairs = zip((*found.primal, *found.ys, *found.dxs), (*found.true_ys, *found.true_ys, *found.true_dxs), strict=True)
+    return all(relative_gap(r, o) <= HALF_THE_DIGITS for r, o in pairs)
 
 
 def compare(subject: Subject, leaves: Leaves, gs: Leaves, usual: Leaves | None = None) -> Iterator[tuple[str, Error]]:
