@@ -12,19 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import CustomVJP, holds_custom_vjp, recorded_custom_vjps
+from vjplib.compat import CustomVJP, holds_custom_vjp, is_symbolic_zero, perturbed, symbolic_zero_of
+from vjplib.verification.diagnose import raised, rules_called
 from vjplib.verification.report import Finding, said
-from vjplib.verification.subject import Subject
+from vjplib.verification.subject import Static, Subject
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check(subject: Subject) -> Iterator[Finding]:
     """Yields findings on the avals of the primal, of the forward pass and of what the backward returns."""
+    yield from _nondiff(subject)
     yield from _avals(subject, None)
     for dtype in DTYPES:
         if any(leaf.dtype != dtype for leaf in subject.leaves()):
             yield from _avals(subject, jnp.dtype(dtype))
+    try:
+        jax.eval_shape(lambda ls: _whole(subject, ls), subject.leaves())
+    except Exception:  # said above
+        return
     yield from _closure(subject)
     yield from _raw(subject)
 
@@ -44,10 +50,15 @@ def _avals(subject: Subject, dtype: Any) -> Iterator[Finding]:
     try:
         primal = jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
     except (TypeError, ValueError) as refusal:
-        level = "fail" if dtype is None else "note"
-        yield Finding("V1", level, f"refuses to run {at}: {said(refusal)}", case=subject.case)
+        level, trap = ("fail", raised(subject, refusal)) if dtype is None else ("note", "")
+        yield Finding("V1", level, f"refuses to run {at}: {said(refusal)}", case=subject.case, trap=trap)
         return
-    forward, dxs = jax.eval_shape(_pulled(subject), leaves)
+    try:
+        forward, dxs = jax.eval_shape(_pulled(subject), leaves)
+    except Exception as error:  # whatever the passes raise is the finding
+        message, trap = f"forward and backward raise {at}: {said(error)}", raised(subject, error)
+        yield Finding("V1", "fail", message, case=subject.case, trap=trap)
+        return
     if jax.tree.structure(primal) != jax.tree.structure(forward):
         yield Finding(
             "V1",
@@ -55,12 +66,15 @@ def _avals(subject: Subject, dtype: Any) -> Iterator[Finding]:
             f"{at}, the forward pass returns {jax.tree.structure(forward)}, the primal {jax.tree.structure(primal)}",
             "output",
             case=subject.case,
+            trap="forward-is-not-the-primal",
         )
     pairs = zip(jax.tree.leaves(primal), jax.tree.leaves(forward), strict=False)
     wrong = [(p, f) for p, f in pairs if _aval(p) != _aval(f)]
     for p, f in wrong:
         message = f"{at}, the forward pass returns {_shown(f)} where the primal returns {_shown(p)}"
-        yield Finding("V1", "fail", message, "output", case=subject.case)
+        weak = _aval(p)[0] == _aval(f)[0] and _aval(p)[2] != _aval(f)[2]
+        trap = "weak-type" if weak else "forward-is-not-the-primal"
+        yield Finding("V1", "fail", message, "output", case=subject.case, trap=trap)
     mismatched = [
         (name, x, dx)
         for name, x, dx in zip(subject.names, leaves, dxs, strict=True)
@@ -68,9 +82,18 @@ def _avals(subject: Subject, dtype: Any) -> Iterator[Finding]:
     ]
     for name, x, dx in mismatched:
         message = f"{at}, the backward returns {_shown(dx)} for an argument of {_shown(x)}"
-        yield Finding("V1", "fail", message, f"cotangent of {name}", case=subject.case)
+        trap = _trap_of_dtype(x, dx)
+        yield Finding("V1", "fail", message, f"cotangent of {name}", case=subject.case, trap=trap)
     if not wrong and not mismatched:
         yield Finding("V1", "pass", f"shapes, dtypes and structure agree {at}", case=subject.case)
+
+
+def _trap_of_dtype(x: Any, dx: Any) -> str:
+    if dx.shape != x.shape:
+        return ""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating) != jnp.issubdtype(dx.dtype, jnp.complexfloating):
+        return "real-and-complex"
+    return "weak-type" if _aval(dx)[2] else "cotangent-dtype"
 
 
 def _whole(subject: Subject, leaves: Any) -> Any:
@@ -91,6 +114,24 @@ def _cotangent_like(y: Any) -> Any:
     return jnp.ones(shape, dtype) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(shape, jax.dtypes.float0)
 
 
+def _nondiff(subject: Subject) -> Iterator[Finding]:
+    """Traces the arrays that stand in places named by nondiff_argnums, as jit would."""
+    for i, argument in enumerate(subject.args):
+        value = argument.value if isinstance(argument, Static) else None
+        if not isinstance(value, (jax.Array, np.ndarray)):
+            continue
+
+        def run(traced: Any, i: int = i) -> Any:
+            args = list(subject.rebuild(subject.leaves()))
+            return subject.fn(*args[:i], traced, *args[i + 1 :], **subject.kwargs)
+
+        try:
+            jax.eval_shape(run, value)
+        except jax.errors.UnexpectedTracerError as error:
+            message = f"argument {i} is an array that cannot be traced: {said(error)}"
+            yield Finding("V1", "fail", message, case=subject.case, trap="array-in-nondiff")
+
+
 def _closure(subject: Subject) -> Iterator[Finding]:
     constants = [c for c in jax.make_jaxpr(lambda ls: _whole(subject, ls))(subject.leaves()).consts if np.size(c) > 1]
     given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
@@ -105,14 +146,9 @@ def _raw(subject: Subject) -> Iterator[Finding]:
     leaves = subject.leaves()
     if not holds_custom_vjp(jax.make_jaxpr(lambda ls: _whole(subject, ls))(leaves)):
         return
-    with recorded_custom_vjps() as calls:
-        try:
-            with jax.disable_jit():  # what jit has traced before it does not call again
-                jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
-        except Exception:  # a while loop, for one, cannot run without jit; then what jit shows must do
-            jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
-        for rule, args, kwargs in tuple(calls):
-            yield from _raw_one(subject, rule, args, kwargs)
+    calls = rules_called(subject)
+    for rule, args, kwargs in calls:
+        yield from _raw_one(subject, rule, args, kwargs)
     if not calls:
         message = "the backward of a custom_vjp inside jit was not seen as it is, before JAX fits it to the arguments"
         yield Finding("V1", "note", message, case=subject.case)
@@ -128,22 +164,45 @@ def _raw_one(subject: Subject, rule: CustomVJP, args: tuple[Any, ...], kwargs: d
     nondiff = [v for i, v in enumerate(avals) if i in static]
     moving = [i for i in range(len(avals)) if i not in static]
 
-    def backward(*differentiable: Any) -> Any:
+    def passes(alone: int | None, *differentiable: Any) -> Any:
         every = list(avals)
         for i, v in zip(moving, differentiable, strict=True):
-            every[i] = v
+            every[i] = jax.tree.map(perturbed, v) if rule.symbolic_zeros else v
         y, res = rule.fwd(*every)
-        return tuple(rule.bwd(*nondiff, res, jax.tree.map(_cotangent_like, y)))
+        ys, tree = jax.tree.flatten(y)
+        gs = [
+            symbolic_zero_of(a)
+            if rule.symbolic_zeros and ((alone is not None and i != alone) or _whole_number(a))
+            else _cotangent_like(a)
+            for i, a in enumerate(ys)
+        ]
+        dxs = tuple(rule.bwd(*nondiff, res, jax.tree.unflatten(tree, gs)))
+        return y, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype) if is_symbolic_zero(a) else a, dxs)
 
-    if rule.symbolic_zeros:
-        yield Finding(
-            "V1", "note", f"{rule.name} takes symbolic zeros: its raw backward is not examined", case=subject.case
-        )
+    def backward(alone: int | None) -> Any:
+        return jax.eval_shape(lambda *moved: passes(alone, *moved), *(avals[i] for i in moving))
+
+    try:
+        y, cotangents = backward(None)
+    except Exception as error:  # whatever the passes raise is the finding
+        message, trap = f"{rule.name}'s passes raise: {said(error)}", raised(subject, error)
+        yield Finding("V1", "fail", message, case=subject.case, trap=trap)
         return
-    cotangents = jax.eval_shape(backward, *(avals[i] for i in moving))
     for i, dx in zip(moving, cotangents, strict=False):
         name, x = names[min(i, len(names) - 1)], avals[i]
         yield from _raw_cotangent(subject, f"{rule.name}'s {name}", x, dx)
+    leaves = jax.tree.leaves(y)
+    for alone in range(len(leaves)) if rule.symbolic_zeros and len(leaves) > 1 else ():
+        try:
+            if not _whole_number(leaves[alone]):
+                backward(alone)
+        except Exception as error:  # whatever the backward raises is the finding
+            message = f"{rule.name}'s backward raises where only output {alone} has a cotangent: {said(error)}"
+            yield Finding("V1", "fail", message, case=subject.case, trap="symbolic-zeros")
+
+
+def _whole_number(a: Any) -> bool:
+    return not jnp.issubdtype(jnp.result_type(a), jnp.inexact)
 
 
 def _raw_cotangent(subject: Subject, name: str, x: Any, dx: Any) -> Iterator[Finding]:
@@ -157,12 +216,27 @@ def _raw_cotangent(subject: Subject, name: str, x: Any, dx: Any) -> Iterator[Fin
         message = (
             f"the backward returns {jax.tree.structure(dx)} for {jax.tree.structure(x)}: JAX copies it to each leaf"
         )
-        yield Finding("V1", "fail", message, name, case=subject.case)
+        yield Finding("V1", "fail", message, name, case=subject.case, trap="one-array-for-a-tree")
     else:
         for a, da in zip(leaves, jax.tree.leaves(dx), strict=False):
             if not jnp.issubdtype(a.dtype, jnp.inexact) and da.dtype != jax.dtypes.float0:
                 message = f"the backward returns {_shown(da)} for an argument of {a.dtype}: it must be None or float0"
-                yield Finding("V1", "fail", message, name, case=subject.case)
+                yield Finding("V1", "fail", message, name, case=subject.case, trap="integers")
+            elif da.shape != a.shape and _broadcasts(a.shape, da.shape):
+                message = f"the backward returns {_shown(da)} for an argument of shape {a.shape}"
+                yield Finding("V1", "fail", message, name, case=subject.case, trap="broadcast-not-summed")
+            elif da.weak_type and da.dtype == a.dtype:
+                message = (
+                    f"the backward returns a {_shown(da)}: what is compiled for the argument is compiled anew for it"
+                )
+                yield Finding("V1", "note", message, name, case=subject.case, trap="weak-type")
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
 
 
 def _struct(a: Any) -> jax.ShapeDtypeStruct:

@@ -1,0 +1,84 @@
+"""Every trap that authors of a custom_vjp fall into is named by the verifier, and explained on its page."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+from trapped_rules import NO_TRAP, OF_FAULTS, RIGHT, STANDARD, TRAPPED
+from wrong_rules import FAULTS
+
+import vjplib
+from vjplib.verification.traps import TRAPS, anchor
+
+DOCS = Path(__file__).parent.parent / "docs"
+ELSEWHERE = {"double-psum"}  # with what else is verified on several devices
+CALLS = {f"{trap}-{i}": (trap, call) for trap, calls in TRAPPED.items() for i, call in enumerate(calls)}
+
+
+def examined(call):
+    return vjplib.verify(call.fn, call.args, claims=call.claims, **{"effort": "quick", **call.options})
+
+
+def of_fault(name):
+    fault = FAULTS[name]
+    effort = "standard" if name in STANDARD else "quick"
+    return vjplib.verify(fault.fn, fault.args, reference=fault.reference, claims=fault.claims, effort=effort)
+
+
+def named(report):
+    return {finding.trap for finding in report.findings if finding.trap}
+
+
+def test_every_trap_has_a_rule_that_fell_into_it():
+    assert set(TRAPPED) | set(OF_FAULTS.values()) | ELSEWHERE == set(TRAPS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_trap_is_named(name):
+    trap, call = CALLS[name]
+    if trap == "optimize-remat" and jax.config.jax_custom_vjp3:
+        pytest.skip("the newer custom_vjp has second order with optimize_remat")
+    report = examined(call)
+    assert trap in {finding.trap for finding in report.failures}, report
+    assert f"{TRAPS[trap].words}" in str(report)
+    assert anchor(trap) in str(report)
+    assert named(report) <= {trap, *ALSO.get(trap, ())}, report
+
+
+ALSO = {"second-order-zero": ("forward-over-reverse",), "array-in-nondiff": ("cotangent-dtype",)}
+ALSO["weak-type"] = ("cotangent-dtype",)
+
+
+@pytest.mark.parametrize("name", OF_FAULTS)
+def test_trap_of_a_fault_is_named(name):
+    report = of_fault(name)
+    assert OF_FAULTS[name] in {finding.trap for finding in report.failures}, report
+    assert named(report) == {OF_FAULTS[name]}, report
+
+
+@pytest.mark.parametrize("name", NO_TRAP)
+def test_no_trap_is_named_where_none_is_known(name):
+    report = of_fault(name)
+    assert report.failures
+    assert named(report) == set(), report
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_rule_of_the_kind_is_passed_without_a_trap(name):
+    report = examined(RIGHT[name])
+    assert report.ok, report
+    assert named(report) == set(), report
+
+
+def test_a_static_argument_that_cannot_be_varied_is_noted():
+    report = examined(RIGHT["any power"]._replace(options={"effort": "quick"}))
+    assert any("static argument n was tried at 2 only" in finding.message for finding in report.findings)
+
+
+def test_the_page_explains_every_trap():
+    page = (DOCS / "traps.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\(([a-z-]+)\)=$", page, re.M) == list(TRAPS)
+    for trap in TRAPS.values():
+        for thread in trap.threads:
+            assert f"issues/{thread})" in page
