@@ -23,6 +23,7 @@ LAYERS = (
     ("in_lax",),
     ("catalog",),
     ("verification", "debug"),
+    ("reports",),
     ("bench", "page"),
     ("peers", "sweep"),
     ("models",),

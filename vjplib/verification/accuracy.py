@@ -30,4 +30,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         message = (
             f"{dtype}: {share:.2g}x autodiff's error" if np.isfinite(share) else f"{dtype}: autodiff makes no error"
         )
-        yield Finding("V11", "fail" if e.excused > 1 else "pass", message, name, e.excused, e.index, subject.case)
+        level = "fail" if e.excused > 1 else "pass"
+        arrays = [{"name": name, "rule": e.size, "autodiff": e.of_autodiff} for name, e in errors]
+        data = {"dtype": dtype, "arrays": arrays}
+        yield Finding("V11", level, message, name, e.excused, e.index, subject.case, data=data)

@@ -143,9 +143,37 @@ def _dimension(subject: Subject, dimension: str, size: int, compiled: bool) -> F
         failed = temporary > allowed[0]
     if failed:
         message += f"; autodiff of the reference: {allowed[0] - EXCESS:.2f} and {allowed[1] - EXCESS:.2f}"
+    known = dict(zip(sizes, zip(ours, theirs, strict=True), strict=True))
+    data = _drawn(subject, dimension, known, size if compiled else None)
     if not failed:
-        return Finding("V8", "pass", message, case=subject.case)
-    return Finding("V8", "fail", message, case=subject.case, trap="quadratic-time" if by_time else "n-by-n")
+        return Finding("V8", "pass", message, case=subject.case, data=data)
+    trap = "quadratic-time" if by_time else "n-by-n"
+    return Finding("V8", "fail", message, case=subject.case, trap=trap, data=data)
+
+
+def _drawn(subject: Subject, dimension: str, costs: dict[int, tuple[Cost, Cost]], size: int | None) -> dict[str, Any]:
+    """Returns what is drawn of growth: sizes, and the costs of the rule and of autodiff at each.
+
+    Args:
+        subject: what is examined.
+        dimension: the dimension that grows.
+        costs: those known already, the rule's and autodiff's, by size.
+        size: the dimension's size in the call, to trace at it and at eight times it too; None to trace no more.
+    """
+    for n in () if size is None else (size, 8 * size):
+        try:
+            costs[n] = (
+                cost(_trace(subject, dimension, n, lambda s: s.call)),
+                cost(_trace(subject, dimension, n, lambda s: s.oracle)),
+            )
+        except Exception:  # a size that the function refuses is not drawn
+            continue
+    sizes = sorted(costs)
+
+    def parts(whose: int) -> dict[str, list[int]]:
+        return {part: [getattr(costs[n][whose], part) for n in sizes] for part in ("largest", "operations")}
+
+    return {"dimension": dimension, "sizes": sizes, "rule": parts(0), "autodiff": parts(1)}
 
 
 def _exponent(costs: list[Cost], part: str) -> float:

@@ -36,6 +36,8 @@ class Error:
         lost: whether autodiff's answer is not finite where the oracle's is.
         unstable: whether autodiff's own error is more than rounding explains.
         known: the share of the array at which the oracle is a number; the rest cannot be judged.
+        size: the error itself, by root mean square, relative to the oracle's answer.
+        of_autodiff: autodiff's, likewise.
     """
 
     ratio: float
@@ -45,6 +47,8 @@ class Error:
     lost: bool
     unstable: bool
     known: float
+    size: float = 0.0
+    of_autodiff: float = 0.0
 
 
 class Oracle(NamedTuple):
@@ -139,6 +143,8 @@ def error(
         not np.isfinite(theirs),
         unstable,
         float(np.mean(known)),
+        ours / (_rms(scale) or 1.0),
+        theirs / (_rms(scale) or 1.0),
     )
 
 

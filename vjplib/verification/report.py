@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vjplib.verification.traps import told
 
@@ -30,7 +32,9 @@ CLAIMS = {
     "V12": "locate",
     "V13": "power",
 }
-_SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "skipped": "skip"}
+SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "skipped": "skip"}
+_SHORT = {"pass": "ok", "fail": "NO", "note": "n", "skipped": "?"}
+_SHORT_LEGEND = "ok shown, NO refuted, ? undecided, n only noted, - not examined"
 _STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "skipped": "dim"}
 _GRAVITY: tuple[Level, ...] = ("fail", "skipped", "pass", "note")
 
@@ -65,7 +69,7 @@ class Finding:
 
     def __str__(self) -> str:
         """Returns the finding on one line."""
-        parts = [f"{self.claim} {CLAIMS[self.claim]}", _SIGNS[self.level]]
+        parts = [f"{self.claim} {CLAIMS[self.claim]}", SIGNS[self.level]]
         if self.case:
             parts.append(f"[{self.case}]")
         if self.argument:
@@ -140,8 +144,9 @@ class Report:
         """Returns the report as a Markdown table of claims, one row a finding."""
         rows = ["| claim | result | case | argument | finding |", "|---|---|---|---|---|"]
         for f in self.findings:
-            cells = (f"{f.claim} {CLAIMS[f.claim]}", _SIGNS[f.level], f.case, f.argument, f.message)
-            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            cells = (f"{f.claim} {CLAIMS[f.claim]}", SIGNS[f.level], f.case, f.argument, f.message)
+            shown = (" ".join(cell.replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells)
+            rows.append("| " + " | ".join(shown) + " |")
         return "\n".join(rows)
 
 
@@ -153,34 +158,74 @@ def _finite(value: Any) -> Any:
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def table(reports: Sequence[Report]) -> Table:
-    """Returns a table of one row a function and one column a claim, the claims named below it."""
+def table(reports: Sequence[Report], width: int = 80) -> Table:
+    """Returns a table of one row a function and one column a claim, the claims named below it.
+
+    Args:
+        reports: the proof sheets.
+        width: columns of text that it may take; where whole words do not fit, signs stand for them.
+    """
     claims = [c for c in CLAIMS if any(r.level(c) for r in reports)]
-    legend = ", ".join(f"{c} {CLAIMS[c]}" for c in claims)
-    grid = Table(caption=legend, caption_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
-    grid.add_column("", overflow="fold")
-    for heading in (*claims, "s"):
+    rows = [[r.level(c) for c in claims] for r in reports]
+    legend, signs = ", ".join(f"{c} {CLAIMS[c]}" for c in claims), SIGNS
+    seconds = [f"{r.seconds:.1f}" for r in reports]
+    taken = max(map(len, seconds), default=1)
+    named = max((len(r.name) for r in reports), default=0)
+
+    def free(signs: Mapping[str, str]) -> int:
+        cells = [[len(signs[level]) for level in column if level] for column in zip(*rows, strict=True)]
+        return width - taken - 3 - sum(1 + max(len(c), *lengths) for c, lengths in zip(claims, cells, strict=True))
+
+    if free(signs) < named:
+        legend, signs = f"{legend}\n{_SHORT_LEGEND}", _SHORT
+    grid = Table(caption=legend, caption_justify="left", box=box.HORIZONTALS, padding=0, pad_edge=False)
+    for heading in ("", *claims, "s"):
         grid.add_column(heading, justify="right" if heading == "s" else "left", no_wrap=True)
-    for r in reports:
-        levels = [r.level(c) for c in claims]
-        cells = [f"[{_STYLES[level]}]{_SIGNS[level]}[/]" if level else "-" for level in levels]
-        grid.add_row(r.name, *cells, f"{r.seconds:.1f}")
+    for r, levels, s in zip(reports, rows, seconds, strict=True):
+        cells = [Text(signs[level], _STYLES[level]) if level else Text("-") for level in levels]
+        grid.add_row(Text(_folded(r.name, free(signs))), *cells, s)
     return grid
 
 
+def _folded(name: str, width: int) -> str:
+    """Returns a name on lines of a width, broken behind underscores where it can be.
+
+    Example:
+        >>> print(_folded("softmax_cross_entropy", 16))
+        softmax_cross_
+        entropy
+    """
+    width, lines = max(8, width), [""]
+    for part in re.findall(r"[^_]*_|[^_]+", name):
+        if len(lines[-1]) + len(part) > width and lines[-1]:
+            lines.append("")
+        while len(part) > width:
+            lines[-1], part = part[:width], part[width:]
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 def remarks(reports: Sequence[Report], levels: Sequence[Level] = ("fail",)) -> Iterator[str]:
-    """Yields a line, named by its function, for each finding of the given levels; with failures, where the fault is."""
+    """Yields a line, named by its function, for each finding of the given levels; with failures, where the fault is.
+
+    A counterexample follows its finding, each once.
+    """
     for r in reports:
+        shown = set()
         for f in r.findings:
             if f.level in levels or (f.claim == "V12" and "fail" in levels):
                 yield f"{r.name}: {f}"
+                if f.counterexample and f.counterexample not in shown:
+                    shown.add(f.counterexample)
+                    yield f"\n{f.counterexample.strip()}\n"
 
 
-def render(reports: Sequence[Report], width: int = 120) -> str:
+def render(reports: Sequence[Report], width: int = 80) -> str:
     """Returns the table of the reports and their failures as plain text."""
     text = StringIO()
     console = Console(file=text, width=width, no_color=True)
-    console.print(table(reports))
+    console.print(table(reports, width))
     for line in remarks(reports):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return text.getvalue()

@@ -44,4 +44,4 @@ def check(subject: Subject) -> Iterator[Finding]:
         level = "pass"
     else:
         level, message = "fail", f"{message}; {subject.residuals:,} are claimed"
-    yield Finding("V7", level, message, case=subject.case, trap=trap)
+    yield Finding("V7", level, message, case=subject.case, trap=trap, data={"bytes": ours, "autodiff": theirs})

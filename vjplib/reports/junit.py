@@ -1,0 +1,81 @@
+"""JUnit XML of a run, for the readers of continuous integration: a suite a function, a test case a claim."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from vjplib.reports.runs import Run
+from vjplib.verification.report import CLAIMS, Finding, Report
+
+_NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def write_junit(path: str | Path, run: Run) -> None:
+    """Writes the run as JUnit XML.
+
+    A claim that fails is a failure, one that could not be decided is skipped; a function of which nothing was decided
+    has a test case that says so, in error.
+    """
+    suites = ET.Element("testsuites", name="vjplib")
+    for report in run.reports:
+        _suite(suites, report, run)
+    for key in ("tests", "failures", "errors"):
+        suites.set(key, str(sum(int(suite.get(key, 0)) for suite in suites)))
+    suites.set("time", f"{sum(r.seconds for r in run.reports):.3f}")
+    ET.indent(suites)
+    ET.ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _suite(suites: ET.Element, report: Report, run: Run) -> None:
+    suite = ET.SubElement(suites, "testsuite", name=_xml(report.name), time=f"{report.seconds:.3f}")
+    if date := str(run.environment.get("date", "")):
+        suite.set("timestamp", date[:19])
+    properties = ET.SubElement(suite, "properties")
+    for key, value in {**run.environment, "effort": run.effort, "seed": run.seed}.items():
+        ET.SubElement(properties, "property", name=_xml(key), value=_xml(str(value)))
+    claims = [c for c in CLAIMS if report.level(c)]
+    for claim in claims:
+        _case(suite, report, claim)
+    undecided = not report.ok and not report.failures
+    if undecided:
+        case = ET.SubElement(suite, "testcase", classname=_class(report), name="verification")
+        ET.SubElement(case, "error", message="no claim was decided, so nothing is proved", type="undecided")
+    suite.set("tests", str(len(claims) + undecided))
+    suite.set("failures", str(sum(report.level(c) == "fail" for c in claims)))
+    suite.set("errors", str(int(undecided)))
+    suite.set("skipped", str(sum(report.level(c) == "skipped" for c in claims)))
+
+
+def _case(suite: ET.Element, report: Report, claim: str) -> None:
+    case = ET.SubElement(suite, "testcase", classname=_class(report), name=f"{claim} {CLAIMS[claim]}")
+    of_claim = [f for f in report.findings if f.claim == claim]
+    worst = [f for f in of_claim if f.level == report.level(claim)]
+    if report.level(claim) == "fail":
+        failure = ET.SubElement(case, "failure", message=_xml(_one_line(worst[0])), type=claim)
+        failure.text = _xml("\n".join(_in_full(f) for f in worst))
+    elif report.level(claim) == "skipped":
+        ET.SubElement(case, "skipped", message=_xml(_one_line(worst[0])))
+    elif notes := [f for f in of_claim if f.level == "note"]:
+        ET.SubElement(case, "system-out").text = _xml("\n".join(map(str, notes)))
+
+
+def _class(report: Report) -> str:
+    return _xml(f"vjplib.{report.name}")
+
+
+def _one_line(f: Finding) -> str:
+    return " ".join(str(f).split())
+
+
+def _in_full(f: Finding) -> str:
+    return f"{f}\n\n{f.counterexample}\n" if f.counterexample else str(f)
+
+
+def _xml(text: str) -> str:
+    r"""Returns text with what XML cannot hold, control characters most of all, written as an escape.
+
+    Example:
+        >>> print(_xml("a\x1b[31m"))
+        a\x1b[31m
+    """
+    return _NO_XML.sub(lambda match: ascii(match[0])[1:-1], text)

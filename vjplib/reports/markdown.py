@@ -1,0 +1,77 @@
+"""Markdown of a run: a table of functions and claims, what failed, what could not be decided, and what changed."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vjplib.reports.changes import Change, changes
+from vjplib.reports.runs import Run
+from vjplib.verification.report import CLAIMS, SIGNS, Finding
+
+_SECTIONS = (("fail", "Failures"), ("skipped", "Undecided"), ("note", "Notes"))
+
+
+def write_markdown(path: str | Path, run: Run, against: Run | None = None) -> None:
+    """Writes the run as Markdown.
+
+    Args:
+        path: the file.
+        run: the run.
+        against: an earlier one, to tell what changed since.
+    """
+    changed = None if against is None else changes(against, run)
+    Path(path).write_text("\n".join(_lines(run, changed)) + "\n", encoding="utf-8")
+
+
+def _lines(run: Run, changed: Sequence[Change] | None) -> Iterator[str]:
+    yield "# Verification"
+    yield ""
+    verified = sum(r.ok for r in run.reports)
+    yield f"{verified} of {len(run.reports)} rules verified; effort {run.effort}, seed {run.seed}."
+    yield ""
+    yield from (f"- {_text(key)}: {_text(str(value))}" for key, value in run.environment.items())
+    yield ""
+    claims = [c for c in CLAIMS if any(r.level(c) for r in run.reports)]
+    yield "| rule | " + "".join(f"{c} {CLAIMS[c]} | " for c in claims) + "seconds |"
+    yield "| --- | " + "--- | " * len(claims) + "---: |"
+    for r in run.reports:
+        levels = [r.level(c) for c in claims]
+        cells = [SIGNS[level] if level else "-" for level in levels]
+        cells = [f"**{cell}**" if cell == SIGNS["fail"] else cell for cell in cells]
+        yield f"| {_text(r.name)} | " + "".join(f"{cell} | " for cell in cells) + f"{r.seconds:.1f} |"
+    if changed is not None:
+        yield from ("", "## Changes", "")
+        yield from (f"- {'**regression** ' if c.regression else ''}{_text(str(c))}" for c in changed)
+        if not changed:
+            yield "None."
+    for level, title in _SECTIONS:
+        found = [(r.name, f) for r in run.reports for f in r.findings if f.level == level]
+        if level == "fail":
+            found += [(r.name, f) for r in run.reports for f in r.findings if f.claim == "V12" and f.level != "fail"]
+        if found:
+            yield from ("", f"## {title}", "")
+            for name, f in found:
+                yield f"- {_text(name)}: {_text(str(f))}"
+                yield from _source(f)
+
+
+def _source(f: Finding) -> Iterator[str]:
+    if f.counterexample:
+        fence = "```"
+        while fence in f.counterexample:
+            fence += "`"
+        yield ""
+        yield f"  {fence}python"
+        yield from (f"  {line}".rstrip() for line in f.counterexample.strip().splitlines())
+        yield f"  {fence}"
+        yield ""
+
+
+def _text(text: str) -> str:
+    r"""Returns text of one line that stays text in Markdown, tables included.
+
+    Example:
+        >>> print(_text("<script> of a|b * c"))
+        &lt;script> of a\|b \* c
+    """
+    joined = " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
+    return "".join(f"\\{letter}" if letter in "\\|*`[]" else letter for letter in joined)

@@ -1,0 +1,188 @@
+"""Plots of a run as SVG: errors beside autodiff's, growth, Jacobians. They take their colours from the page."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from vjplib.verification.report import Finding, Report
+
+
+class Axis(NamedTuple):
+    """A logarithmic axis.
+
+    Args:
+        low: the power of ten at its start.
+        high: the power of ten at its end.
+        start: where it starts on the page.
+        end: where it ends.
+    """
+
+    low: int
+    high: int
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Returns where a number lies; what is not above the axis's start lies there."""
+        exponent = math.log10(value) if value > 0 else self.low
+        exponent = min(max(exponent, self.low), self.high)
+        return self.start + (self.end - self.start) * (exponent - self.low) / (self.high - self.low)
+
+    def ticks(self, most: int = 6) -> Iterator[tuple[float, str]]:
+        """Yields place and label of at most so many powers of ten."""
+        step = max(1, math.ceil((self.high - self.low) / most))
+        for exponent in range(self.low, self.high + 1, step):
+            yield self.at(10.0**exponent), f"1e{exponent}"
+
+
+def axis(values: Sequence[float], start: float, end: float) -> Axis:
+    """Returns an axis that holds all positive finite values.
+
+    Example:
+        >>> axis([3.0, 250.0], 0, 100)
+        Axis(low=0, high=3, start=0, end=100)
+    """
+    exponents = [math.log10(v) for v in values if v > 0 and math.isfinite(v)] or [0.0]
+    low = math.floor(min(exponents))
+    return Axis(low, max(math.ceil(max(exponents)), low + 1), start, end)
+
+
+def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
+    head = f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img">'
+    return f"{head}<title>{escape(title)}</title>{''.join(parts)}</svg>"
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def _dot(x: float, y: float, kind: str, title: str = "") -> str:
+    inner = f"<title>{escape(title)}</title>" if title else ""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="{kind}">{inner}</circle>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)  # what is not finite is read as a string
+    except (TypeError, ValueError):
+        return math.nan
+
+
+class _Point(NamedTuple):
+    label: str
+    rule: float
+    autodiff: float
+
+
+def _points(findings: Sequence[Finding]) -> list[_Point]:
+    """Returns the errors that V11 measured, one an array and a dtype, with the worst first."""
+    found = [
+        _Point(f"{f.data['dtype']} {a['name']}", _number(a["rule"]), _number(a["autodiff"]))
+        for f in findings
+        for a in f.data.get("arrays", ())
+        if "dtype" in f.data
+    ]
+    return [p for p in found if math.isfinite(p.rule) and math.isfinite(p.autodiff)]
+
+
+def accuracy(findings: Sequence[Finding]) -> str:
+    """Returns a plot of each array's error against float64, beside autodiff's, of findings of V11; "" without any."""
+    points = _points(findings)
+    if not points:
+        return ""
+    left = 12 + 6.4 * max(len(p.label) for p in points)
+    width, top, row = left + 300, 8, 17
+    bottom = top + row * len(points)
+    scale = axis([e for p in points for e in (p.rule, p.autodiff)], left, width - 30)
+    parts = [_line(x, top, x, bottom, "grid") + _text(x, bottom + 14, label, "middle") for x, label in scale.ticks()]
+    for i, p in enumerate(points):
+        y = top + row * (i + 0.5)
+        told = f"{p.label}: {p.rule:.2g}, autodiff {p.autodiff:.2g}"
+        parts.append(_text(left - 10, y + 4, p.label, "end"))
+        parts.append(_line(scale.at(p.rule), y, scale.at(p.autodiff), y, "span"))
+        parts += [_dot(scale.at(p.autodiff), y, "theirs", told), _dot(scale.at(p.rule), y, "ours", told)]
+    return _svg(width, bottom + 22, "error against float64, relative to the array's size", parts)
+
+
+def overview(reports: Sequence[Report]) -> str:
+    """Returns a plot of every error that V11 measured against autodiff's; "" if it measured none."""
+    points = [
+        _Point(f"{r.name}, {p.label}", p.rule, p.autodiff)
+        for r in reports
+        for p in _points([f for f in r.findings if f.claim == "V11"])
+        if p.rule > 0 and p.autodiff > 0
+    ]
+    if not points:
+        return ""
+    size, margin = 360, 52
+    values = [e for p in points for e in (p.rule, p.autodiff)]
+    x, y = axis(values, margin, size - 8), axis(values, size - margin, 8)
+    parts = [
+        _line(at, 8, at, size - margin, "grid") + _text(at, size - margin + 16, t, "middle") for at, t in x.ticks()
+    ]
+    parts += [_line(margin, at, size - 8, at, "grid") + _text(margin - 6, at + 4, t, "end") for at, t in y.ticks()]
+    parts.append(_line(x.start, y.start, x.end, y.end, "equal"))
+    parts.append(_text((margin + size) / 2, size - 14, "autodiff's error", "middle"))
+    turned = f"rotate(-90 12 {(size - margin) / 2:.1f})"
+    parts.append(
+        f'<text x="12" y="{(size - margin) / 2:.1f}" text-anchor="middle" transform="{turned}">the rule\'s</text>'
+    )
+    for p in points:
+        told = f"{p.label}: {p.rule:.2g}, autodiff {p.autodiff:.2g}"
+        parts.append(_dot(x.at(p.autodiff), y.at(p.rule), "ours", told))
+    return _svg(size, size, "errors against float64: below the line the rule errs less than autodiff", parts)
+
+
+def growth(data: Mapping[str, Any]) -> str:
+    """Returns two plots against a dimension's size, the largest array and the operations, of what V8 measured."""
+    sizes, ours, theirs = data["sizes"], data["rule"], data["autodiff"]
+    return "".join(
+        _growth(f"{title} by {data['dimension']}", sizes, ours[part], theirs[part])
+        for part, title in (("largest", "largest array"), ("operations", "operations"))
+    )
+
+
+def _growth(title: str, sizes: Sequence[int], ours: Sequence[int], theirs: Sequence[int]) -> str:
+    width, height, left, bottom = 250, 170, 46, 130
+    x, y = axis(sizes, left, width - 14), axis([*ours, *theirs], bottom, 26)
+    parts = [_line(left, at, width - 14, at, "grid") + _text(left - 6, at + 4, t, "end") for at, t in y.ticks(4)]
+    parts += [_line(at, 26, at, bottom, "grid") + _text(at, bottom + 15, t, "middle") for at, t in x.ticks(4)]
+    parts.append(_text(left, 14, title))
+    for values, kind in ((theirs, "theirs"), (ours, "ours")):
+        places = [(x.at(n), y.at(v)) for n, v in zip(sizes, values, strict=True)]
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
+        parts.append(f'<polyline points="{path}" class="{kind}"/>')
+        whose = "" if kind == "ours" else "autodiff "
+        told = [f"size {n}: {whose}{v:,}" for n, v in zip(sizes, values, strict=True)]
+        parts += [_dot(*place, kind, words) for place, words in zip(places, told, strict=True)]
+    return _svg(width, height, title, parts)
+
+
+def jacobian(data: Mapping[str, Any], title: str) -> str:
+    """Returns a picture of the entries of dy/dx that are not zero, and of those that are wrong.
+
+    Args:
+        data: `rows`, a string each of "+", "-" and "." for zero; `wrong`, pairs of row and column.
+        title: what it shows.
+    """
+    rows = data["rows"]
+    cell = 6
+    width, height = cell * max(map(len, rows)), cell * len(rows)
+    parts = [f'<rect width="{width}" height="{height}" class="paper"/>']
+    for sign, kind in (("+", "plus"), ("-", "minus")):
+        squares = (
+            f"M{cell * j} {cell * i}h{cell - 1}v{cell - 1}h-{cell - 1}z"
+            for i, row in enumerate(rows)
+            for j, entry in enumerate(row)
+            if entry == sign
+        )
+        parts.append(f'<path d="{"".join(squares)}" class="{kind}"/>')
+    wrong = "".join(f"M{cell * j} {cell * i}h{cell - 1}v{cell - 1}h-{cell - 1}z" for i, j in data.get("wrong", ()))
+    if wrong:
+        parts.append(f'<path d="{wrong}" class="wrong"/>')
+    return _svg(width, height, title, parts)

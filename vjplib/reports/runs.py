@@ -1,0 +1,121 @@
+"""Run: the reports of many functions with what they depend on, as JSON by a schema, written and read again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+from vjplib.verification.report import CLAIMS, Finding, Level, Report
+
+SCHEMA = 1
+"""The number of the schema that files are written in; it rises when a reader of the former would misread them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of the verifier found.
+
+    Args:
+        reports: the proof sheets, one a function.
+        environment: what a figure depends on beside the code: versions, machine, date.
+        effort: "quick", "standard" or "deep".
+        seed: of all random numbers.
+
+    Example:
+        >>> run = Run((Report("f", (Finding("V1", "pass", "as promised"),)),))
+        >>> run.ok, Run.from_dict(run.to_dict()) == run
+        (True, True)
+    """
+
+    reports: Sequence[Report]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    effort: str = "standard"
+    seed: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether every function is verified, and there is one."""
+        return bool(self.reports) and all(r.ok for r in self.reports)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the run as `schema.json` has it."""
+        head = {"schema": SCHEMA, "environment": dict(self.environment), "effort": self.effort, "seed": self.seed}
+        return {**head, "ok": self.ok, "reports": [r.to_dict() for r in self.reports]}
+
+    @classmethod
+    def from_dict(cls, content: Any) -> "Run":
+        """Returns the run that `to_dict` wrote.
+
+        Raises:
+            ValueError: the content is of no run, or by another schema; the message says what is amiss.
+        """
+        if not isinstance(content, dict) or "reports" not in content:
+            raise ValueError("must be an object with reports, as `vjplib verify --json` writes it")
+        if content.get("schema") != SCHEMA:
+            found = f"schema {content['schema']!r}" if "schema" in content else "no schema number"
+            raise ValueError(f"must be by schema {SCHEMA}, has {found}; write it anew with `vjplib verify --json`")
+        try:
+            reports = tuple(map(_report, content["reports"]))
+            return cls(reports, dict(content["environment"]), str(content["effort"]), int(content["seed"]))
+        except KeyError as error:
+            raise ValueError(f"must be by schema {SCHEMA}, lacks {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"must be by schema {SCHEMA}: {error}") from error
+
+
+def _report(content: Mapping[str, Any]) -> Report:
+    return Report(str(content["name"]), tuple(map(_finding, content["findings"])), float(content["seconds"]))
+
+
+def _finding(content: Mapping[str, Any]) -> Finding:
+    if content["claim"] not in CLAIMS:
+        raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {content['claim']!r}")
+    if content["level"] not in get_args(Level):
+        raise ValueError(f"levels must be among {', '.join(get_args(Level))}, got {content['level']!r}")
+    ratio, index = content["ratio"], content["index"]
+    return Finding(
+        content["claim"],
+        content["level"],
+        content["message"],
+        content["argument"],
+        None if ratio is None else float(ratio),  # what is not finite is written as a string
+        None if index is None else tuple(index),
+        content["case"],
+        content["trap"],
+        content["counterexample"],
+        dict(content["data"]),
+    )
+
+
+def schema() -> dict[str, Any]:
+    """Returns the JSON schema of the files.
+
+    Example:
+        >>> schema()["properties"]["schema"]
+        {'const': 1}
+    """
+    return json.loads(files("vjplib.reports").joinpath("schema.json").read_text(encoding="utf-8"))
+
+
+def write_json(path: str | Path, run: Run) -> None:
+    """Writes a run as JSON by the schema."""
+    Path(path).write_text(json.dumps(run.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read(path: str | Path) -> Run:
+    """Returns the run that a JSON file holds.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds no run, or one by another schema.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, and of UTF-8
+        raise ValueError(f"{path} must be JSON: {error}") from error
+    try:
+        return Run.from_dict(content)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
