@@ -14,6 +14,7 @@ from vjplib.verification.report import CLAIMS, SIGNS, Finding, Report
 from vjplib.verification.traps import TRAPS
 
 _ORDER = {"fail": 0, "skipped": 1, "note": 2, "pass": 3, None: 4}
+_FEW = 4
 
 
 def write_html(path: str | Path, run: Run, against: Run | None = None) -> None:
@@ -139,7 +140,18 @@ def _claim(claim: str, findings: Sequence[Finding]) -> Iterator[str]:
     yield f'<section data-claim="{claim}"><h3>{claim} {_e(CLAIMS[claim])}</h3>'
     if drawn := "".join(_figures(findings)):
         yield f'<div class="figures">{drawn}</div>'
+    others = [f for f in findings if f.level != "pass"]
+    shown = [f for f in findings if f.level == "pass"]
     yield "<ul>"
+    yield from _items(sorted(others, key=lambda f: _ORDER[f.level]))
+    folded = len(shown) > _FEW
+    if folded:
+        yield f"<li><details><summary>{len(shown)} shown</summary><ul>"
+    yield from _items(shown)
+    yield "</ul></details></li></ul></section>" if folded else "</ul></section>"
+
+
+def _items(findings: Sequence[Finding]) -> Iterator[str]:
     for f in findings:
         where = " ".join(f"<i>{_e(part)}</i>" for part in (f.case, f.argument) if part)
         yield f'<li data-level="{f.level}"><b class="{f.level}">{SIGNS[f.level]}</b> {where} {_e(f.message)}'
@@ -151,7 +163,6 @@ def _claim(claim: str, findings: Sequence[Finding]) -> Iterator[str]:
         if f.counterexample:
             yield f"<pre>{_e(f.counterexample.strip())}</pre>"
         yield "</li>"
-    yield "</ul></section>"
 
 
 def _figures(findings: Sequence[Finding]) -> Iterator[str]:

@@ -23,7 +23,7 @@ function filter() {
       (level.value === "" || group.dataset.levels.split(" ").includes(level.value));
     group.hidden = !fits;
     count += fits;
-    for (const item of group.querySelectorAll("li")) {
+    for (const item of group.querySelectorAll("li[data-level]")) {
       item.hidden = level.value !== "" && item.dataset.level !== level.value;
     }
   }

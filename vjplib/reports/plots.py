@@ -171,7 +171,7 @@ def jacobian(data: Mapping[str, Any], title: str) -> str:
         title: what it shows.
     """
     rows = data["rows"]
-    cell = 6
+    cell = max(6, min(12, 160 // len(rows)))
     width, height = cell * max(map(len, rows)), cell * len(rows)
     parts = [f'<rect width="{width}" height="{height}" class="paper"/>']
     for sign, kind in (("+", "plus"), ("-", "minus")):
