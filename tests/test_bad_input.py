@@ -165,11 +165,6 @@ BAD = {
         ValueError,
         r"at least one floating array to differentiate, got int32 \(3,\)",
     ),
-    "verify, complex": (
-        lambda: vl.verify(jnp.sin, (jnp.ones(2, complex),)),
-        TypeError,
-        "real arrays, got .*complex64",
-    ),
     "verify, unknown claim": (lambda: vl.verify(jnp.sin, (X,), claims=("V99",)), ValueError, "claims .*V99"),
     "verify, unknown effort": (lambda: vl.verify(jnp.sin, (X,), effort="hard"), ValueError, "effort .*'hard'"),
     "case without a size": (lambda: vl.Case(("b n",), {"b": 2}), ValueError, r"dims .*lacks \['n'\]"),

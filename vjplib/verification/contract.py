@@ -24,8 +24,9 @@ def check(subject: Subject) -> Iterator[Finding]:
     """Yields findings on the avals of the primal, of the forward pass and of what the backward returns."""
     yield from _nondiff(subject)
     yield from _avals(subject, None)
-    for dtype in DTYPES:
-        if any(leaf.dtype != dtype for leaf in subject.leaves()):
+    for dtype in DTYPES if not any(map(np.iscomplexobj, subject.leaves())) else DTYPES[:1]:  # no complex has 16 bits
+        given = subject.leaves()
+        if any(own.dtype != leaf.dtype for own, leaf in zip(given, subject.leaves(jnp.dtype(dtype)), strict=True)):
             yield from _avals(subject, jnp.dtype(dtype))
     try:
         jax.eval_shape(lambda ls: _whole(subject, ls), subject.leaves())
@@ -136,7 +137,7 @@ def _closure(subject: Subject) -> Iterator[Finding]:
     constants = [c for c in jax.make_jaxpr(lambda ls: _whole(subject, ls))(subject.leaves()).consts if np.size(c) > 1]
     given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
     for c in constants:
-        if id(c) not in given and jnp.issubdtype(c.dtype, jnp.floating):
+        if id(c) not in given and jnp.issubdtype(c.dtype, jnp.inexact):
             message = f"closes over an array, {_shown(c)}: no gradient can reach it; make it an argument if one should"
             yield Finding("V1", "note", message, case=subject.case)
 
@@ -208,7 +209,7 @@ def _whole_number(a: Any) -> bool:
 def _raw_cotangent(subject: Subject, name: str, x: Any, dx: Any) -> Iterator[Finding]:
     leaves = jax.tree.leaves(x)
     if dx is None:
-        if any(jnp.issubdtype(a.dtype, jnp.floating) for a in leaves):
+        if any(jnp.issubdtype(a.dtype, jnp.inexact) for a in leaves):
             yield Finding("V1", "note", "the backward returns None, a zero cotangent", name, case=subject.case)
     elif jax.tree.structure(dx) != jax.tree.structure(x) and not any(
         a is None for a in jax.tree.leaves(dx, is_leaf=lambda a: a is None)

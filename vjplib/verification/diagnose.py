@@ -156,7 +156,10 @@ def values(subject: Subject, leaves: Leaves, gs: Leaves, found: Answers) -> dict
     conjugates = _conjugates(subject, leaves, gs)
     for i in wrong:
         r, o = found.dxs[i], found.true_dxs[i]
-        if r.shape != o.shape or not np.all(np.isfinite(o)) or not np.all(np.isfinite(r)):
+        if r.shape == o.shape and np.iscomplexobj(r) != np.iscomplexobj(o):
+            traps[f"cotangent of {subject.names[i]}"] = "real-and-complex"
+            continue
+        if r.shape != o.shape or r.dtype != o.dtype or not np.all(np.isfinite(o)) or not np.all(np.isfinite(r)):
             continue
         alike = [j for j, other in enumerate(found.true_dxs) if j != i and _equal(r, other) and np.any(r)]
         if not np.any(r):
@@ -182,7 +185,7 @@ def values(subject: Subject, leaves: Leaves, gs: Leaves, found: Answers) -> dict
 
 
 def _equal(r: np.ndarray, o: np.ndarray) -> bool:
-    return r.shape == o.shape and relative_gap(r.astype(o.dtype), o) <= HALF_THE_DIGITS
+    return relative_gap(r, o) <= HALF_THE_DIGITS
 
 
 def _at_uniform_cotangents(subject: Subject, leaves: Leaves, gs: Leaves) -> list[bool]:

@@ -9,10 +9,10 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.rule import Edge
-from vjplib.verification.measure import consult, size_of, unit_of
+from vjplib.verification.measure import consult, size_of, unit_of, wide
 from vjplib.verification.other_calls import runs
 from vjplib.verification.report import Finding, Level
-from vjplib.verification.subject import Leaves, Subject, as_taken_by_jax
+from vjplib.verification.subject import Leaves, Subject, as_taken_by_jax, kind_of
 from vjplib.verification.value import compare, right
 
 KINK = 1e-3
@@ -70,7 +70,7 @@ def check_named(subject: Subject, edges: Sequence[Edge]) -> Iterator[Finding]:
 
 
 def _single(a: np.ndarray) -> np.ndarray:
-    return a.astype(np.float32) if np.issubdtype(a.dtype, np.floating) else as_taken_by_jax(a)
+    return a.astype(kind_of(a.dtype, np.float32)) if np.issubdtype(a.dtype, np.inexact) else as_taken_by_jax(a)
 
 
 def _edge(
@@ -124,13 +124,13 @@ def _excuses(subject: Subject, leaves: Leaves, gs: Leaves) -> dict[str, tuple[Le
     The limits are taken along each coordinate (some of them, of a large argument) and along all together, where a tie
     that was paid twice shows. The cotangents are made positive, so that kinks in different outputs do not cancel.
     """
-    gs = tuple(np.abs(g) for g in gs)
-    ours = [np.asarray(a, np.float64) for a in subject.answers(leaves, gs).dxs]
+    gs = tuple(np.abs(g).astype(g.dtype) for g in gs)
+    ours = [wide(np.asarray(a)) for a in subject.answers(leaves, gs).dxs]
     excuses: dict[str, tuple[Level, str]] = {}
     for i, name in enumerate(subject.names):
         rows = list(_limits(subject, leaves, gs, i))
         near = KINK * max((abs(side) for _, *sides in rows for side in sides), default=0.0)
-        if any(not min(sides) - near <= np.vdot(ours[i], t) <= max(sides) + near for t, *sides in rows):
+        if any(not min(sides) - near <= _slope(ours[i], t) <= max(sides) + near for t, *sides in rows):
             continue
         if all(abs(below - above) <= near for _, below, above in rows):
             reason = "equals the oracle's limit, where autodiff of the reference does not"
@@ -141,18 +141,25 @@ def _excuses(subject: Subject, leaves: Leaves, gs: Leaves) -> dict[str, tuple[Le
     return excuses
 
 
+def _slope(dx: np.ndarray, t: np.ndarray) -> float:
+    """Returns the change along t that a cotangent stands for: JAX's are transposes, without a conjugate."""
+    return float(np.real(np.sum(dx * t)))
+
+
 def _limits(subject: Subject, leaves: Leaves, gs: Leaves, i: int) -> Iterator[tuple[np.ndarray, float, float]]:
     """Yields directions of one argument, and the oracle's slope along each, just below and just above these leaves."""
-    exact = tuple(np.asarray(a, np.float64) for a in leaves)
-    x, cotangents = exact[i], tuple(np.asarray(g, np.float64) for g in gs)
+    exact = tuple(wide(np.asarray(a)) for a in leaves)
+    x, cotangents = exact[i], tuple(wide(np.asarray(g)) for g in gs)
     rng = np.random.default_rng((subject.seed, 5))
     coordinates = rng.permutation(x.size)[:MOST_DIRECTIONS]
     directions = [np.ones_like(x), *(np.eye(1, x.size, j).reshape(x.shape) for j in coordinates)]
+    if np.iscomplexobj(x):
+        directions = [way * t for t in directions for way in (1, 1j)]
     for t in directions:
         slopes = []
         for sign in (-1, 1):
             moved = (*exact[:i], x + sign * STEP * np.maximum(1.0, np.abs(x)) * t, *exact[i + 1 :])
             with x64():
                 dx = np.asarray(subject.answers(moved, cotangents).true_dxs[i])
-            slopes.append(float(np.vdot(dx, t)))
+            slopes.append(_slope(dx, t))
         yield t, slopes[0], slopes[1]

@@ -4,12 +4,12 @@ Let o be the oracle's answer in float64 at the exact inputs, a autodiff's in the
 change of o when each input is rounded at random by up to u, half a unit in the last place. For N the root mean square
 and the maximum, the tolerance is 8 max(N(a - o), max_k N(d_k), u N(o), u S). S is N(o) at the inputs as given: where a
 function saturates o may be far below it, and one rounding of a number of the usual size is no fault. Nothing here is
-set by hand for a rule.
+set by hand for a rule. Of complex numbers the real and the imaginary part are two numbers.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -68,9 +68,13 @@ def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float) -> Oracle
         unit: half a unit in the last place of the working dtype, relative.
     """
     rng = np.random.default_rng((subject.seed, 2))
-    exact = [[np.asarray(a, np.float64) for a in part] for part in (leaves, gs)]
+    exact = [[wide(np.asarray(a)) for a in part] for part in (leaves, gs)]
 
     def rounded(a: np.ndarray) -> np.ndarray:
+        if np.iscomplexobj(a):  # a product would move infinities from one part to the other
+            parts = np.empty((1 + DRAWS, *a.shape), a.dtype)
+            parts.real, parts.imag = rounded(a.real), rounded(a.imag)
+            return parts
         noise = rng.uniform(-1, 1, (DRAWS, *a.shape))
         return np.concatenate((a[None], a[None] * (1 + unit * noise)))
 
@@ -109,6 +113,10 @@ def error(
 
     Where autodiff errs more than 64 times what rounding explains it is unstable, and rounding alone is the measure.
     """
+    if any(map(np.iscomplexobj, (r, o, a))):
+        parts = [as_parts(part) for part in (r, o, a)]
+        e = error(*parts, [as_parts(d) for d in draws], unit, None if usual is None else as_parts(usual))
+        return replace(e, index=e.index[:-1])
     dtype = r.dtype
     limit, tiny = float(jnp.finfo(dtype).max), float(jnp.finfo(dtype).smallest_normal)
     r, a = r.astype(np.float64), a.astype(np.float64)
@@ -148,6 +156,21 @@ def error(
     )
 
 
+def wide(x: np.ndarray) -> np.ndarray:
+    """Returns an array in float64, in complex128 if it is complex."""
+    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
+
+
+def as_parts(x: np.ndarray) -> np.ndarray:
+    """Returns real and imaginary part along a new last axis.
+
+    Example:
+        >>> as_parts(np.array([1 + 2j])).tolist()
+        [[1.0, 2.0]]
+    """
+    return np.stack((x.real, x.imag), axis=-1)
+
+
 def _gap(x: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Returns |x - target|, 0 where both are the same infinity or the target is unknown, inf where x is not finite."""
     with np.errstate(invalid="ignore"):
@@ -167,12 +190,15 @@ def relative_gap(x: np.ndarray, target: np.ndarray, scale: float = 0.0) -> float
     """
     if x.shape != target.shape or x.dtype != target.dtype:
         return np.inf
+    if np.iscomplexobj(target):
+        x, target = as_parts(x), as_parts(target)
     gap = _max(_gap(x, target, ~np.isnan(target)))
     return gap / max(size_of(target), scale, float(np.finfo(np.float64).tiny))
 
 
 def size_of(x: np.ndarray) -> float:
     """Returns the largest finite |x|, 0 for an empty array."""
+    x = as_parts(x) if np.iscomplexobj(x) else x
     return _max(np.where(np.isfinite(x), x, 0.0))
 
 

@@ -11,7 +11,7 @@ from vjplib.compat import x64
 from vjplib.verification.diagnose import lower_precision, optimizes_remat, raised
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of
 from vjplib.verification.report import Finding, said
-from vjplib.verification.subject import Answers, Leaves, Subject
+from vjplib.verification.subject import Answers, Leaves, Subject, normal_of
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -24,7 +24,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         leaves = subject.leaves(np.float64)
         gs, directions = subject.cotangents(leaves, 1), subject.cotangents(leaves, 2)
         rng = np.random.default_rng((subject.seed, 4))
-        tangents = tuple(rng.standard_normal(a.shape) for a in leaves)
+        tangents = tuple(normal_of(rng, a.shape, a.dtype) for a in leaves)
         point = (leaves, gs, tangents, directions)
         modes = {}
         for mode, second in (("reverse over reverse", _backwards), ("forward over reverse", _forwards)):

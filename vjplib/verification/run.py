@@ -115,7 +115,7 @@ def verify(
         A `Report`: `.ok`, `.findings` and `.failures`; prints as a table.
 
     Raises:
-        TypeError: fn is not callable, args is not a tuple or list, or an array is complex.
+        TypeError: fn is not callable, or args is not a tuple or list.
         ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative, effort or claims
             are not known, or time_limit is not positive.
 
@@ -378,14 +378,12 @@ def _selected(effort: str, claims: Sequence[str] | None) -> list[tuple[str, Chec
 def _is_static(argument: Any) -> bool:
     """Returns whether nothing in an argument is an array or a Python float."""
     leaves = jax.tree.leaves(argument)
-    return bool(leaves) and not any(isinstance(a, float) or hasattr(a, "dtype") for a in leaves)
+    return bool(leaves) and not any(isinstance(a, (float, complex)) or hasattr(a, "dtype") for a in leaves)
 
 
 def _array(leaf: Any) -> Any:
     leaf = as_taken_by_jax(leaf)
-    dtype = jnp.result_type(leaf)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"args must hold real arrays, got one of {dtype}; split it in real and imaginary part")
+    jnp.result_type(leaf)  # raises for what JAX does not take
     return leaf
 
 

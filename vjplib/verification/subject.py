@@ -61,7 +61,7 @@ class Subject:
     Args:
         fn: the function under examination.
         reference: what it must equal, differentiated by JAX; None for fn's own primal, custom rules stripped.
-        args: positional arguments, any pytrees; leaves of a floating dtype are differentiated, others are not.
+        args: positional arguments, any pytrees; leaves of a floating or complex dtype are differentiated, others not.
         kwargs: keyword arguments, not differentiated.
         seed: of every random number.
         order_two: whether second derivatives are offered.
@@ -92,7 +92,7 @@ class Subject:
 
         def run(*leaves: Any) -> Leaves:
             outputs = jax.tree.leaves(f(*self.rebuild(leaves), **self.kwargs))
-            return tuple(y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.floating))
+            return tuple(y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.inexact))
 
         return run
 
@@ -118,7 +118,7 @@ class Subject:
     @cached_property
     def differentiable(self) -> tuple[int, ...]:
         """Which leaves of the arguments are differentiated."""
-        return tuple(i for i, leaf in enumerate(self._flat[0]) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+        return tuple(i for i, leaf in enumerate(self._flat[0]) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -132,7 +132,13 @@ class Subject:
         """Returns the differentiated leaves, times scale, in a dtype (their own for None), as NumPy arrays."""
         picked = (np.asarray(self._flat[0][i]) for i in self.differentiable)
         with np.errstate(over="ignore", under="ignore"):
-            return tuple((leaf * scale).astype(leaf.dtype if dtype is None else dtype) for leaf in picked)
+            return tuple((leaf * scale).astype(kind_of(leaf.dtype, dtype)) for leaf in picked)
+
+    @cached_property
+    def complex(self) -> bool:
+        """Whether an argument or an output that is differentiated is complex."""
+        leaves = self.leaves()
+        return any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in (*leaves, *self.outputs(leaves)))
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """Returns the positional arguments with these differentiated leaves in place."""
@@ -157,7 +163,7 @@ class Subject:
     def cotangents(self, leaves: Leaves, seed: int = 0) -> Leaves:
         """Returns standard normal cotangents of the outputs, in their dtypes."""
         rng = np.random.default_rng((self.seed, 1, seed))
-        return tuple(rng.standard_normal(y.shape).astype(y.dtype) for y in self.outputs(leaves))
+        return tuple(normal_of(rng, y.shape, y.dtype) for y in self.outputs(leaves))
 
     @cached_property
     def answers(self) -> Callable[[Leaves, Leaves], "Answers"]:
@@ -223,6 +229,28 @@ class Subject:
     def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> "Subject":
         """Returns the same subject at another call."""
         return replace(self, args=args, kwargs=kwargs, case=case)
+
+
+def kind_of(own: Any, dtype: Any) -> Any:
+    """Returns dtype, None for an array's own; for a complex array the complex dtype of as many bits to a part.
+
+    Example:
+        >>> kind_of(np.complex64, np.float64), kind_of(np.float32, None)
+        (dtype('complex128'), <class 'numpy.float32'>)
+    """
+    if dtype is None:
+        return own
+    if not jnp.issubdtype(own, jnp.complexfloating):
+        return dtype
+    return np.dtype(np.complex128 if dtype == np.float64 else np.complex64)
+
+
+def normal_of(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Returns standard normal numbers, of both parts where the dtype is complex."""
+    drawn = rng.standard_normal(shape)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        drawn = drawn + 1j * rng.standard_normal(shape)
+    return np.asarray(drawn).astype(dtype)
 
 
 def as_taken_by_jax(leaf: Any) -> Any:
