@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -55,6 +55,17 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    """Returns a positive number of seconds."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
+    return number
+
+
 def count(text: str) -> int:
     """Returns an integer of at least 1."""
     if not text.isdecimal() or not int(text):
@@ -74,28 +85,41 @@ def json_path(text: str) -> Path:
 
 def rules_of(parsed: argparse.Namespace) -> tuple[Rule, ...]:
     """Returns the records that the targets name, each once; all of the library's where none is named."""
+    return tuple(rule for rule, _, _ in places_of(parsed))
+
+
+def places_of(parsed: argparse.Namespace) -> list[tuple[Rule, str | None, int]]:
+    """Returns `rules_of`, each with the target that names it, None for the library, and its number among those."""
     from vjplib.catalog import find, rules
 
     if os.getcwd() not in sys.path:  # as `python -m vjplib` has it
         sys.path.insert(0, os.getcwd())
-    found: dict[int, Rule] = {}
+    found: dict[int, tuple[Rule, str | None, int]] = {}
     for target in parsed.targets:
         try:
-            found |= {id(rule): rule for rule in find(target)}
+            for i, rule in enumerate(find(target)):
+                found.setdefault(id(rule), (rule, target, i))
         except ValueError as error:
             parsed.error(str(error))
         except Exception as error:  # whatever the user's module raises while it is imported
             parsed.error(f"{target} cannot be imported: {type(error).__name__}: {error}")
-    return tuple(found.values()) or rules()
+    return list(found.values()) or [(rule, None, i) for i, rule in enumerate(rules())]
 
 
-def progress(items: Sequence[T], console: Console, name: Callable[[T], str]) -> Iterator[T]:
-    """Yields the items, with a bar that names the one at work, if this is a terminal."""
+def progress(items: Iterable[T], console: Console, name: Callable[[T], str], total: int | None = None) -> Iterator[T]:
+    """Yields the items, with a bar that names the last one come, if this is a terminal.
+
+    Args:
+        items: what to yield.
+        console: where the bar is drawn.
+        name: how an item is called.
+        total: how many items there are; None for their length.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(items))
+        task = bar.add_task("", total=len(items) if isinstance(items, Sized) else total)
         for item in items:
             bar.update(task, description=name(item))
             yield item

@@ -1,14 +1,17 @@
 """vjplib verify: rules proved right."""
 
 import argparse
+import math
+import os
 from operator import attrgetter
 from typing import Any
 
 from rich.console import Console
 
-from vjplib.commands.common import Command, add_targets, claims, progress, rules_of, seed, write_json
-from vjplib.rule import Rule
+from vjplib.commands import workers
+from vjplib.commands.common import Command, add_targets, claims, places_of, progress, seconds, seed, write_json
 from vjplib.verification import CLAIMS
+from vjplib.verification.guard import TIME_LIMIT
 from vjplib.verification.report import Report
 
 
@@ -24,6 +27,20 @@ def add(command: Command) -> None:
         effort.add_argument(f"--{name}", dest="effort", action="store_const", const=name, help=does)
     verify.add_argument("--claims", type=claims, metavar="V1,V2", help=f"examine these alone, of {', '.join(CLAIMS)}")
     verify.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of all random numbers (default 0)")
+    verify.add_argument(
+        "--time-limit",
+        type=seconds,
+        default=TIME_LIMIT,
+        metavar="S",
+        help="seconds that a claim may take (default 120)",
+    )
+    verify.add_argument(
+        "--jobs",
+        type=seed,
+        default=min(2, os.cpu_count() or 1),
+        metavar="N",
+        help="rules examined at a time, in processes of their own (default 2); 0 for this process, as for a debugger",
+    )
 
 
 def _verify(parsed: argparse.Namespace) -> int:
@@ -32,10 +49,7 @@ def _verify(parsed: argparse.Namespace) -> int:
 
     console = Console(highlight=False)
     effort = parsed.effort or "standard"
-    found = rules_of(parsed)
-    reports = [
-        _report(rule, effort, parsed.claims, parsed.seed) for rule in progress(found, console, attrgetter("name"))
-    ]
+    reports = _reports(parsed, effort, console)
     if parsed.json:
         content = {"environment": environment(), "effort": effort, "seed": parsed.seed}
         write_json(parsed.json, content | {"ok": all(r.ok for r in reports), "reports": [r.to_dict() for r in reports]})
@@ -50,11 +64,17 @@ def _verify(parsed: argparse.Namespace) -> int:
     return 0 if all(r.ok for r in reports) else 1
 
 
-def _report(rule: Rule, effort: Any, claims: tuple[str, ...] | None, seed: int) -> Report:
-    from vjplib.verification.report import Finding, said
-    from vjplib.verification.run import verify_rule
-
-    try:
-        return verify_rule(rule, effort=effort, claims=claims, seed=seed)
-    except Exception as error:  # a record that cannot be read fails, and the rules after it are examined all the same
-        return Report(rule.name, (Finding("V1", "fail", f"the record cannot be used: {said(error)}"),))
+def _reports(parsed: argparse.Namespace, effort: str, console: Console) -> list[Report]:
+    tasks = [workers.Task(rule.name, target, i) for rule, target, i in places_of(parsed)]
+    options: dict[str, Any] = {
+        "effort": effort,
+        "claims": parsed.claims,
+        "seed": parsed.seed,
+        "time_limit": parsed.time_limit,
+    }
+    if parsed.jobs:
+        running = workers.reports(tasks, options, parsed.jobs)
+        ended = dict(progress(running, console, lambda pair: pair[1].name, len(tasks)))
+        return [ended[i] for i in range(len(tasks))]
+    options["time_limit"] = math.inf
+    return [workers.examined(task, options) for task in progress(tasks, console, attrgetter("name"))]

@@ -1,0 +1,152 @@
+"""Processes of their own for rules under examination: what kills one, or never ends, is a finding and not the end.
+
+A process has four devices, made of the processor's cores, so that sharding can be examined; and on Linux no more memory
+than is free, so that asking for more raises an error instead of waking the system's killer.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+from vjplib.verification.report import CLAIMS, Finding, Report, said
+
+DEVICES = 4
+GRACE = 60.0  # seconds beside those that the claims may take
+
+
+class Task(NamedTuple):
+    """A record to examine: the command-line target that names it, None for the whole library, and which of those."""
+
+    name: str
+    target: str | None
+    number: int
+
+
+class _Worker:
+    """A process at work on one task at a time."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, sys.path), daemon=True, name="vjplib worker")
+        self.process.start()
+        theirs.close()
+        self.task: int | None = None
+        self.due = float("inf")
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+
+
+def reports(tasks: Sequence[Task], options: Mapping[str, Any], processes: int) -> Iterator[tuple[int, Report]]:
+    """Yields the number and the report of each task, as they end.
+
+    Args:
+        tasks: the records to examine.
+        options: those of `verify_rule`, `time_limit` among them.
+        processes: how many are at work at a time.
+    """
+    patience = len(CLAIMS) * options["time_limit"] + GRACE
+    waiting = list(range(len(tasks)))[::-1]
+    workers = [_Worker() for _ in range(min(processes, len(tasks)))]
+    try:
+        while waiting or any(w.task is not None for w in workers):
+            for w in workers:
+                if w.task is None and waiting:
+                    w.task, w.due = waiting.pop(), time.monotonic() + patience
+                    w.pipe.send((tasks[w.task], dict(options)))
+            busy = {w.pipe: w for w in workers if w.task is not None}
+            ready = wait(list(busy), timeout=max(0.0, min(w.due for w in busy.values()) - time.monotonic()))
+            for pipe in ready:
+                assert isinstance(pipe, Connection)
+                w = busy[pipe]
+                number, report, whole = w.task, *_received(w, tasks)
+                assert number is not None
+                w.task = None
+                if not whole:
+                    w.stop()
+                    workers[workers.index(w)] = _Worker()
+                yield number, report
+            for w in [w for w in busy.values() if w.task is not None and time.monotonic() > w.due]:
+                number = w.task
+                assert number is not None
+                w.stop()
+                workers[workers.index(w)] = _Worker()
+                message = f"did not end within {patience:g} s, and did not let itself be stopped"
+                yield number, Report(tasks[number].name, (Finding("V1", "fail", message),), patience)
+    finally:
+        for w in workers:
+            w.stop()
+
+
+def _received(w: _Worker, tasks: Sequence[Task]) -> tuple[Report, bool]:
+    """Returns a worker's report, and whether the worker can go on."""
+    try:
+        return w.pipe.recv()
+    except (EOFError, ConnectionError):
+        w.process.join()
+        code = w.process.exitcode or 0
+        ended = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        message = f"the process that examined it died by {ended}"
+        if ended == "SIGKILL":
+            message += ", as the system does where memory runs out"
+        assert w.task is not None
+        return Report(tasks[w.task].name, (Finding("V1", "fail", message),)), False
+
+
+def _work(pipe: Connection, path: list[str]) -> None:
+    """Examines what comes through the pipe until it is closed."""
+    sys.path[:] = path
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    _limit_memory()
+    while True:
+        try:
+            task, options = pipe.recv()
+        except (EOFError, ConnectionError):
+            break
+        report = examined(task, options)
+        whole = not any("did not end within" in f.message for f in report.failures)
+        sys.stdout.flush()
+        pipe.send((report, whole))
+        if not whole:
+            break
+    os._exit(0)  # threads that never end must not keep the process
+
+
+def examined(task: Task, options: Mapping[str, Any]) -> Report:
+    """Returns the report of a task, in this process."""
+    from vjplib.catalog import find, rules
+    from vjplib.verification.run import verify_rule
+
+    try:
+        rule = (rules() if task.target is None else find(task.target))[task.number]
+        return verify_rule(rule, **options)
+    except Exception as error:  # a record that cannot be read fails, and the rules after it are examined all the same
+        return Report(task.name, (Finding("V1", "fail", f"the record cannot be used: {said(error)}"),))
+
+
+def _limit_memory() -> None:
+    """Lets this process have what it has and the memory that is free, and no more."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    import jax
+
+    if jax.default_backend() != "cpu":  # GPUs are mapped into more addresses than there is memory
+        return
+    with open("/proc/self/statm", encoding="ascii") as lines:
+        mapped = int(lines.read().split()[0]) * resource.getpagesize()
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + free, resource.getrlimit(resource.RLIMIT_AS)[1]))
