@@ -9,8 +9,8 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.rule import Edge
+from vjplib.verification import shrink
 from vjplib.verification.measure import consult, size_of, unit_of, wide
-from vjplib.verification.other_calls import runs
 from vjplib.verification.report import Finding, Level
 from vjplib.verification.subject import Leaves, Subject, as_taken_by_jax, kind_of
 from vjplib.verification.value import compare, right
@@ -52,7 +52,7 @@ def _masked(subject: Subject, name: str, kept: bool) -> Subject | None:
         return None
     args, kwargs = jax.tree.map(filled, (subject.args, dict(subject.kwargs)))
     masked = subject.at(args, kwargs, " ".join(filter(None, (subject.case, name))))
-    return masked if runs(masked) else None
+    return masked if masked.runs else None
 
 
 def check_named(subject: Subject, edges: Sequence[Edge]) -> Iterator[Finding]:
@@ -101,7 +101,8 @@ def _edge(
             if tiny and e.lost:  # what underflows in float32 is no fault of the rule's
                 level, reason = "note", f"{reason}, and nor is autodiff"
         trap = _trap(base or subject, leaves, bool(np.isfinite(e.excused))) if level == "fail" else ""
-        yield Finding("V10", level, f"{name}: {reason}", argument, e.excused, e.index, subject.case, trap)
+        source = shrink.counterexample(subject, leaves, gs) if trap in ("overflow", "zero-times-infinity") else ""
+        yield Finding("V10", level, f"{name}: {reason}", argument, e.excused, e.index, subject.case, trap, source)
 
 
 def _trap(subject: Subject, leaves: Leaves, finite: bool) -> str:

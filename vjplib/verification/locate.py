@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import backwards_where_written, evaluated, opened, source_of, x64
+from vjplib.verification import shrink
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap
 from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Leaves, Subject
@@ -43,6 +44,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
         gaps = [relative_gap(r, o) for r, o in zip(found.dxs, found.true_dxs, strict=True)]
         if all(gap <= HALF_THE_DIGITS for gap in gaps) or not all(np.isfinite(o).all() for o in found.true_dxs):
+            yield from shrink.check(subject)
             return
         if not all(np.isfinite(r).all() for r in found.dxs):
             yield Finding("V12", "note", "a cotangent is not finite: no factor leads from there", case=subject.case)
@@ -51,7 +53,8 @@ def check(subject: Subject) -> Iterator[Finding]:
             message = _said(locate(subject, leaves, gs, found.true_dxs))
         except Exception as error:  # an equation may have no derivative; the rule is wrong all the same, as V2 says
             message = f"no place can be looked for: {said(error)}"
-    yield Finding("V12", "note", message, case=subject.case)
+    source = shrink.counterexample(subject, leaves, gs)
+    yield Finding("V12", "note", message, case=subject.case, counterexample=source)
 
 
 def _said(fault: Fault | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vjplib.verification import value
+from vjplib.verification import shrink, value
 from vjplib.verification.report import Finding
 from vjplib.verification.subject import Static, Subject, parameters
 
@@ -34,8 +34,8 @@ def _at_other_sizes(subject: Subject, effort: str) -> Iterator[Finding]:
             if size < n and integers:  # they may be indices into the axis
                 continue
             other = _at_size(subject, name, n, size)
-            if runs(other):
-                found[size] = list(value.check(other, scales=(1.0,)))
+            if other.runs:
+                found[size] = shown(other, list(value.check(other, scales=(1.0,))))
         trap = _trap_of_sizes(subject, name, n, {size: not _fails(fs) for size, fs in found.items()})
         failures = [f for findings in found.values() for f in findings if f.level == "fail"]
         for findings in found.values():
@@ -64,7 +64,7 @@ def _trap_of_sizes(subject: Subject, name: str, n: int, right: Mapping[int, bool
         return ""
     for size in {n + 2, n + 3} - set(right):
         other = _at_size(subject, name, n, size)
-        if not runs(other):
+        if not other.runs:
             return ""
         right[size] = value.right(other)
     parity = [good == (right[n] == ((size - n) % 2 == 0)) for size, good in right.items() if size > 1]
@@ -85,9 +85,9 @@ def _at_other_values(subject: Subject, effort: str) -> Iterator[Finding]:
             )
             kwargs = {k: other_value if k == name else v for k, v in subject.kwargs.items()}
             other = subject.at(args, kwargs, f"{name} made {other_value!r}")
-            if runs(other):
+            if other.runs:
                 tried = True
-                findings = list(value.check(other, scales=(1.0,)))
+                findings = shown(other, list(value.check(other, scales=(1.0,))))
                 trap = "one-static-value" if _fails(findings) and value.right(subject) else ""
                 for f in findings:
                     yield replace(f, trap=trap) if trap and f.level == "fail" else f
@@ -101,16 +101,13 @@ def _others(given: Any) -> list[Any]:
     return [given + 1, given - 1] if isinstance(given, int) else [2 * given] if isinstance(given, float) else []
 
 
-def runs(subject: Subject) -> bool:
-    """Returns whether function and oracle take a call that nobody made: they may have their reasons to refuse it."""
-    leaves = subject.leaves(np.float32)
-    try:
-        gs = subject.cotangents(leaves)
-        for f in (subject.call, subject.oracle):
-            jax.eval_shape(subject.pull(f), leaves, gs)
-    except Exception:  # whatever a function raises at a call that nobody made
-        return False
-    return bool(gs)
+def shown(subject: Subject, findings: list[Finding]) -> list[Finding]:
+    """Returns the findings, the first failure with a counterexample of a few numbers."""
+    first = next((i for i, f in enumerate(findings) if f.level == "fail"), None)
+    if first is None:
+        return findings
+    source = next((f.counterexample for f in shrink.check(subject)), "")
+    return [replace(f, counterexample=source) if i == first else f for i, f in enumerate(findings)]
 
 
 def resized(args: tuple[Any, ...], sizes: Mapping[int, int]) -> tuple[Any, ...]:

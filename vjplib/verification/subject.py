@@ -209,6 +209,18 @@ class Subject:
         return None
 
     @cached_property
+    def runs(self) -> bool:
+        """Whether function and oracle take a call that nobody made: they may have their reasons to refuse it."""
+        leaves = self.leaves(np.float32)
+        try:
+            gs = self.cotangents(leaves)
+            for f in (self.call, self.oracle):
+                jax.eval_shape(self.pull(f), leaves, gs)
+        except Exception:  # whatever a function raises at such a call
+            return False
+        return bool(gs)
+
+    @cached_property
     def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
         """The oracle's outputs and cotangents, in float64: of `answers`, if that need not be compiled twice."""
         alone = self.compiled(self.pull(self.oracle))

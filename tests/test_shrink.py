@@ -1,0 +1,108 @@
+"""V12: a failure comes with a counterexample of a few numbers, which fails where it is pasted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_complex import WRONG
+from wrong_rules import FAULTS, normal, rule
+
+import vjplib
+from vjplib.catalog import rules
+from vjplib.verification import shrink
+from vjplib.verification.run import at_case
+from vjplib.verification.subject import Subject
+
+OF_V2 = [name for name, fault in FAULTS.items() if "V2" in fault.claims]
+AT_OTHER_SIZES = ("wrong for an axis of one", "wrong for even lengths")
+MOST = 12  # numbers
+
+
+def pasted(source, fn):
+    """Returns what the rule gives and what it should give, by the counterexample's own account."""
+    name = getattr(fn, "__name__", "fn")
+    namespace = {name if name.isidentifier() else "fn": fn}
+    exec(source, namespace)
+    return np.asarray(namespace["given"]), np.asarray(namespace["right"]), namespace
+
+
+def numbers(namespace):
+    kept = {k: v for k, v in namespace.items() if k not in ("given", "right", "y", "pullback")}
+    return sum(a.size for a in jax.tree.leaves(kept) if isinstance(a, (jax.Array, np.ndarray)))
+
+
+def holds(source, fn, capsys):
+    given, right, namespace = pasted(source, fn)
+    assert given.shape == right.shape
+    assert not np.allclose(given, right, rtol=5e-5, atol=1e-6)
+    assert numbers(namespace) <= MOST
+    assert "should be" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", OF_V2)
+def test_failure_is_shown_on_a_few_numbers(name, capsys):
+    fault = FAULTS[name]
+    claims, effort = (("V2",), "standard") if name in AT_OTHER_SIZES else (("V12",), "quick")
+    if name == "wrong for one scale of inputs":
+        effort = "standard"
+    report = vjplib.verify(fault.fn, fault.args, claims=claims, effort=effort)
+    source = next(finding.counterexample for finding in report.findings if finding.counterexample)
+    holds(source, fault.fn, capsys)
+
+
+def add(p, n, *, twice):
+    return jnp.sum(p["a"] * n + twice * p["b"]), jnp.argmax(p["b"])
+
+
+WRITTEN = {
+    "a complex rule": (*WRONG["the conjugate in multiply"][:2], {}),
+    "a tree, integers, a switch and a second output": (
+        lambda p, n, *, twice: rule(
+            lambda p: add(p, n, twice=twice),
+            lambda p: (add(p, n, twice=twice), p),
+            lambda p, g: ({"a": jnp.full_like(p["a"], g[0]) * n, "b": jnp.full_like(p["b"], g[0])},),
+        )(p),
+        ({"a": normal(5), "b": normal(5)}, np.arange(5)),
+        {"twice": 2},
+    ),
+    "an axis": (
+        lambda x, axis: rule(lambda x: jnp.sum(x, axis), lambda x: (jnp.sum(x, axis), x), lambda x, g: (x,))(x),
+        (normal(3, 5), 0),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_whatever_the_arguments_are_they_are_written_down(name, capsys):
+    fn, args, kwargs = WRITTEN[name]
+    report = vjplib.verify(fn, args, kwargs, claims=("V12",), effort="quick")
+    (finding,) = report.findings
+    holds(finding.counterexample, fn, capsys)
+
+
+def test_infinity_at_an_edge_is_shown(capsys):
+    fault = FAULTS["0 times infinity at a boundary"]
+    report = vjplib.verify(fault.fn, fault.args, claims=("V10",), effort="quick")
+    source = next(finding.counterexample for finding in report.failures)
+    holds(source, fault.fn, capsys)
+
+
+def test_a_kink_is_no_counterexample():
+    """At 0 the slope of relu is a choice, and the oracle has made another."""
+    x = np.float32([0.0, 0.0])
+    subject = Subject(vjplib.relu, (x,))
+    assert not shrink.counterexample(subject, (x,), (np.ones_like(x),))
+
+
+def test_right_rules_have_none():
+    cases = [at_case(r, r.cases[0]) for r in rules() if r.name in ("softmax", "linear", "prod", "relu", "logsumexp")]
+    assert len(cases) > 3
+    assert [f for subject in cases for f in shrink.check(subject)] == []
+
+
+def test_it_ends_when_its_time_is_over():
+    slow = rule(lambda x: jnp.sum(x), lambda x: (jnp.sum(x), x), lambda x, g: (2 * jnp.full_like(x, g),))
+    subject = Subject(slow, (normal(101),), hurried=True)
+    (finding,) = shrink.check(subject)
+    assert finding.counterexample
