@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from vjplib.commands import workers
-from vjplib.commands.common import Command, add_targets, claims, places_of, progress, seconds, seed, write_json
+from vjplib.commands.common import Command, add_targets, claims, json_path, places_of, progress, seconds, seed
+from vjplib.reports import Run, changes, read, write_html, write_json, write_junit, write_markdown
 from vjplib.verification import CLAIMS
 from vjplib.verification.guard import TIME_LIMIT
 from vjplib.verification.report import Report
@@ -19,6 +20,14 @@ def add(command: Command) -> None:
     """Adds the command."""
     verify = command("verify", _verify, "prove rules right; exit 0 only if every claim of every rule holds")
     add_targets(verify)
+    for name, does in (("markdown", "as Markdown"), ("junit", "as JUnit XML"), ("html", "as a page for a browser")):
+        verify.add_argument(f"--{name}", type=json_path, metavar="FILE", help=f"write the results to this file {does}")
+    verify.add_argument(
+        "--against",
+        type=earlier,
+        metavar="OLD.json",
+        help="tell what changed since the run that --json wrote to this file; exit 1 on a regression",
+    )
     effort = verify.add_mutually_exclusive_group()
     for name, does in (
         ("quick", "leave out half precision, runs without jit, and compiling at larger sizes"),
@@ -43,6 +52,14 @@ def add(command: Command) -> None:
     )
 
 
+def earlier(path: str) -> Run:
+    """Returns the run that a file holds."""
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _verify(parsed: argparse.Namespace) -> int:
     from vjplib.bench import environment
     from vjplib.verification.report import remarks, table
@@ -50,18 +67,35 @@ def _verify(parsed: argparse.Namespace) -> int:
     console = Console(highlight=False)
     effort = parsed.effort or "standard"
     reports = _reports(parsed, effort, console)
-    if parsed.json:
-        content = {"environment": environment(), "effort": effort, "seed": parsed.seed}
-        write_json(parsed.json, content | {"ok": all(r.ok for r in reports), "reports": [r.to_dict() for r in reports]})
-    console.print(table(reports))
+    run = Run(reports, environment(), effort, parsed.seed, parsed.claims)
+    changed = changes(parsed.against, run) if parsed.against else ()
+    _write(parsed, run)
+    console.print(table(reports, console.width))
     for level in ("fail", "skipped", "note"):
         for line in remarks(reports, (level,)):
             console.print(line, markup=False, soft_wrap=True, style="bold red" if level == "fail" else "dim")
     for report in reports:
         if not report.ok and not report.failures:
             console.print(f"{report.name}: no claim was decided, so nothing is proved", markup=False, style="bold red")
+    for change in changed:
+        words = f"regression: {change}" if change.regression else f"changed: {change}"
+        console.print(words, markup=False, soft_wrap=True, style="bold red" if change.regression else "")
+    if parsed.against:
+        regressions = sum(change.regression for change in changed)
+        console.print(f"{regressions} regressions and {len(changed) - regressions} other changes")
     console.print(f"{sum(r.ok for r in reports)} of {len(reports)} rules verified")
-    return 0 if all(r.ok for r in reports) else 1
+    return 0 if run.ok and not any(change.regression for change in changed) else 1
+
+
+def _write(parsed: argparse.Namespace, run: Run) -> None:
+    if parsed.json:
+        write_json(parsed.json, run)
+    if parsed.markdown:
+        write_markdown(parsed.markdown, run, parsed.against)
+    if parsed.junit:
+        write_junit(parsed.junit, run)
+    if parsed.html:
+        write_html(parsed.html, run, parsed.against)
 
 
 def _reports(parsed: argparse.Namespace, effort: str, console: Console) -> list[Report]:

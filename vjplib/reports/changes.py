@@ -42,7 +42,7 @@ class Change:
         return f"{self.name}:{claim} {self.words}"
 
 
-def changes(old: Run, new: Run, claims: Sequence[str] | None = None) -> tuple[Change, ...]:
+def changes(old: Run, new: Run) -> tuple[Change, ...]:
     """Returns what changed, regressions first.
 
     A regression is a claim that fails and did not, a claim that was shown and now is not, bytes kept for the backward
@@ -51,8 +51,7 @@ def changes(old: Run, new: Run, claims: Sequence[str] | None = None) -> tuple[Ch
 
     Args:
         old: the earlier run.
-        new: the later run.
-        claims: those that the later run examined; None for all.
+        new: the later run; where it examined some claims only, these alone are compared.
 
     Example:
         >>> old, new = (Run((Report("f", (Finding("V2", level, "..."),)),)) for level in ("pass", "fail"))
@@ -60,7 +59,7 @@ def changes(old: Run, new: Run, claims: Sequence[str] | None = None) -> tuple[Ch
         ['f: V2 value fails; it held']
     """
     before, after = _by_name(old), _by_name(new)
-    found = [change for name in before for change in _of_one(name, before[name], after.get(name), claims)]
+    found = [change for name in before for change in _of_one(name, before[name], after.get(name), new.claims)]
     if old.effort != new.effort:  # of which depends what errors are of
         found = [change for change in found if change.kind != "error"]
     found += [Change("new", name, "", "is new") for name in after if name not in before]

@@ -22,6 +22,7 @@ class Run:
         environment: what a figure depends on beside the code: versions, machine, date.
         effort: "quick", "standard" or "deep".
         seed: of all random numbers.
+        claims: those that were asked for; None for all of the effort.
 
     Example:
         >>> run = Run((Report("f", (Finding("V1", "pass", "as promised"),)),))
@@ -33,6 +34,7 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     effort: str = "standard"
     seed: int = 0
+    claims: Sequence[str] | None = None
 
     @property
     def ok(self) -> bool:
@@ -42,6 +44,7 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """Returns the run as `schema.json` has it."""
         head = {"schema": SCHEMA, "environment": dict(self.environment), "effort": self.effort, "seed": self.seed}
+        head["claims"] = None if self.claims is None else list(self.claims)
         return {**head, "ok": self.ok, "reports": [r.to_dict() for r in self.reports]}
 
     @classmethod
@@ -58,7 +61,8 @@ class Run:
             raise ValueError(f"must be by schema {SCHEMA}, has {found}; write it anew with `vjplib verify --json`")
         try:
             reports = tuple(map(_report, content["reports"]))
-            return cls(reports, dict(content["environment"]), str(content["effort"]), int(content["seed"]))
+            claims = None if content["claims"] is None else tuple(content["claims"])
+            return cls(reports, dict(content["environment"]), str(content["effort"]), int(content["seed"]), claims)
         except KeyError as error:
             raise ValueError(f"must be by schema {SCHEMA}, lacks {error}") from error
         except (TypeError, AttributeError) as error:

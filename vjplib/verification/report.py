@@ -9,7 +9,7 @@ from io import StringIO
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -158,7 +158,7 @@ def _finite(value: Any) -> Any:
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def table(reports: Sequence[Report], width: int = 80) -> Table:
+def table(reports: Sequence[Report], width: int = 80) -> Group:
     """Returns a table of one row a function and one column a claim, the claims named below it.
 
     Args:
@@ -178,13 +178,13 @@ def table(reports: Sequence[Report], width: int = 80) -> Table:
 
     if free(signs) < named:
         legend, signs = f"{legend}\n{_SHORT_LEGEND}", _SHORT
-    grid = Table(caption=legend, caption_justify="left", box=box.HORIZONTALS, padding=0, pad_edge=False)
+    grid = Table(box=box.HORIZONTALS, padding=0, pad_edge=False)
     for heading in ("", *claims, "s"):
         grid.add_column(heading, justify="right" if heading == "s" else "left", no_wrap=True)
     for r, levels, s in zip(reports, rows, seconds, strict=True):
         cells = [Text(signs[level], _STYLES[level]) if level else Text("-") for level in levels]
         grid.add_row(Text(_folded(r.name, free(signs))), *cells, s)
-    return grid
+    return Group(grid, Text(legend))
 
 
 def _folded(name: str, width: int) -> str:
