@@ -1,15 +1,20 @@
 """Every import from JAX that is experimental, private or has moved between the supported lines, in one place."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
-from functools import cache
+from functools import cache, partial
+from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
+import numpy as np
 from jax._src import config, source_info_util
 from jax._src.core import trace_ctx
+from jax._src.interpreters import partial_eval
 from jax._src.interpreters.batching import BatchTrace, BatchTracer
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Jaxpr
@@ -218,27 +223,63 @@ def _implementations() -> tuple[type, ...]:
     return tuple({jax.custom_vjp, type(jax.custom_vjp(lambda x: x))})
 
 
+_replacements: list[Callable[..., Any]] = []
+_originals: dict[type, Callable[..., Any]] = {}
+_patching = RLock()
+
+
 @contextmanager
 def replaced_custom_vjp_calls(call: Callable[..., Any]) -> Iterator[None]:
     """Every call of a custom_vjp inside the context is call(original, fn, *args, **kwargs) instead.
 
-    The class is patched for all threads.
+    The class is patched for all threads. Contexts may nest, and overlap in any order; the last one is asked first.
 
     Args:
         call: takes what a call does otherwise, the custom_vjp, and the arguments.
     """
 
-    def replacing(original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, *args, **kwargs: call(original, self, *args, **kwargs)
+    def mine(*given: Any, **kwargs: Any) -> Any:
+        return call(*given, **kwargs)
 
-    originals = {kind: kind.__call__ for kind in _implementations()}
-    for kind, original in originals.items():
-        kind.__call__ = replacing(original)
+    with _patching:
+        if not _replacements:
+            for kind in _implementations():
+                _originals[kind] = original = kind.__call__
+                kind.__call__ = _dispatching(original)
+        _replacements.append(mine)
     try:
         yield
     finally:
-        for kind, original in originals.items():
-            kind.__call__ = original
+        with _patching:
+            _replacements.remove(mine)
+            if not _replacements:
+                for kind, original in _originals.items():
+                    kind.__call__ = original
+                _originals.clear()
+
+
+def _dispatching(original: Callable[..., Any]) -> Callable[..., Any]:
+    def ask(calls: tuple[Callable[..., Any], ...], fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if not calls:
+            return original(fn, *args, **kwargs)
+        return calls[-1](partial(ask, calls[:-1]), fn, *args, **kwargs)
+
+    return lambda self, *args, **kwargs: ask(tuple(_replacements), self, *args, **kwargs)
+
+
+def remade(rule: CustomVJP, bwd: Callable[..., Any]) -> Any:
+    """Returns a custom_vjp of the same parts, with another backward."""
+    same = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
+    options = {"optimize_remat": True} if rule.optimize_remat else {}
+    same.defvjp(rule.fwd, bwd, symbolic_zeros=rule.symbolic_zeros, **options)
+    return same
+
+
+@contextmanager
+def traced_afresh(token: str) -> Iterator[None]:
+    """In this context functions that `jax.jit` has traced before are traced again, once for each token."""
+    with set_xla_metadata(vjplib=token):
+        yield
 
 
 @contextmanager
@@ -257,11 +298,15 @@ def recorded_custom_vjps() -> Iterator[list[tuple[CustomVJP, tuple[Any, ...], di
         yield calls
 
 
+_ENTER, _LEAVE = "vjplib: a backward begins", "vjplib: a backward ends"
+_tokens = itertools.count()
+
+
 @contextmanager
 def backwards_where_written() -> Iterator[None]:
     """In this context equations of a custom_vjp's backward come from the lines it is written on, not from its call.
 
-    JAX gives them the call's. Functions that `jax.jit` has traced before keep what they have.
+    JAX gives them the call's. Where a backward begins and ends stands in the program too, for `mark_of` to tell.
     """
 
     def call(original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -269,19 +314,47 @@ def backwards_where_written() -> Iterator[None]:
         assert rule is not None
 
         def bwd(*given: Any) -> Any:
-            context = source_info_util._source_info_context
-            outer, context.context = context.context, source_info_util.new_source_info()
-            try:
-                return rule.bwd(*given)
-            finally:
-                context.context = outer
+            with as_written():
+                dxs = rule.bwd(*given[:-2], *_marked(given[-2:], _ENTER))
+                return _marked(dxs, _LEAVE)
 
-        same = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
-        same.defvjp(rule.fwd, bwd, symbolic_zeros=rule.symbolic_zeros)
-        return original(same, *args, **kwargs)
+        return original(remade(rule, bwd), *args, **kwargs)
 
-    with replaced_custom_vjp_calls(call):
+    with replaced_custom_vjp_calls(call), traced_afresh(f"where written {next(_tokens)}"):
         yield
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """In this context equations come from the lines of the functions called in it, not from those that called them."""
+    context = source_info_util._source_info_context
+    outer, context.context = context.context, source_info_util.new_source_info()
+    try:
+        yield
+    finally:
+        context.context = outer
+
+
+def _marked(tree: Any, text: str) -> Any:
+    """Returns a pytree each array of which has gone through an equation that names it."""
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, text) if is_plain_array(leaf) else leaf, tree)
+
+
+def is_plain_array(leaf: Any) -> bool:
+    """Returns whether a leaf is an array with numbers in it: no symbolic zero, no float0, no random key, no text."""
+    dtype = getattr(leaf, "dtype", None)
+    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or dtype == jax.dtypes.float0:
+        return False
+    return not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+
+
+def mark_of(eqn: Any) -> bool | None:
+    """Returns True for the equations with which a backward begins, False for those it ends with, None for others.
+
+    They stand in programs that are traced in `backwards_where_written`, one for each array, and change nothing.
+    """
+    name = eqn.params.get("name") if eqn.primitive.name == "name" else None
+    return {_ENTER: True, _LEAVE: False}.get(name) if isinstance(name, str) else None
 
 
 def is_symbolic_zero(a: Any) -> bool:
@@ -348,7 +421,8 @@ def opened(item: Any) -> tuple[Jaxpr, list[Any]]:
 
 
 _CUSTOM = {"custom_jvp_call", "custom_vjp_call", "call_hi_primitive"}
-_INLINED = _CUSTOM | {"jit", "pjit", "remat2", "checkpoint", "closed_call"}
+INLINED = frozenset({"jit", "pjit", "remat2", "checkpoint", "closed_call"})
+_INLINED = _CUSTOM | INLINED
 
 
 def holds_custom_vjp(program: Any) -> bool:
@@ -368,8 +442,20 @@ def _holds_custom_rule(jaxpr: Jaxpr) -> bool:
     )
 
 
+def bound(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
+    """Returns the outputs of an equation at these inputs, with these parameters in place of its own."""
+    given = {**eqn.params, **params}
+    with eqn.ctx.manager:
+        outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(given))
+    return outputs if eqn.primitive.multiple_results else (outputs,)
+
+
 def evaluated(
-    jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], after: Callable[[Any, Sequence[Any]], Sequence[Any]]
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    after: Callable[[Any, Sequence[Any]], Sequence[Any]],
+    bind: Callable[..., Sequence[Any]] = bound,
 ) -> list[Any]:
     """Returns what a jaxpr computes, each custom rule in it by its primal, each equation's outputs passed through.
 
@@ -378,15 +464,29 @@ def evaluated(
         consts: the values of its constants.
         args: the values of its arguments.
         after: takes an equation and its outputs, and returns what to use in their place.
+        bind: takes an equation, its inputs and changed parameters, and returns its outputs; values may be anything
+            that it makes of them.
     """
+    return interpreted(jaxpr, consts, args, lambda eqn, values: _applied(eqn, values, after, bind))
+
+
+def interpreted(
+    jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], apply: Callable[[Any, list[Any]], Sequence[Any]]
+) -> list[Any]:
+    """Returns what a jaxpr computes, the outputs of each equation being apply(equation, values of its inputs)."""
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
     def read(v: Any) -> Any:
         return v.val if isinstance(v, Literal) else env[v]
 
     for eqn in jaxpr.eqns:
-        env.update(zip(eqn.outvars, _applied(eqn, [read(v) for v in eqn.invars], after), strict=True))
+        env.update(zip(eqn.outvars, apply(eqn, [read(v) for v in eqn.invars]), strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def without_dead_code(jaxpr: Jaxpr) -> Jaxpr:
+    """Returns a program without the equations that no output of it depends on."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
 def source_of(eqn: Any) -> str:
@@ -399,15 +499,18 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[
     return evaluated(jaxpr, consts, args, lambda eqn, outputs: outputs)
 
 
-def _applied(eqn: Any, values: list[Any], after: Callable[[Any, Sequence[Any]], Sequence[Any]]) -> Sequence[Any]:
+def _applied(
+    eqn: Any,
+    values: list[Any],
+    after: Callable[[Any, Sequence[Any]], Sequence[Any]],
+    bind: Callable[..., Sequence[Any]],
+) -> Sequence[Any]:
     inner = programs(eqn.params)
     if eqn.primitive.name in _INLINED and inner:
         _, jaxpr, consts = inner[0]
-        return evaluated(jaxpr, consts, values, after)
-    params = {name: _stripped_parameter(value) for name, value in eqn.params.items()} if inner else eqn.params
-    with eqn.ctx.manager:
-        outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(params))
-    return after(eqn, outputs if eqn.primitive.multiple_results else (outputs,))
+        return evaluated(jaxpr, consts, values, after, bind)
+    params = {name: _stripped_parameter(value) for name, value in eqn.params.items()} if inner else {}
+    return after(eqn, bind(eqn, values, **params))
 
 
 def _stripped_parameter(value: Any) -> Any:

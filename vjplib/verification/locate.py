@@ -5,14 +5,14 @@ theta shows how the cotangents move with each; if the error lies along one of th
 fault, and how far along is the factor it lacks. A wrong sign comes back as -1, a forgotten 1/n as 1/n.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import backwards_where_written, evaluated, opened, source_of, x64
+from vjplib.compat import backwards_where_written, evaluated, mark_of, opened, source_of, without_dead_code, x64
 from vjplib.verification import shrink
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap
 from vjplib.verification.report import Finding, said
@@ -81,30 +81,12 @@ def locate(subject: Subject, leaves: Leaves, gs: Leaves, truth: Leaves) -> Fault
     Returns:
         The fault, or None where the program is too long to look.
     """
-
-    def pullback(leaves: Leaves, gs: Leaves) -> Leaves:
-        return jax.vjp(subject.call, *leaves)[1](gs)
-
-    with backwards_where_written():
-        jaxpr, consts = opened(jax.make_jaxpr(pullback)(leaves, gs))
-    inputs = jax.tree.leaves((leaves, gs))
-    places: list[str] = []
-
-    def note(eqn: Any, outputs: Any) -> Any:
-        places.extend(f"{eqn.primitive.name} at {source_of(eqn)}" for _ in filter(_scalable, outputs))
-        return outputs
-
-    jax.eval_shape(lambda inputs: evaluated(jaxpr, consts, inputs, note), inputs)
+    program = steered(subject, leaves, gs)
+    places = program.places
     if not 0 < len(places) <= MOST:
         return None
     weights = [1 / max(float(np.linalg.norm(o)), np.finfo(float).tiny) for o in truth]
-
-    @jax.jit
-    def cotangents(theta: Any) -> Any:
-        dxs = evaluated(jaxpr, consts, inputs, _scaling(theta))
-        return jnp.concatenate([w * jnp.ravel(dx) for w, dx in zip(weights, dxs, strict=True)])
-
-    ones = jnp.ones(len(places))
+    cotangents, ones = jax.jit(program.cotangents(weights)), jnp.ones(len(places))
     target = np.concatenate([w * np.ravel(o) for w, o in zip(weights, truth, strict=True)])
     error = target - np.asarray(cotangents(ones))
     moves = np.asarray(jax.jacfwd(cotangents)(ones))  # (entries, equations)
@@ -124,16 +106,82 @@ def locate(subject: Subject, leaves: Leaves, gs: Leaves, truth: Leaves) -> Fault
     return Fault(1 + float(steps[best]), named[-SHOWN:], float(unexplained[best]))
 
 
+_MOVES = object()  # a value that depends on an input
+
+
+class Steered(NamedTuple):
+    """The pullback at one call as a program with a factor on the output of each equation.
+
+    Args:
+        evaluate: takes what each floating output is passed through, and returns the cotangents.
+        places: primitive, file, line and function of the equation of each factor.
+        backward: of each factor, whether its equation stands in a backward, and depends on what that is given.
+    """
+
+    evaluate: Callable[[Callable[[Any, Sequence[Any]], Sequence[Any]]], list[Any]]
+    places: tuple[str, ...]
+    backward: tuple[bool, ...]
+
+    def cotangents(self, weights: Sequence[float], only: Sequence[int] | None = None) -> Callable[[Any], Any]:
+        """Returns the function of the factors that gives all cotangents, each times its weight, as one vector.
+
+        Args:
+            weights: of the cotangents.
+            only: the numbers of the factors that it is a function of, the others being 1; None for all.
+        """
+        numbers = range(len(self.places)) if only is None else only
+        position = {number: i for i, number in enumerate(numbers)}
+
+        def run(theta: Any) -> Any:
+            number = iter(range(len(self.places)))
+
+            def factor(y: Any) -> Any:
+                at = position.get(next(number)) if _scalable(y) else None
+                return y if at is None else y * theta[at].astype(y.dtype)
+
+            dxs = self.evaluate(lambda eqn, ys: ys if mark_of(eqn) is not None else [factor(y) for y in ys])
+            return jnp.concatenate([w * jnp.ravel(dx) for w, dx in zip(weights, dxs, strict=True)])
+
+        return run
+
+
+def steered(subject: Subject, leaves: Leaves, gs: Leaves) -> Steered:
+    """Returns the pullback of a subject at a call, with a factor on each equation.
+
+    Args:
+        subject: what to examine, its function JAX-differentiable once.
+        leaves: the differentiated leaves.
+        gs: the output cotangents.
+    """
+
+    def pullback(leaves: Leaves, gs: Leaves) -> Leaves:
+        return jax.vjp(subject.call, *leaves)[1](gs)
+
+    with backwards_where_written():
+        jaxpr, consts = opened(jax.make_jaxpr(pullback)(leaves, gs))
+    jaxpr, inputs = without_dead_code(jaxpr), jax.tree.leaves((leaves, gs))
+    places: list[str] = []
+    backward: list[bool] = []
+    inside = False
+
+    def note(eqn: Any, outputs: Sequence[Any]) -> Sequence[Any]:
+        nonlocal inside
+        mark = mark_of(eqn)
+        if mark is not None:
+            inside = mark
+            return outputs
+        count = sum(_scalable(v.aval) for v in eqn.outvars)
+        places.extend([f"{eqn.primitive.name} at {source_of(eqn)}"] * count)
+        backward.extend([inside and _MOVES in outputs] * count)
+        return outputs
+
+    def reach(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
+        del params
+        return [_MOVES if any(v is _MOVES for v in values) else None] * len(eqn.outvars)
+
+    evaluated(jaxpr, [None] * len(consts), [_MOVES] * len(inputs), note, reach)
+    return Steered(lambda after: evaluated(jaxpr, consts, inputs, after), tuple(places), tuple(backward))
+
+
 def _scalable(output: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(output), jnp.floating)
-
-
-def _scaling(theta: Any) -> Callable[[Any, Any], Any]:
-    """Returns what multiplies each floating output, in the order of evaluation, by its factor."""
-    factors = iter(range(theta.size))
-
-    def scale(eqn: Any, outputs: Any) -> Any:
-        del eqn
-        return [y * theta[next(factors)].astype(y.dtype) if _scalable(y) else y for y in outputs]
-
-    return scale
+    return output.size > 0 and jnp.issubdtype(output.dtype, jnp.floating)

@@ -1,0 +1,62 @@
+"""V13, power: which equations of the backward these inputs can see at all.
+
+A factor on an equation's output that moves no cotangent could be anything: whatever is wrong there, no comparison at
+these inputs shows it. Whether each equation is seen is read off the derivative of the cotangents by all the factors, as
+V12 takes it. Only the author can tell why one is not: a mask may hide it, it may cancel, or nothing may use it.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import x64
+from vjplib.verification.locate import MOST, steered
+from vjplib.verification.measure import HALF_THE_DIGITS
+from vjplib.verification.report import Finding, said
+from vjplib.verification.subject import Subject
+
+SHOWN = 5  # blind equations named
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Yields a pass if a factor on any equation of the backward moves a cotangent, a note of those that move none.
+
+    Equations whose output is no floating number have no factor, and those that nothing depends on, or that depend on
+    nothing, are left out.
+    """
+    try:
+        with x64():
+            blind, count, reason = _blind(subject)
+    except Exception as error:  # an equation may have no derivative, or the rule may raise; V1 and V2 say so
+        blind, count, reason = [], 0, f"the backward has no derivative by its equations: {said(error)}"
+    data = {"equations": count, "blind": blind}
+    if reason:
+        yield Finding("V13", "skipped", reason, case=subject.case)
+    elif blind:
+        named = ", ".join(blind[:SHOWN]) + (f", and {len(blind) - SHOWN} others" if len(blind) > SHOWN else "")
+        message = f"these inputs see {count - len(blind)} of {count} equations of the backward; no cotangent moves with"
+        yield Finding("V13", "note", f"{message} {named}", case=subject.case, data=data)
+    else:
+        message = f"these inputs see every one of {count} equations of the backward"
+        yield Finding("V13", "pass", message, case=subject.case, data=data)
+
+
+def _blind(subject: Subject) -> tuple[list[str], int, str]:
+    """Returns the equations that no cotangent moves with, how many there are in all, and why none can be told."""
+    leaves = subject.leaves(np.float64)
+    program = steered(subject, leaves, subject.cotangents(leaves))
+    inside = [i for i, backward in enumerate(program.backward) if backward]
+    if not inside:
+        return [], 0, "no floating equation of a custom_vjp's backward is in sight: there is none, or it is in a loop"
+    if len(inside) > MOST:
+        return [], len(inside), f"the backward has {len(inside)} equations, more than {MOST}"
+    ones = jnp.ones(len(inside))
+    plain = program.evaluate(lambda eqn, outputs: outputs)
+    weights = [1 / max(float(np.linalg.norm(dx)), np.finfo(float).tiny) for dx in plain]
+    moves = np.asarray(jax.jit(jax.jacfwd(program.cotangents(weights, inside)))(ones))
+    if not np.isfinite(moves).all():
+        return [], len(inside), "a cotangent, or its derivative by an equation, is not finite at these inputs"
+    seen = np.linalg.norm(moves, axis=0) > HALF_THE_DIGITS
+    return [program.places[i] for i, sees in zip(inside, seen, strict=True) if not sees], len(inside), ""
