@@ -5,7 +5,7 @@ lets the forward pass return other shapes than the primal where nobody looks.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,11 +20,16 @@ from vjplib.verification.subject import Static, Subject
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check(subject: Subject) -> Iterator[Finding]:
-    """Yields findings on the avals of the primal, of the forward pass and of what the backward returns."""
+def check(subject: Subject, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
+    """Yields findings on the avals of the primal, of the forward pass and of what the backward returns.
+
+    Args:
+        subject: what to examine.
+        dtypes: in which to trace it, beside those of the call.
+    """
     yield from _nondiff(subject)
     yield from _avals(subject, None)
-    for dtype in DTYPES if not any(map(np.iscomplexobj, subject.leaves())) else DTYPES[:1]:  # no complex has 16 bits
+    for dtype in dtypes if not any(map(np.iscomplexobj, subject.leaves())) else dtypes[:1]:  # no complex has 16 bits
         given = subject.leaves()
         if any(own.dtype != leaf.dtype for own, leaf in zip(given, subject.leaves(jnp.dtype(dtype)), strict=True)):
             yield from _avals(subject, jnp.dtype(dtype))
