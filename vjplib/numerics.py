@@ -1,11 +1,13 @@
 """The one precision policy: compute in float32 or wider, answer in the caller's dtype."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from vjplib.compat import as_varying, automatic
 
 
 def floating(name: str, x: ArrayLike) -> jax.Array:
@@ -120,19 +122,37 @@ def broadcast_shapes(**arrays: jax.Array) -> tuple[int, ...]:
         raise ValueError(f"{' and '.join(arrays)} must broadcast together, got shapes {shapes}") from None
 
 
+def cotangent_of(primal: jax.Array, f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Returns f(*arrays), the cotangent of an argument, made to be where that is: summed over all that share it.
+
+    Under a mesh with explicit axes it gets the argument's sharding; in `jax.shard_map` it is summed over the axes along
+    which it varies and the argument does not. Without devices to share the work it is f(*arrays).
+
+    Args:
+        primal: the argument, or whatever is sharded as it is.
+        f: a function of the arrays.
+        *arrays: what the cotangent is made of.
+
+    Example:
+        >>> cotangent_of(jnp.ones(3), lambda g, x: g * x, jnp.ones(3), jnp.arange(3.0)).tolist()
+        [0.0, 1.0, 2.0]
+    """
+    return as_varying(automatic(f, jax.typeof(primal))(*arrays), primal)
+
+
 def form(x: jax.Array) -> jax.Array:
-    """Returns an array without elements that remembers x's shape and dtype, for a residual that needs no more of x."""
-    return jnp.zeros((0, *x.shape), x.dtype)
+    """Returns an array without elements that remembers x's shape, dtype and devices, for a residual."""
+    return jax.lax.slice_in_dim(jnp.expand_dims(x, 0), 0, 0)
 
 
 def as_form(g: jax.Array, kept: jax.Array) -> jax.Array:
-    """Returns g as the cotangent of the argument whose `form` was kept: its shape, broadcasting summed, and its dtype.
+    """Returns g as the cotangent of the argument whose `form` was kept: its shape and dtype, broadcasting summed.
 
     Example:
         >>> as_form(jnp.ones((2, 3)), form(jnp.ones((3,), jnp.bfloat16)))
         Array([2, 2, 2], dtype=bfloat16)
     """
-    return sum_to(g, kept.shape[1:]).astype(kept.dtype)
+    return as_varying(sum_to(g, kept.shape[1:]), kept).astype(kept.dtype)
 
 
 def masked(where: ArrayLike | None, x: jax.Array) -> jax.Array | None:

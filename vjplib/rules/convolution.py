@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vjplib.compat import custom_vjp, separate_call
 from vjplib.jacobians import BandedToeplitz, Dense
-from vjplib.numerics import as_form, floating, form, wide, wide_dtype
+from vjplib.numerics import as_form, cotangent_of, floating, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule, Scaling
 
 
@@ -110,7 +110,11 @@ def bwd(stride, res, g):
     else:
         n = x.shape[-1 if h.ndim == 1 else -2]
         dx = _convolve_dx(_blocks(g, h), _kernel(wide_h), n, stride).reshape(x.shape)
-    dh = _convolve_dh(_blocks(g, h), _blocks(wide_x, h), h.shape[0], stride).reshape(h.shape)
+
+    def sliding(g, x):
+        return _convolve_dh(_blocks(g, h), _blocks(x, h), h.shape[0], stride).reshape(h.shape)
+
+    dh = cotangent_of(h, sliding, g, wide_x)
     return dx.astype(x.dtype), dh.astype(h.dtype), None if form_b is None else as_form(g, form_b)
 
 
@@ -212,17 +216,19 @@ def _convolve_dx(g, h, n, stride):
 
 
 def _convolve_dh(g, x, k, stride):
-    # The batch is what this convolution sums over, in the place of its channels.
+    # The batch is what this convolution sums over, in the place of its channels. Were its output "WNC", as the kernel is,
+    # XLA would partition the convolution wrongly where vmap has made groups of it: the numbers are other ones then.
     n, m = x.shape[1], g.shape[1]
     low, _ = _pads(n, k, stride)
-    return lax.conv_general_dilated(
+    dh = lax.conv_general_dilated(
         x,
         g,
         window_strides=(1,),
         padding=((low, (m - 1) * stride + k - n - low),),
         rhs_dilation=(stride,),
-        dimension_numbers=("CWN", "IWO", "WNC"),
+        dimension_numbers=("CWN", "IWO", "NWC"),
     )
+    return jnp.swapaxes(dh, 0, 1)
 
 
 # ------------------------------------------------------------------------------------ the lecture's two backward passes

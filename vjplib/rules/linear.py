@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import as_form, floating, form, wide, wide_dtype
+from vjplib.numerics import as_form, cotangent_of, floating, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 
 
@@ -75,7 +75,11 @@ def fwd(x, W, b):
 def bwd(res, g):
     x, W, form_b = res
     dx = jnp.einsum("...m,mn->...n", g, W, preferred_element_type=wide_dtype(jnp.result_type(g, W))).astype(x.dtype)
-    dW = jnp.einsum("...m,...n->mn", g, x, preferred_element_type=wide_dtype(jnp.result_type(g, x))).astype(W.dtype)
+
+    def outer(g, x):
+        return jnp.einsum("...m,...n->mn", g, x, preferred_element_type=wide_dtype(jnp.result_type(g, x)))
+
+    dW = cotangent_of(W, outer, g, x).astype(W.dtype)
     return dx, dW, None if form_b is None else as_form(wide(g), form_b)
 
 

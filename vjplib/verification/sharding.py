@@ -1,15 +1,15 @@
 """V6, sharding: with the data on several devices and the weights on each, the pullback is what it is on one.
 
-Ways of sharing out are compared, in float64 where the function runs in it, with the call on one device: `jax.jit` where
-the compiler
-partitions by itself (a mesh of Auto axes) and where the types say how (Explicit axes), and `jax.shard_map` with
-check_vma on and off, where each device runs the function on its part. There the gradient is taken inside, as in a
-data-parallel training step, and outside. With check_vma off the gradients of weights are summed by the step, with it on
-by the rule, as JAX requires: a rule that sums for itself where it must not, or forgets to where it must, shows.
+Ways of sharing out are compared with the call on one device, in float64 where the function runs in it: `jax.jit` where
+the compiler partitions by itself (a mesh of Auto axes) and where the types say how (Explicit axes), and `jax.shard_map`
+with check_vma on and off, where each device runs the function on its part. There the gradient is taken inside, as in a
+data-parallel training step, and outside. With check_vma off the step sums the gradients of weights over devices, with
+it on the rule must, as JAX requires: a sum too many, or one of something else, shows. Where JAX refuses to trace the
+rule because a sum or a sharding is missing, nothing wrong comes out, and nothing is shown.
 
-What crosses devices is read from the compiled programs. The devices share the data by a prime number of places that
-divides no other size, so an array whose size it divides has the data in it; no such array may be sent, unless autodiff
-of the oracle sends some too.
+What crosses devices is read from the compiled programs. Each device has a prime number of places of the data that
+divides no other size, so an array whose size it divides has the data in it; none such may be sent, unless autodiff
+sends some too.
 """
 
 import os
@@ -33,28 +33,32 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vjplib.compat import strip_custom_rules, x64
+from vjplib.compat import hasty_options, opened, programs, strip_custom_rules, x64
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of
-from vjplib.verification.report import Finding, Level, said
+from vjplib.verification.report import Finding, said
 from vjplib.verification.shards import MEAN, SUM, Shared, shared
 from vjplib.verification.subject import Leaves, Subject
 
 AXIS = "data"  # the name of the mesh's axis
 MOST_DEVICES = 4
-SECONDS = 120  # for a process with devices of its own
-REFUSED: Level = "fail"  # what it comes to where JAX refuses a rule but not autodiff
+SECONDS = 100  # for a process with devices of its own
 _NOISE = 1e3 * float(np.finfo(np.float64).eps)  # of the largest cotangent: a sum of other order, where terms cancel
-_REMEDIES = {
+# What JAX says where it refuses a backward for its sharding, and what to do.
+_REFUSALS = {
     "manual axis types do not match": (
-        "sum it over the axes along which it varies and its argument does not: jax.lax.psum over "
+        "sum it over the axes along which it varies and its argument does not, by jax.lax.psum over "
         "jax.typeof(cotangent).manual_axis_type.varying - jax.typeof(argument).manual_axis_type.varying"
     ),
-    "`out_sharding`": "give the product over the data out_sharding=jax.typeof(argument).sharding",
+    "out_sharding": "give the product over the data out_sharding=jax.typeof(argument).sharding",
+    "must produce an output with the same type": (
+        "give it its argument's sharding, by jax.sharding.reshard(cotangent, jax.typeof(argument).sharding)"
+    ),
 }
 _SENT = re.compile(
     r"^\s*(?:ROOT )?\S+ = (.*?) ((?:ragged-)?all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
     r"|collective-broadcast)(?:-start)?\("
 )
+_SUMS = ("all-reduce", "reduce-scatter")
 
 Program = Callable[[tuple[Any, ...], Leaves], Any]
 
@@ -65,26 +69,48 @@ def check(subject: Subject) -> Iterator[Finding]:
     Where this process has a single one, another is started that makes four of the processor's cores. The function must
     get there: by its module and name, or by cloudpickle.
     """
-    if len(jax.devices()) > 1:
-        yield from _on_these_devices(subject)
+    if _calls_back(subject):  # the process would end: devices wait for one another, and one for Python
+        message = "the function calls back to Python, which devices of one process cannot wait for: not examined"
+        yield Finding("V6", "skipped", message, case=subject.case)
+    elif len(jax.devices()) > 1:
+        yield from here(subject)
     else:
-        yield Finding("V6", "skipped", "one device", case=subject.case)
+        yield from elsewhere(subject)
 
 
-def _on_these_devices(subject: Subject) -> Iterator[Finding]:
+def _calls_back(subject: Subject) -> bool:
+    leaves = subject.leaves(np.float32)
+    try:
+        program = jax.make_jaxpr(subject.pull(subject.call))(leaves, subject.cotangents(leaves))
+    except Exception:  # which is found again below
+        return False
+    return _holds_callback(program)
+
+
+def _holds_callback(program: Any) -> bool:
+    jaxpr, _ = opened(program)
+    return any(
+        "callback" in eqn.primitive.name or any(_holds_callback(inner) for _, inner, _ in programs(eqn.params))
+        for eqn in jaxpr.eqns
+    )
+
+
+def here(subject: Subject, agreed: bool = False) -> Iterator[Finding]:
+    """Yields the findings on the devices of this process.
+
+    Args:
+        subject: what to examine.
+        agreed: whether the function equals its oracle in a process of one device.
+    """
     devices = jax.devices()[:MOST_DEVICES]
-    data, wide = None, nullcontext
     for dtype, context in ((np.float64, x64), (np.float32, nullcontext)):
         with context():
-            data, wide = shared(subject, len(devices), dtype), context
-        if data is not None:
-            break
-    if data is None:
-        message = "no data axis found: the function of a part of the arguments is nowhere a part of the function"
-        yield Finding("V6", "skipped", message, case=subject.case)
-        return
-    with wide():
-        yield from _Ways(subject, data, devices).findings()
+            data = shared(subject, len(devices), dtype)
+            if data is not None:
+                yield from _Ways(subject, data, devices).findings(agreed)
+                return
+    message = "no data axis found: the function of a part of the arguments is nowhere a part of the function"
+    yield Finding("V6", "skipped", message, case=subject.case)
 
 
 class _Way(NamedTuple):
@@ -101,7 +127,9 @@ class _Ways:
     def __init__(self, subject: Subject, data: Shared, devices: Sequence[Any]) -> None:
         self.subject, self.data, self.devices = subject, data, devices
         self.ours = data.of(subject.fn)
-        self.theirs = strip_custom_rules(self.ours) if subject.reference is None else data.of(subject.reference)
+        self.autodiff = {"the function itself": strip_custom_rules(self.ours)}
+        if subject.reference is not None:
+            self.autodiff = {"the reference": data.of(subject.reference), **self.autodiff}
         rng = np.random.default_rng((subject.seed, 7))
         ys = jax.eval_shape(self.ours, *data.arrays)
         self.gs = tuple(rng.standard_normal(y.shape).astype(y.dtype) for y in ys)
@@ -115,9 +143,12 @@ class _Ways:
             ),
         ]
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self, agreed: bool) -> Iterator[Finding]:
         """Yields what was found of each way, then what is sent."""
-        expected = jax.tree.map(np.asarray, jax.jit(self.by_compiler(self.ours))(self.data.arrays, self.gs))
+        expected = self.alone(self.ours)
+        if agreed and self.subject.undifferentiable is None:
+            name = "one device of a process that has several"
+            yield self.compared(name, expected, self.alone(next(iter(self.autodiff.values()))))
         runs: dict[str, Any] = {}
         texts: dict[str, str] = {}
         for kind in (AxisType.Auto, AxisType.Explicit):
@@ -143,6 +174,11 @@ class _Ways:
             yield self.compared(name, result, expected)
         yield from self.sent(texts)
 
+    def alone(self, f: Callable[..., Leaves]) -> Any:
+        """Returns outputs and cotangents on one device."""
+        run = jax.jit(self.by_compiler(f), compiler_options=hasty_options())
+        return jax.tree.map(np.asarray, run(self.data.arrays, self.gs))
+
     def placed(self, kind: AxisType) -> tuple[Any, Any]:
         """Returns a mesh, and the arrays and cotangents on it."""
         mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(kind,), devices=self.devices)
@@ -162,7 +198,10 @@ class _Ways:
         mesh, given = self.placed(kind)
         with jax.set_mesh(mesh):
             programs = {way.name: way.program(f) for way in ways}
-            jitted = jax.jit(lambda arrays, gs: {name: run(arrays, gs) for name, run in programs.items()})
+            jitted = jax.jit(
+                lambda arrays, gs: {name: run(arrays, gs) for name, run in programs.items()},
+                compiler_options=hasty_options(),
+            )
             ready = jitted.lower(*given).compile()
             return jax.tree.map(np.asarray, ready(*given)), ready.as_text() or ""
 
@@ -177,16 +216,20 @@ class _Ways:
         return None
 
     def refusal(self, way: _Way, error: Exception) -> Finding:
-        """Returns a failure, or a note where JAX refuses autodiff as well or where there is nothing to compare with."""
+        """Returns a failure, or what it comes to where JAX refuses the rule or autodiff for their sharding."""
+        remedy = next((remedy for sign, remedy in _REFUSALS.items() if sign in str(error)), "")
+        level, but = "fail", "autodiff does not"
+        refused = [name for name, f in self.autodiff.items() if self.refused(way, f) is not None]
         if self.subject.undifferentiable is not None:
-            level, also = "note", "JAX cannot differentiate the oracle to compare with"
-        elif self.refused(way, self.theirs) is not None:
-            level, also = "note", "and so does autodiff of the reference"
-        else:
-            level, also = REFUSED, "autodiff of the reference does not"
-        remedies = [remedy for sign, remedy in _REMEDIES.items() if sign in str(error)]
-        message = "; ".join((f"{way.name}: raises {said(error)}", also, *remedies))
-        return Finding("V6", level, message, case=self.subject.case)
+            level, but = "skipped", "there is no autodiff to compare with"
+        elif refused:
+            level, but = "note", f"so does autodiff of {refused[0]}"
+        elif remedy or type(error).__name__ == "ShardingTypeError":
+            level, but = (
+                "skipped",
+                f"nothing can be shown there; autodiff is not refused{remedy and '. To have it: '}{remedy}",
+            )
+        return Finding("V6", level, f"{way.name}: raises {said(error)}; {but}", case=self.subject.case)
 
     def compared(self, name: str, result: Any, expected: Any) -> Finding:
         """Returns whether a way gives what one device gives."""
@@ -208,27 +251,39 @@ class _Ways:
 
     def sent(self, texts: Mapping[str, str]) -> Iterator[Finding]:
         """Yields what arrays with the data in them the programs send, compared with autodiff's."""
-        if not texts:
-            return
-        sends = {name for name, text in texts.items() if _sent(text, self.data.block)}
-        if not sends:
+        suspects = [way for way in self.ways if self.sends(texts.get(way.name, ""))]
+        if texts and not suspects:
             message = "no array with the data in it is sent between devices"
             yield Finding("V6", "pass", message, case=self.subject.case)
-        for way in (way for way in self.ways if way.name in sends):
-            ours = _sent(self.run(way.kind, [way], self.ours)[1], self.data.block)
-            if not ours:
+        for way in suspects:
+            ours = self.sends(self.run(way.kind, [way], self.ours)[1])
+            if not ours:  # it was another way of the same program
                 continue
-            data = {"sent": [[op, list(shape)] for op, shape in ours]}
-            message = f"{way.name}: sends data between devices, {_listed(ours)}"
+            level, but = "fail", "autodiff sends none"
             if self.subject.undifferentiable is not None:
-                level, also = "note", "JAX cannot differentiate the oracle to compare with"
-            elif self.refused(way, self.theirs) is not None:
-                level, also = "note", "JAX refuses autodiff of the reference"
-            elif theirs := _sent(self.run(way.kind, [way], self.theirs)[1], self.data.block):
-                level, also = "note", f"and so does autodiff of the reference, {_listed(theirs)}"
-            else:
-                level, also = "fail", "autodiff of the reference sends none"
-            yield Finding("V6", level, f"{message}; {also}", case=self.subject.case, data=data)
+                level, but = "note", "there is no autodiff to compare with"
+            for name, f in () if level == "note" else self.autodiff.items():
+                if self.refused(way, f) is not None:
+                    level, but = "note", f"autodiff of {name} is refused"
+                elif theirs := self.sends(self.run(way.kind, [way], f)[1]):
+                    level, but = "note", f"so does autodiff of {name}, {_listed(theirs)}"
+            data = {"sent": [[op, list(shape)] for op, shape in ours]}
+            message = f"{way.name}: sends data between devices, {_listed(ours)}; {but}"
+            yield Finding("V6", level, message, case=self.subject.case, data=data)
+
+    def sends(self, text: str) -> list[tuple[str, tuple[int, ...]]]:
+        """Returns the collective operations of a compiled program on arrays with the data in them, and their shapes.
+
+        Under vmap a rule sums the gradient of weights for each example, which is then no sending of data.
+        """
+        found = []
+        for match in filter(None, map(_SENT.match, text.splitlines())):
+            if self.data.mapped and match[2] in _SUMS:
+                continue
+            shapes = re.findall(r"\[([\d,]*)\]", match[1])
+            sizes = [tuple(int(n) for n in shape.split(",") if n) for shape in shapes]
+            found += [(match[2], size) for size in sizes if np.prod(size) and np.prod(size) % self.data.block == 0]
+        return list(dict.fromkeys(found))
 
     def pull(self, f: Callable[..., Leaves], arrays: Sequence[Any], gs: Leaves) -> tuple[Leaves, Leaves]:
         """Returns a function's outputs, and the cotangents of what is differentiated."""
@@ -301,17 +356,116 @@ def _spec(axis: Any) -> P:
     return P(*([None] * axis), AXIS) if isinstance(axis, int) else P()
 
 
-def _sent(text: str, block: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Returns the collective operations of a compiled program on arrays with the data in them, and their shapes."""
-    found = []
-    for line in text.splitlines():
-        if match := _SENT.match(line):
-            shapes = re.findall(r"\[([\d,]*)\]", match[1])
-            sizes = [tuple(int(n) for n in shape.split(",") if n) for shape in shapes]
-            found += [(match[2], size) for size in sizes if np.prod(size) and np.prod(size) % block == 0]
-    return list(dict.fromkeys(found))
-
-
 def _listed(sent: Sequence[tuple[str, tuple[int, ...]]]) -> str:
     shown = ", ".join(f"{op} of {'x'.join(map(str, shape))}" for op, shape in sent[:3])
     return shown + (f" and {len(sent) - 3} more" if len(sent) > 3 else "")
+
+
+class _Named(NamedTuple):
+    """A function by where it is found, for another process to import."""
+
+    module: str
+    name: str
+
+    def found(self) -> Any:
+        """Returns the function."""
+        thing: Any = import_module(self.module)
+        for part in self.name.split("."):
+            thing = getattr(thing, part)
+        return thing
+
+
+class _Recorded(NamedTuple):
+    """A `Subject.resize` that knows the answers it will be asked for."""
+
+    answers: Mapping[tuple[str, int], Any]
+
+    def __call__(self, sizes: Mapping[str, int]) -> Any:
+        """Returns the shapes at another size of one dimension."""
+        ((name, n),) = sizes.items()
+        return self.answers[name, n]
+
+
+def _portable(f: Any) -> Any:
+    """Returns a function by name where it can be imported, else itself."""
+    module, name = getattr(f, "__module__", None), getattr(f, "__qualname__", getattr(f, "__name__", None))
+    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
+        return f
+    try:
+        return _Named(module, name) if _Named(module, name).found() is f else f
+    except Exception:  # whatever importing raises
+        return f
+
+
+def elsewhere(subject: Subject) -> Iterator[Finding]:
+    """Yields the findings from a process of its own, with devices made of the processor's cores."""
+    try:
+        cloudpickle: Any = import_module("cloudpickle")
+    except ImportError:
+        cloudpickle = None
+    steps = {(name, n + 1): subject.resize({name: n + 1}) for name, n in subject.sizes.items() if subject.resize}
+    host = jax.tree.map(lambda a: np.asarray(a) if isinstance(a, jax.Array) else a, (subject.args, subject.kwargs))
+    away = replace(
+        subject,
+        fn=_portable(subject.fn),
+        reference=_portable(subject.reference),
+        compared=None,
+        args=host[0],
+        kwargs=host[1],
+        resize=_Recorded(steps),
+    )
+    try:
+        sent = (cloudpickle or pickle).dumps((away, _agrees(subject)))
+    except Exception as error:  # pickle has no one type for it
+        remedy = "" if cloudpickle else "; install cloudpickle, or put it where it can be imported"
+        message = f"one device here, and the function cannot be sent to a process with more: {said(error)}{remedy}"
+        yield Finding("V6", "skipped", message, case=subject.case)
+        return
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={MOST_DEVICES}".strip()
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    program = f"from {__name__} import answer; answer()"
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder, "given"), Path(folder, "found")
+        given.write_bytes(sent)
+        command = [sys.executable, "-c", program, str(given), str(found)]
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            message = f"on {MOST_DEVICES} devices it does not end within {SECONDS} s"
+            yield Finding("V6", "fail", message, case=subject.case)
+            return
+        if not found.exists():
+            last = (done.stderr.strip().splitlines() or [""])[-1]
+            message = f"the process with {MOST_DEVICES} devices ended with code {done.returncode}: {last}"
+            yield Finding("V6", "fail", message, case=subject.case)
+            return
+        yield from pickle.loads(found.read_bytes())
+
+
+def _agrees(subject: Subject) -> bool:
+    """Returns whether the function equals its oracle here, so that a difference elsewhere comes of the devices."""
+    if subject.undifferentiable is not None:
+        return False
+    try:
+        with x64():
+            leaves = subject.leaves(np.float64)
+            found = jax.tree.map(np.asarray, subject.answers(leaves, subject.cotangents(leaves)))
+    except Exception:  # which V2 reports
+        return False
+    pairs = zip((*found.ys, *found.dxs), (*found.true_ys, *found.true_dxs), strict=True)
+    return all(relative_gap(r, o) <= HALF_THE_DIGITS for r, o in pairs)
+
+
+def answer() -> None:
+    """Examines the subject in the file named first on the command line, and writes the findings to the second."""
+    given, found = map(Path, sys.argv[1:3])
+    away, agreed = pickle.loads(given.read_bytes())
+    fn, reference = (f.found() if isinstance(f, _Named) else f for f in (away.fn, away.reference))
+    try:
+        findings = list(here(replace(away, fn=fn, reference=reference), agreed))
+    except Exception as error:  # any error that a rule raises is a finding about that rule
+        findings = [Finding("V6", "fail", f"raises {said(error)}", case=away.case)]
+    found.write_bytes(pickle.dumps(findings))

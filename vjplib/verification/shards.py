@@ -27,13 +27,14 @@ class Shared(NamedTuple):
     """A call whose data can be shared out.
 
     Args:
-        of: takes a function of the subject's arguments; returns it as a function of the arrays, to its floating outputs.
+        of: takes a function of the subject's arguments; returns it as one of the arrays, to its floating outputs.
         arrays: every array of the call, those of keyword arguments too.
         axes: along which axis each is data; None for weights.
         outputs: what each output is made of.
         differentiated: which of the arrays are differentiated.
         block: how much of the data a device has; a prime that divides no other size, if the function takes any size.
         described: what is data.
+        mapped: whether its axis is one made by `jax.vmap`.
     """
 
     of: Callable[[Callable[..., Any]], Callable[..., Leaves]]
@@ -43,6 +44,7 @@ class Shared(NamedTuple):
     differentiated: tuple[int, ...]
     block: int
     described: str
+    mapped: bool = False
 
 
 def shared(subject: Subject, parts: int, dtype: Any) -> Shared | None:
@@ -58,7 +60,7 @@ def shared(subject: Subject, parts: int, dtype: Any) -> Shared | None:
     arrays = [np.asarray(leaves[i]) for i in which]
     differentiated = tuple(which.index(i) for i in subject.differentiable)
     for i in differentiated:
-        arrays[i] = arrays[i].astype(dtype)
+        arrays[i] = arrays[i].astype(jnp.result_type(dtype, jnp.complex64) if np.iscomplexobj(arrays[i]) else dtype)
 
     def of(f: Callable[..., Any]) -> Callable[..., Leaves]:
         def run(*arrays: Any) -> Leaves:
@@ -67,7 +69,7 @@ def shared(subject: Subject, parts: int, dtype: Any) -> Shared | None:
                 every[i] = a
             args, kwargs = jax.tree.unflatten(tree, every)
             outputs = jax.tree.leaves(f(*(a.value if isinstance(a, Static) else a for a in args), **kwargs))
-            return tuple(y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.floating))
+            return tuple(y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.inexact))
 
         return run
 
@@ -107,21 +109,19 @@ def _mapped(
 
     outputs = _outputs(mapped(subject.fn), grown, axes, parts)
     described = f"a leading axis of {subject.names[0]}, mapped over by jax.vmap"
-    return outputs and Shared(mapped, grown, axes, outputs, differentiated, block, described)
+    if outputs is None:
+        return None
+    return Shared(mapped, grown, axes, outputs, differentiated, block, described, True)
 
 
 def _choices(subject: Subject, shapes: Sequence[tuple[int, ...]], which: Sequence[int], tree: Any) -> Iterator[Axes]:
-    """Yields what may be data: dimensions by name, leading axes first, then leading axes of one size, most of them first."""
+    """Yields what may be data: dimensions by name, leading axes first; then leading axes of one size, most first."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree.unflatten(range(tree.num_leaves)))[0]]
     named = []
     for name, n in subject.sizes.items():
-        if subject.resize is None:
-            break
-        args, kwargs = subject.resize({name: n + 1})
-        new = jax.tree.leaves(args)
-        keys = [path[1].key for path, _ in jax.tree_util.tree_flatten_with_path(tree.unflatten(range(tree.num_leaves)))[0]
-                if path[0].idx == 1]  # fmt: skip
-        for i in which[len(new) :]:
-            new.append(kwargs.get(keys[i - len(jax.tree.leaves(args))]))
+        args, kwargs = subject.resize({name: n + 1}) if subject.resize else ((), {})
+        given = iter(jax.tree.leaves(args))
+        new = [next(given) if paths[i][0].idx == 0 else kwargs.get(paths[i][1].key) for i in which]
         moved = [
             [] if a is None else [k for k, (m, old) in enumerate(zip(a.shape, shape, strict=True)) if m != old]
             for a, shape in zip(new, shapes, strict=True)
@@ -173,7 +173,7 @@ def _grown(a: np.ndarray, axis: int | None, size: int, rng: np.random.Generator)
     if axis is None:
         return a
     longer = np.take(a, np.arange(size) % a.shape[axis], axis)
-    if not jnp.issubdtype(a.dtype, jnp.floating):
+    if not jnp.issubdtype(a.dtype, jnp.inexact):
         return longer
     return (longer * rng.uniform(0.5, 1.0, longer.shape)).astype(a.dtype)
 
