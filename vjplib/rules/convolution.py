@@ -216,8 +216,8 @@ def _convolve_dx(g, h, n, stride):
 
 
 def _convolve_dh(g, x, k, stride):
-    # The batch is what this convolution sums over, in the place of its channels. Were its output "WNC", as the kernel is,
-    # XLA would partition the convolution wrongly where vmap has made groups of it: the numbers are other ones then.
+    # The batch is what this convolution sums over, in the place of its channels. Were the output "WNC", as the kernel
+    # is, XLA would partition the convolution wrongly where vmap has made groups of it: the numbers are other ones then.
     n, m = x.shape[1], g.shape[1]
     low, _ = _pads(n, k, stride)
     dh = lax.conv_general_dilated(
