@@ -85,10 +85,10 @@ TRAPS: dict[str, Trap] = {
     "conjugate-missing": Trap(
         "a complex conjugate is missing, or stands where none should",
         "JAX pulls back by the transpose, without a conjugate: dx = g * f'(x)",
-        (979,),
+        (979, 9110),
     ),
     "real-and-complex": Trap(
-        "real and complex are mixed", "return jnp.real(...) for a real argument, a complex one for a complex", (9110,)
+        "real and complex are mixed", "return jnp.real(...) for a real argument, a complex one for a complex"
     ),
     "zero-times-infinity": Trap(
         "at a boundary it is not finite where the derivative is, as 0 * inf and 0 / 0 are not",
