@@ -59,6 +59,12 @@ def test_trap_of_a_fault_is_named(name):
     assert named(report) == {OF_FAULTS[name]}, report
 
 
+def test_a_tie_is_seen_at_ones_too():
+    """Rounding the tied numbers apart would count as conditioning, and excuse everything."""
+    report = of_fault("a tie paid in full to each")
+    assert {"zeros", "ties"} <= {finding.message.split(":")[0] for finding in report.failures}
+
+
 @pytest.mark.parametrize("name", NO_TRAP)
 def test_no_trap_is_named_where_none_is_known(name):
     report = of_fault(name)

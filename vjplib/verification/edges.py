@@ -83,7 +83,7 @@ def _edge(
     finite_only: bool = False,
     base: Subject | None = None,
 ) -> Iterator[Finding]:
-    errors = list(compare(subject, leaves, gs, usual))
+    errors = list(compare(subject, leaves, gs, usual, tied=name == "ties" or base is not None))
     if errors and all(e.known == 0 for _, e in errors):
         yield Finding("V10", "note", f"{name}: undecided, the oracle is NaN there", case=subject.case)
         return

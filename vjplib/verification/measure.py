@@ -58,7 +58,7 @@ class Oracle(NamedTuple):
     draws: tuple[Leaves, ...]
 
 
-def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float) -> Oracle:
+def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float, tied: bool = False) -> Oracle:
     """Returns the oracle's answer at the exact upcasts of leaves and cotangents, and at four roundings of them.
 
     Args:
@@ -66,6 +66,7 @@ def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float) -> Oracle
         leaves: the differentiated leaves, in the working dtype.
         gs: the output cotangents, in the working dtype.
         unit: half a unit in the last place of the working dtype, relative.
+        tied: whether equal numbers of an array are rounded alike, so that ties stay.
     """
     rng = np.random.default_rng((subject.seed, 2))
     exact = [[wide(np.asarray(a)) for a in part] for part in (leaves, gs)]
@@ -76,6 +77,9 @@ def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float) -> Oracle
             parts.real, parts.imag = rounded(a.real), rounded(a.imag)
             return parts
         noise = rng.uniform(-1, 1, (DRAWS, *a.shape))
+        if tied:
+            _, first, which = np.unique(a, return_index=True, return_inverse=True)
+            noise = noise.reshape(DRAWS, -1)[:, first[which.ravel()]].reshape(noise.shape)
         return np.concatenate((a[None], a[None] * (1 + unit * noise)))
 
     with x64():

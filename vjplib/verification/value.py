@@ -102,7 +102,9 @@ def right(subject: Subject) -> bool:
     return all(relative_gap(r, o) <= HALF_THE_DIGITS for r, o in pairs)
 
 
-def compare(subject: Subject, leaves: Leaves, gs: Leaves, usual: Leaves | None = None) -> Iterator[tuple[str, Error]]:
+def compare(
+    subject: Subject, leaves: Leaves, gs: Leaves, usual: Leaves | None = None, tied: bool = False
+) -> Iterator[tuple[str, Error]]:
     """Yields the error of each output, differentiated and not, and of each cotangent, against the oracle.
 
     Args:
@@ -110,9 +112,10 @@ def compare(subject: Subject, leaves: Leaves, gs: Leaves, usual: Leaves | None =
         leaves: the differentiated leaves, in the working dtype.
         gs: the output cotangents.
         usual: the oracle's outputs and cotangents at the inputs as given; None for those at these leaves.
+        tied: whether equal numbers are to be rounded alike.
     """
     unit = unit_of(leaves)
-    oracle = consult(subject, leaves, gs, unit)
+    oracle = consult(subject, leaves, gs, unit, tied)
     found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
     autodiff = (*found.true_ys, *found.true_dxs)
     count = len(found.ys)
