@@ -6,13 +6,14 @@ As everywhere in deep learning the kernel is not flipped: the sum is a correlati
 import math
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from vjplib.compat import custom_vjp, separate_call
+from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
 from vjplib.jacobians import BandedToeplitz, Dense
 from vjplib.numerics import as_form, cotangent_of, floating, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule, Scaling
@@ -114,7 +115,7 @@ def bwd(stride, res, g):
     def sliding(g, x):
         return _convolve_dh(_blocks(g, h), _blocks(x, h), h.shape[0], stride).reshape(h.shape)
 
-    dh = cotangent_of(h, sliding, g, wide_x)
+    dx, dh = as_varying(dx, x), cotangent_of(h, sliding, g, wide_x)
     return dx.astype(x.dtype), dh.astype(h.dtype), None if form_b is None else as_form(g, form_b)
 
 
@@ -156,7 +157,7 @@ def _correlate(x, h, low):
         x,
         h,
         cpu=lambda x, h: _by_taps(x, h, low=low),
-        default=lambda x, h: _one_channel(x, h, low),
+        default=automatic(lambda x, h: _one_channel(x, h, low), jax.typeof(x)),
     )
 
 

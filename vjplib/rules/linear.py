@@ -74,12 +74,14 @@ def fwd(x, W, b):
 # The Jacobian in W has m * m n entries of which m n differ from zero; the product needs just x and g.
 def bwd(res, g):
     x, W, form_b = res
-    dx = jnp.einsum("...m,mn->...n", g, W, preferred_element_type=wide_dtype(jnp.result_type(g, W))).astype(x.dtype)
+
+    def back(g, W):
+        return jnp.einsum("...m,mn->...n", g, W, preferred_element_type=wide_dtype(jnp.result_type(g, W)))
 
     def outer(g, x):
         return jnp.einsum("...m,...n->mn", g, x, preferred_element_type=wide_dtype(jnp.result_type(g, x)))
 
-    dW = cotangent_of(W, outer, g, x).astype(W.dtype)
+    dx, dW = cotangent_of(x, back, g, W).astype(x.dtype), cotangent_of(W, outer, g, x).astype(W.dtype)
     return dx, dW, None if form_b is None else as_form(wide(g), form_b)
 
 

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vjplib.compat import custom_vjp
+from vjplib.compat import as_varying, custom_vjp
 from vjplib.jacobians import Dense, Diagonal
 from vjplib.numerics import as_form, axes_of, floating, form, masked, shifted_exponentials, wide
 from vjplib.rule import Case, Edge, Input, Rule, distribution, index_below, mask
@@ -94,8 +94,8 @@ def bwd_softmax_cross_entropy(axis, res, g):
     g, x, p = jnp.expand_dims(wide(g), axes), wide(logits) - shift, wide(labels)
     if kept is not None:
         g, x, p = jnp.where(kept, g, 0), jnp.where(kept, x, 0), jnp.where(kept, p, 0)
-    dlogits = g * (jnp.exp(x) / total * jnp.sum(p, axes, keepdims=True) - p)
-    dlabels = -g * (x - jnp.log(total))
+    dlogits = as_varying(g * (jnp.exp(x) / total * jnp.sum(p, axes, keepdims=True) - p), logits)
+    dlabels = as_varying(-g * (x - jnp.log(total)), labels)
     return dlogits.astype(logits.dtype), dlabels.astype(labels.dtype), None
 
 
@@ -217,7 +217,8 @@ def bwd_integer_cross_entropy(res, g):
     if kept is not None:
         y = jnp.where(kept, y, 0)
         is_label &= jnp.any(kept, -1, keepdims=True)
-    return (wide(g)[..., None] * (y - is_label.astype(y.dtype))).astype(logits.dtype), None, None
+    dlogits = as_varying(wide(g)[..., None] * (y - is_label.astype(y.dtype)), logits)
+    return dlogits.astype(logits.dtype), None, None
 
 
 _integer_cross_entropy.defvjp(fwd_integer_cross_entropy, bwd_integer_cross_entropy)
