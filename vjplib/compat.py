@@ -4,13 +4,13 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
-from functools import cache, partial
+from functools import cache, partial, wraps
 from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
 import numpy as np
-from jax._src import config, source_info_util
+from jax._src import api, config, source_info_util
 from jax._src.core import trace_ctx
 from jax._src.interpreters import partial_eval
 from jax._src.interpreters.batching import BatchTrace, BatchTracer
@@ -215,7 +215,8 @@ def custom_vjp_of(fn: Any) -> CustomVJP | None:
     static = fn.nondiff_argnums if hasattr(fn, "nondiff_argnums") else fn.static_argnums
     symbolic = fn.symbolic_zeros if hasattr(fn, "symbolic_zeros") else fn.symz
     remat = bool(getattr(fn, "optimize_remat", False) or getattr(fn, "opt_remat", False))
-    return CustomVJP(primal, fn.fwd, fn.bwd, frozenset(static), bool(symbolic), primal.__name__, remat)
+    name = getattr(primal, "__name__", type(primal).__name__)  # a partial has none
+    return CustomVJP(primal, fn.fwd, fn.bwd, frozenset(static), bool(symbolic), name, remat)
 
 
 def _implementations() -> tuple[type, ...]:
@@ -265,6 +266,64 @@ def _dispatching(original: Callable[..., Any]) -> Callable[..., Any]:
         return calls[-1](partial(ask, calls[:-1]), fn, *args, **kwargs)
 
     return lambda self, *args, **kwargs: ask(tuple(_replacements), self, *args, **kwargs)
+
+
+class CustomJVP(NamedTuple):
+    """What a custom_jvp is made of.
+
+    Args:
+        primal: the function it was given.
+        jvp: its rule.
+        static: which positional arguments are not differentiated.
+    """
+
+    primal: Callable[..., Any]
+    jvp: Callable[..., Any]
+    static: frozenset[int]
+
+
+def custom_jvp_of(fn: Any) -> CustomJVP | None:
+    """Returns the parts of a custom_jvp, None for any other function.
+
+    Example:
+        >>> custom_jvp_of(jax.numpy.sin) is None
+        True
+    """
+    return CustomJVP(fn.fun, fn.jvp, frozenset(fn.nondiff_argnums)) if isinstance(fn, jax.custom_jvp) else None
+
+
+@contextmanager
+def replaced_custom_jvp_calls(call: Callable[..., Any]) -> Iterator[None]:
+    """Every call of a custom_jvp inside the context is call(original, fn, *args, **kwargs) instead.
+
+    The class is patched for all threads; such contexts must not overlap other than by nesting.
+    """
+    original = jax.custom_jvp.__call__
+    jax.custom_jvp.__call__ = lambda self, *args, **kwargs: call(original, self, *args, **kwargs)
+    try:
+        yield
+    finally:
+        jax.custom_jvp.__call__ = original
+
+
+@contextmanager
+def replaced_vjp(call: Callable[..., Any]) -> Iterator[None]:
+    """Every call of `jax.vjp` inside the context, those of `jax.grad` too, is call(original, *args, **kwargs) instead.
+
+    JAX's module is patched for all threads; such contexts must not overlap other than by nesting. A name that another
+    module has imported `jax.vjp` by before stays as it is.
+    """
+    original = api.vjp
+
+    @wraps(original)
+    def replacing(*args: Any, **kwargs: Any) -> Any:
+        return call(original, *args, **kwargs)
+
+    api.vjp = jax.vjp = replacing
+    try:
+        yield
+    finally:
+        api.vjp = jax.vjp = original
 
 
 def remade(rule: CustomVJP, bwd: Callable[..., Any]) -> Any:

@@ -1,0 +1,87 @@
+"""What makes a difference from autodiff of the primal a choice: a kink, a primal without slope, the identity."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from vjplib.compat import opened, strip_custom_rules, x64
+from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of, wide
+from vjplib.verification.subject import Leaves, Subject
+
+NEAR = 1e-3  # how far inputs are moved off a kink
+FLAT = (
+    "the primal is flat, so that autodiff gives zeros and the rule a gradient of its own choice, as a straight-through "
+    "estimator does"
+)
+IDENTITY = (
+    "the primal returns its input, so that the rule exists to change the gradient alone, as clipping or reversal does"
+)
+
+
+def by_design(subject: Subject) -> str:
+    """Returns why a rule whose cotangents differ from autodiff's of its primal seems to be meant so, or nothing.
+
+    Only what can be seen in the primal counts: that it is the identity, or that its derivative is zero everywhere near.
+    """
+    leaves = subject.leaves()
+    if _is_identity(subject, leaves):
+        return IDENTITY
+    truth = _pulled(subject, leaves)[3]
+    near = _pulled(subject, _moved(subject, leaves, 0))[3]
+    if all(size_of(dx) == 0 for dx in (*truth, *near)):
+        return FLAT
+    return ""
+
+
+def _is_identity(subject: Subject, leaves: Leaves) -> bool:
+    """Returns whether the primal, with the rules inside it stripped, returns nothing but its arguments."""
+    jaxpr, _ = opened(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))
+    return all(any(v is x for x in jaxpr.invars) for v in jaxpr.outvars)
+
+
+def kinks(subject: Subject, leaves: Leaves, failed: Sequence[str]) -> dict[str, str]:
+    """Returns, for cotangents that differ from autodiff's, why that is a choice at a kink, where it is one.
+
+    It is where rule and oracle agree at inputs moved at random by a thousandth, several times, and the rule's cotangent
+    at the inputs themselves lies, entry by entry, between those that the oracle gives nearby.
+    """
+    gs = tuple(np.abs(g).astype(g.dtype) for g in subject.cotangents(leaves))
+    with x64():
+        exact = tuple(wide(np.asarray(a)) for a in leaves)
+        wide_gs = tuple(wide(np.asarray(g)) for g in gs)
+        try:
+            ours = [np.asarray(a) for a in subject.answers(exact, wide_gs).dxs]
+            near = [_answers(subject, _moved(subject, exact, k), wide_gs) for k in range(8)]
+        except Exception:  # a rule that takes no float64
+            return {}
+    if any(np.iscomplexobj(a) for a in ours):
+        return {}
+    excuses = {}
+    for i, name in enumerate(subject.names):
+        sides = np.stack([truth[i] for _, truth in near])
+        agree = all(relative_gap(r[i], o[i]) <= HALF_THE_DIGITS for r, o in near)
+        slack = 10 * NEAR * size_of(sides)
+        low, high = sides.min(axis=0) - slack, sides.max(axis=0) + slack
+        argument = f"cotangent of {name}"
+        if argument in failed and agree and bool(np.all((ours[i] >= low) & (ours[i] <= high))):
+            excuses[argument] = "another subgradient than autodiff's at a kink, between the slopes on its sides"
+    return excuses
+
+
+def _answers(subject: Subject, leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
+    found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
+    return found.dxs, found.true_dxs
+
+
+def _pulled(subject: Subject, leaves: Leaves) -> Leaves:
+    gs = subject.cotangents(leaves)
+    found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
+    return found.primal, found.ys, found.dxs, found.true_dxs
+
+
+def _moved(subject: Subject, leaves: Leaves, k: int) -> Leaves:
+    rng = np.random.default_rng((subject.seed, 8, k))
+    return tuple(
+        np.asarray(a + NEAR * (size_of(wide(a)) or 1.0) * rng.standard_normal(a.shape)).astype(a.dtype) for a in leaves
+    )

@@ -1,0 +1,299 @@
+"""Examining one rule at the calls that it met: what its derivative must equal there, and what that comes to.
+
+The claims of `vjplib.verification` are asked at the inputs of the program alone. What a rule does elsewhere, at other
+sizes, scales or dtypes, is none of the program's business, and is asked in "deep", where it is noted only.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from vjplib.auditing.design import by_design, kinks
+from vjplib.auditing.forward import check as forward
+from vjplib.auditing.watching import Group, KeyData, Met
+from vjplib.compat import x64
+from vjplib.verification import contract, edges, linearity, locate, order_two, taylor, transforms, value
+from vjplib.verification.guard import in_time
+from vjplib.verification.measure import Error, unit_of
+from vjplib.verification.report import Finding, said
+from vjplib.verification.residuals import residual_bytes
+from vjplib.verification.subject import Static, Subject
+
+Effort = Literal["quick", "standard", "deep"]
+Verdict = Literal["pass", "fail", "note", "undecided"]
+SAMPLES = {"quick": 1, "standard": 3, "deep": 8}
+_BEYOND: Mapping[str, Callable[[Subject], Iterator[Finding]]] = {
+    "V4": lambda s: transforms.check(s, eager=False),
+    "V5": order_two.check,
+    "V10": edges.check,
+}
+
+
+class Examined(NamedTuple):
+    """What examining a group came to.
+
+    Args:
+        verdict: "pass"; "fail"; "note", where a difference is a choice or nothing was to be decided; or "undecided".
+        reason: why, in words.
+        findings: all that was found.
+        error: the largest error of a cotangent against float64, relative to its size; None where none was measured.
+        autodiff_error: that of autodiff of the primal.
+        relative: the error as a multiple of autodiff's; None where autodiff makes none.
+        kept: the bytes that one call keeps for its backward.
+        autodiff_kept: those that autodiff of the primal would keep.
+        sampled: how many calls were examined.
+        seconds: how long it took.
+    """
+
+    verdict: Verdict
+    reason: str
+    findings: tuple[Finding, ...] = ()
+    error: float | None = None
+    autodiff_error: float | None = None
+    relative: float | None = None
+    kept: int | None = None
+    autodiff_kept: int | None = None
+    sampled: int = 0
+    seconds: float = 0.0
+
+
+def examine(group: Group, effort: Effort, seed: int, seconds: float, known: str | None = None) -> Examined:
+    """Returns what a group comes to; what the rule raises, or not ending, is a finding.
+
+    Args:
+        group: what was met.
+        effort: how much to ask.
+        seed: of all random numbers.
+        seconds: how long it may take.
+        known: why a difference is known to be a choice, None where it is not.
+    """
+    start = time.perf_counter()
+    mets = [met for _, met in group.sample][: SAMPLES[effort]]
+    drawn = ""
+    if not mets and group.first is not None and not group.unseen:
+        met = group.first.draw(np.random.default_rng((seed, 7)))
+        mets, drawn = [met] if met else [], "on drawn numbers, for it was traced and never ran; "
+    if not mets:
+        why = group.unseen or "it was traced and never ran, and takes integers that cannot be drawn"
+        return Examined("undecided", f"no values were met: {why}")
+    work = _Work(group, [_subject(group, met, seed) for met in mets], effort)
+    outcome = in_time(work.run, seconds)
+    took = time.perf_counter() - start
+    if outcome is None:
+        work.findings.append(Finding("V2", "skipped", f"did not end within {seconds:.0f} s", case=group.shapes))
+    elif isinstance(outcome, BaseException):
+        work.findings.append(Finding("V2", "skipped", f"cannot be examined: {_said(outcome)}", case=group.shapes))
+    return work.judged(drawn, known)._replace(sampled=len(mets), seconds=took)
+
+
+def _subject(group: Group, met: Met, seed: int) -> Subject:
+    def known(leaf: Any) -> Any:
+        if isinstance(leaf, KeyData):
+            return jax.random.wrap_key_data(leaf.data, impl=jax.random.key_impl(_a_key(leaf.dtype)))
+        return leaf if hasattr(leaf, "dtype") or callable(leaf) or isinstance(leaf, str) else np.asarray(leaf)
+
+    def static(a: Any) -> Any:
+        return Static(jax.tree.map(lambda b: known(b) if isinstance(b, KeyData) else b, a, is_leaf=_is_key_data))
+
+    args = [
+        static(a) if i in group.static else jax.tree.map(known, a, is_leaf=_is_key_data) for i, a in enumerate(met.args)
+    ]
+    return Subject(met.fn, tuple(_canonical(a) for a in args), seed=seed, case=group.shapes)
+
+
+def _is_key_data(leaf: Any) -> bool:
+    return isinstance(leaf, KeyData)
+
+
+def _a_key(dtype: Any) -> Any:
+    return jax.random.wrap_key_data(np.zeros(dtype._impl.key_shape, np.uint32), impl=dtype._impl.name)
+
+
+def _canonical(tree: Any) -> Any:
+    """Returns Python numbers as the arrays that JAX makes of them."""
+    small = {np.dtype("float64"): np.float32, np.dtype("int64"): np.int32}
+
+    def of(a: Any) -> Any:
+        return a.astype(small[a.dtype]) if type(a) is np.ndarray and a.ndim == 0 and a.dtype in small else a
+
+    return tree if isinstance(tree, Static) or jax.config.jax_enable_x64 else jax.tree.map(of, tree)
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, jax.errors.UnexpectedTracerError):
+        return "it closes over a value of the program that was being traced, and cannot be called outside of it"
+    if isinstance(error, NameError) and "axis" in str(error):
+        return "it needs the mesh axes that it was called under"
+    return said(error) if isinstance(error, Exception) else type(error).__name__
+
+
+class _Work:
+    """The examination of one group; what is found stays where time runs out."""
+
+    def __init__(self, group: Group, subjects: list[Subject], effort: Effort) -> None:
+        self.group, self.subjects, self.effort = group, subjects, effort
+        self.findings: list[Finding] = []
+        self.errors: list[tuple[str, Error]] = []
+        self.kept: tuple[int, int] | None = None
+        self.design = ""
+
+    def run(self) -> bool:
+        """Fills findings, errors and kept; returns True."""
+        wide = any(a.dtype in (np.float64, np.complex128) for a in self.subjects[0].leaves())
+        if wide and not jax.config.jax_enable_x64:
+            with x64():
+                self._run()
+        else:
+            self._run()
+        return True
+
+    def _run(self) -> None:
+        subject = self.subjects[0]
+        if not subject.differentiable:
+            self._skip("note", "nothing to differentiate: its arguments are no floating numbers")
+            return
+        leaves = subject.leaves()
+        try:
+            outputs = subject.outputs(leaves)
+        except Exception as error:  # it ran in the program, so that calling it alone is what fails
+            self._skip("skipped", f"cannot be called alone: {_said(error)}")
+            return
+        if not outputs:
+            self._skip("note", "nothing to differentiate: it returns no floating numbers")
+            return
+        if not self._differentiates(subject):
+            return
+        if self.group.kind == "custom_vjp":
+            self._guarded("V1", lambda s: contract.check(s, dtypes=()), subject)
+        if subject.undifferentiable is not None:
+            self._skip("skipped", f"JAX cannot differentiate the primal: {subject.undifferentiable}")
+            self._guarded("V9", taylor.check, subject)
+            return
+        self.kept = residual_bytes(subject.call, *leaves), residual_bytes(subject.oracle, *leaves)
+        for number, other in enumerate(self.subjects):
+            self._values(other, number)
+        if self.group.kind == "custom_jvp":
+            self._guarded("V2", forward, subject)
+        self._guarded("V3", linearity.check, subject)
+        if any(f.level == "fail" for f in self.findings):
+            self.design = by_design(subject)
+            if not self.design:
+                self._guarded("V12", locate.check, subject)
+        if self.effort == "deep":
+            for claim, check in _BEYOND.items():
+                self._guarded(claim, check, subject, beyond=True)
+
+    def _skip(self, level: Any, message: str) -> None:
+        self.findings.append(Finding("V2", level, message, case=self.group.shapes))
+
+    def _differentiates(self, subject: Subject) -> bool:
+        leaves = subject.leaves()
+        try:
+            jax.eval_shape(subject.pull(subject.call), leaves, subject.cotangents(leaves))
+        except (jax.errors.UnexpectedTracerError, NameError) as error:
+            self._skip("skipped", f"cannot be called alone: {_said(error)}")
+        except Exception as error:  # whatever the rule raises is a finding about it
+            level = "fail" if self.group.differentiated else "note"
+            unasked = "" if self.group.differentiated else ", which this program does not take"
+            self._skip(level, f"its derivative{unasked} raises {said(error)}")
+        else:
+            return True
+        return False
+
+    def _values(self, subject: Subject, number: int) -> None:
+        """Compares with the oracle in the dtypes of the call, and where those are short, in float32 too."""
+        own = subject.leaves()
+        short = unit_of(own) > unit_of([np.float32(0)]) if own else False
+        for dtype in (None, np.float32) if short else (None,):
+            leaves = subject.leaves(dtype)
+            where = f"call {number + 1} of the sample" + (" in float32" if dtype else "")
+            try:
+                errors = list(value.compare(subject, leaves, subject.cotangents(leaves)))
+            except Exception as error:  # the call's own dtypes were traced above; others it may refuse
+                level = "note" if dtype else "skipped"
+                message = f"{where}: undecided, raises {_said(error)}"
+                self.findings.append(Finding("V2", level, message, case=self.group.shapes))
+                continue
+            if dtype is None:
+                self.errors += errors
+            failed = [name for name, e in errors if e.excused > 1]
+            excuses = kinks(subject, leaves, failed) if failed else {}
+            for name, e in errors:
+                self.findings.append(_judged(name, e, where, excuses.get(name), self.group.shapes))
+        if number == 0 and not any(f.level == "fail" for f in self.findings):
+            self._guarded("V2", value.in_float64, subject, beyond=True)
+
+    def _guarded(self, claim: str, check: Any, subject: Subject, beyond: bool = False) -> None:
+        found: list[Finding] = []
+        try:
+            found.extend(check(subject))
+        except Exception as error:  # in float64, mostly, which a rule need not take
+            found.append(Finding(claim, "note", f"undecided, raises {_said(error)}", case=self.group.shapes))
+        if beyond:
+            found = [
+                replace(f, level="note", message=f"beyond what the program does, {f.message}")
+                if f.level in ("fail", "skipped")
+                else f
+                for f in found
+            ]
+        self.findings += found
+
+    def judged(self, drawn: str, known: str | None) -> Examined:
+        """Returns what the findings come to."""
+        design = self.design or known
+        findings = [
+            replace(f, level="note", message=f"{f.message}; {design}") if design and f.level == "fail" else f
+            for f in self.findings
+        ]
+        cotangents = [e for name, e in self.errors if name.startswith("cotangent")] or [e for _, e in self.errors]
+        worst = max(cotangents, key=lambda e: e.size) if cotangents else None
+        relative = [e.relative for e in cotangents if np.isfinite(e.relative)]
+        verdict, reason = _verdict(findings, design)
+        return Examined(
+            verdict,
+            drawn + reason if reason or drawn else "",
+            tuple(findings),
+            worst.size if worst else None,
+            worst.of_autodiff if worst else None,
+            max(relative) if relative else None,
+            *(self.kept or (None, None)),
+        )
+
+
+def _verdict(findings: list[Finding], design: str | None) -> tuple[Verdict, str]:
+    by_level = {level: [f for f in findings if f.level == level] for level in ("fail", "pass", "skipped", "note")}
+    shown = [f for f in by_level["pass"] if f.claim in ("V2", "V9")]
+    if failures := by_level["fail"]:
+        return "fail", str(failures[0])
+    if design and any(design in f.message for f in by_level["note"]):
+        return "note", design
+    if skipped := [f for f in by_level["skipped"] if f.claim in ("V2", "V9")]:
+        if shown and all(f.claim == "V9" for f in shown):
+            return "pass", "by Taylor's remainder alone: " + skipped[0].message
+        if not shown or any("call" in f.message for f in skipped):
+            return "undecided", skipped[0].message
+    if shown:
+        kinked = [f for f in by_level["note"] if f.claim == "V2" and "kink" in f.message]
+        return "pass", kinked[0].message if kinked else ""
+    notes = [f for f in by_level["note"] if f.claim == "V2"] or by_level["note"]
+    return ("note", notes[0].message) if notes else ("undecided", "no claim was decided")
+
+
+def _judged(name: str, e: Error, where: str, excuse: str | None, case: str) -> Finding:
+    at = {"argument": name, "ratio": e.ratio, "index": e.index, "case": case}
+    if e.excused > 1:
+        if excuse:
+            return Finding("V2", "note", f"{where}: {excuse}", **at)
+        kind = "differs from the float64 oracle" if np.isfinite(e.excused) else "not finite where the oracle is"
+        return Finding("V2", "fail", f"{where}: {kind}", **at)
+    if e.known == 0:
+        return Finding("V2", "skipped", f"{where}: undecided, the oracle is NaN there", **at)
+    if e.ratio > 1:
+        return Finding("V2", "skipped", f"{where}: undecided, no worse than autodiff, which is unstable there", **at)
+    if e.known < 1:
+        return Finding("V2", "note", f"{where}: the oracle is NaN at {1 - e.known:.0%} of it, undecided there", **at)
+    return Finding("V2", "pass", f"{where}: equals the float64 oracle", **at)

@@ -1,0 +1,89 @@
+"""The rule of a custom_jvp: its tangents equal autodiff's of the primal, and are linear in the tangents given."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from vjplib.compat import x64
+from vjplib.verification.measure import DRAWS, HALF_THE_DIGITS, error, relative_gap, unit_of, wide
+from vjplib.verification.report import Finding
+from vjplib.verification.subject import Leaves, Subject, normal_of
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Yields a finding for each tangent that comes out, and one on linearity.
+
+    At kinks a tangent may differ from autodiff's by choice: cotangents, which the rule gives too, are judged for that.
+    """
+    leaves = subject.leaves()
+    rng = np.random.default_rng((subject.seed, 6))
+    ts = tuple(normal_of(rng, a.shape, a.dtype) for a in leaves)
+    ours, theirs = (jax.jit(lambda xs, ts, f=f: jax.jvp(f, xs, ts)[1]) for f in (subject.call, subject.oracle))
+    unit = unit_of(leaves)
+    with x64():
+        exact = [tuple(wide(np.asarray(a)) for a in part) for part in (leaves, ts)]
+        truth = _host(theirs(*exact))
+        draws = []
+        for _ in range(DRAWS):
+            moved = [tuple(_rounded(rng, a, unit) for a in part) for part in exact]
+            draws.append([d - o for d, o in zip(_host(theirs(*moved)), truth, strict=True)])
+    found, autodiff = _host(ours(leaves, ts)), _host(theirs(leaves, ts))
+    for i, (r, o, a) in enumerate(zip(found, truth, autodiff, strict=True)):
+        e = error(r, o, a, [d[i] for d in draws], unit)
+        name = f"tangent of output {i}" if len(found) > 1 else "tangent of output"
+        at = {"argument": name, "ratio": e.excused, "index": e.index, "case": subject.case}
+        if e.known == 0:
+            yield Finding("V2", "note", "undecided, the oracle is NaN there", **at)
+        elif e.excused <= 1:
+            yield Finding("V2", "pass", "equals the float64 oracle", **at)
+        elif _agrees_nearby(subject, leaves, ts):
+            yield Finding("V2", "note", "another slope than autodiff's at a kink; equal at inputs moved a little", **at)
+        else:
+            yield Finding("V2", "fail", "differs from the float64 oracle", **at)
+    yield from _linearity(subject, ours, exact, rng)
+
+
+def _agrees_nearby(subject: Subject, leaves: Leaves, ts: Leaves) -> bool:
+    ours, theirs = (jax.jit(lambda xs, ts, f=f: jax.jvp(f, xs, ts)[1]) for f in (subject.call, subject.oracle))
+    with x64():
+        for k in range(4):
+            rng = np.random.default_rng((subject.seed, 9, k))
+            near = tuple(
+                wide(np.asarray(a))
+                + 1e-3 * (np.max(np.abs(wide(np.asarray(a))), initial=0.0) or 1.0) * rng.standard_normal(a.shape)
+                for a in leaves
+            )
+            exact = tuple(wide(np.asarray(t)) for t in ts)
+            pairs = zip(_host(ours(near, exact)), _host(theirs(near, exact)), strict=True)
+            if any(relative_gap(r, o) > HALF_THE_DIGITS for r, o in pairs):
+                return False
+    return True
+
+
+def _linearity(subject: Subject, ours: Any, exact: list[Leaves], rng: np.random.Generator) -> Iterator[Finding]:
+    with x64():
+        leaves, ts = exact
+        others = tuple(normal_of(rng, a.shape, a.dtype) for a in ts)
+        first, second = _host(ours(leaves, ts)), _host(ours(leaves, others))
+        double = _host(ours(leaves, tuple(2 * t for t in ts)))
+        total = _host(ours(leaves, tuple(t + s for t, s in zip(ts, others, strict=True))))
+    laws = {
+        "J(2 t) = 2 J(t)": max(relative_gap(d, 2 * a) for d, a in zip(double, first, strict=True)),
+        "J(t + s) = J(t) + J(s)": max(relative_gap(c, a + b) for c, a, b in zip(total, first, second, strict=True)),
+    }
+    law, gap = max(laws.items(), key=lambda pair: pair[1])
+    if gap > HALF_THE_DIGITS:
+        message = f"the rule is not linear in the tangent: {law} is off by {gap:.1e} of its size"
+        yield Finding("V3", "fail", message, "tangent", gap / HALF_THE_DIGITS, case=subject.case)
+    else:
+        yield Finding("V3", "pass", "linear in the tangent", "tangent", gap / HALF_THE_DIGITS, case=subject.case)
+
+
+def _rounded(rng: np.random.Generator, a: np.ndarray, unit: float) -> np.ndarray:
+    return a * (1 + unit * rng.uniform(-1, 1, a.shape))
+
+
+def _host(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(a) for a in jax.tree.leaves(tree)]

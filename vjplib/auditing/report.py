@@ -1,0 +1,222 @@
+"""The report of an audit: a row for each rule and shapes, what it came to, and where it stands."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from io import StringIO
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vjplib.auditing.examine import Verdict
+from vjplib.verification.report import Finding
+
+_SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "undecided": "?"}
+_STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "undecided": "dim"}
+_ORDER = ("fail", "undecided", "note", "pass")
+_LEGEND = (
+    "error: of the cotangents against float64, and as a multiple of autodiff's of the primal. kept: bytes between "
+    "forward and backward of one call, the rule's and autodiff's. share: of all that the program's gradients keep; "
+    "what others keep too is counted, so shares may add up to more than 100 %; remat: made again and not kept."
+)
+
+
+@dataclass(frozen=True)
+class AuditedRule:
+    """One rule at the shapes and static arguments that it was called with.
+
+    Args:
+        name: the rule's name.
+        kind: "custom_vjp" or "custom_jvp".
+        source: file and line where it is defined.
+        callers: the lines that call it.
+        shapes: its arguments.
+        calls: how often it was called while the program ran; 0 if it was traced alone.
+        differentiated: how many of these calls were differentiated.
+        sampled: how many were examined.
+        verdict: "pass", "fail", "note" or "undecided".
+        reason: why, in words; empty for a pass without a remark.
+        error: the cotangents' largest error against float64, relative to their size; None where none was measured.
+        autodiff_error: that of autodiff of the primal.
+        relative: the error as a multiple of autodiff's; None where autodiff makes none.
+        kept: the bytes that one call keeps for its backward.
+        autodiff_kept: those that autodiff of the primal would keep.
+        share: of the bytes that all gradients of the program keep; None where none were taken, or it is recomputed.
+        recomputed: whether it was called inside `jax.checkpoint`.
+        findings: all that was found.
+        seconds: how long examining took.
+    """
+
+    name: str
+    kind: str
+    source: str
+    callers: tuple[str, ...]
+    shapes: str
+    calls: int
+    differentiated: int
+    sampled: int
+    verdict: Verdict
+    reason: str
+    error: float | None
+    autodiff_error: float | None
+    relative: float | None
+    kept: int | None
+    autodiff_kept: int | None
+    share: float | None
+    recomputed: bool
+    findings: tuple[Finding, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether it does not fail."""
+        return self.verdict != "fail"
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What an audit found.
+
+    Args:
+        name: of the program.
+        rules: a row for each rule and shapes, the gravest first.
+        raised: what the program raised, in a line; empty if it ended well.
+        kept: the bytes that all gradients of the program keep for their backward passes.
+        seconds: how long examining took.
+    """
+
+    name: str
+    rules: tuple[AuditedRule, ...]
+    raised: str = ""
+    kept: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether no rule fails, and the program did not raise."""
+        return not self.raised and all(rule.ok for rule in self.rules)
+
+    @property
+    def failures(self) -> tuple[AuditedRule, ...]:
+        """The rules that fail."""
+        return tuple(rule for rule in self.rules if not rule.ok)
+
+    def __str__(self) -> str:
+        """Returns the report as text of 80 columns."""
+        text = StringIO()
+        self.print(Console(file=text, width=80, no_color=True, highlight=False))
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def print(self, console: Console) -> None:
+        """Prints the table, what it means, and for each rule where it stands and why it is judged so."""
+        if self.raised:
+            console.print(Text(f"{self.name} raised {self.raised}; what was met until then:", "bold red"))
+        if not self.rules:
+            console.print(Text(f"{self.name}: no custom_vjp and no custom_jvp was met"))
+            return
+        console.print(_table(self.rules))
+        console.print(Text(_LEGEND, "dim"))
+        for number, rule in enumerate(self.rules, 1):
+            for line in _lines(number, rule):
+                console.print(Text(line), soft_wrap=False)
+        console.print(Text(self.summary, "bold"))
+
+    @property
+    def summary(self) -> str:
+        """The number of rows of each verdict, in a line."""
+        count = {v: sum(rule.verdict == v for rule in self.rules) for v in ("pass", "fail", "note", "undecided")}
+        said = ", ".join(f"{n} {v}" for v, n in count.items() if n)
+        names = len({(rule.name, rule.source) for rule in self.rules})
+        return f"{names} rules met with {len(self.rules)} shapes: {said}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as JSON has it: a number that is not finite becomes a string."""
+        rules = [{**asdict(rule), "ok": rule.ok} for rule in self.rules]
+        head = {"name": self.name, "ok": self.ok, "raised": self.raised, "kept": self.kept, "seconds": self.seconds}
+        return _finite({**head, "rules": rules})
+
+    def to_json(self) -> str:
+        """Returns `to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_markdown(self) -> str:
+        """Returns the report as a Markdown table, one row a rule and shapes."""
+        rows = [
+            "| rule | defined at | calls | arguments | verdict | error | x autodiff's | kept | share | remark |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for rule in self.rules:
+            cells = (f"{rule.name} ({rule.kind})", rule.source, f"{rule.calls}", rule.shapes, rule.verdict)
+            cells += (_error(rule), _relative(rule), _kept(rule), _share(rule), rule.reason)
+            rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        return "\n".join(rows)
+
+
+def order(rules: list[AuditedRule]) -> tuple[AuditedRule, ...]:
+    """Returns rows, the gravest first, and those that keep most before others."""
+    return tuple(sorted(rules, key=lambda r: (_ORDER.index(r.verdict), -(r.share or 0.0), r.name, r.shapes)))
+
+
+def _table(rules: tuple[AuditedRule, ...]) -> Table:
+    grid = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
+    grid.add_column("", justify="right", no_wrap=True)
+    grid.add_column("rule", overflow="fold", ratio=1)
+    for heading in ("", "calls", "error", "x", "kept", "autodiff", "share"):
+        grid.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    for number, rule in enumerate(rules, 1):
+        ours, theirs = ("-" if n is None else _bytes(n) for n in (rule.kept, rule.autodiff_kept))
+        sign = Text(_SIGNS[rule.verdict], _STYLES[rule.verdict])
+        cells = (str(rule.calls), _error(rule), _relative(rule), ours, theirs, _share(rule))
+        grid.add_row(str(number), Text(rule.name.rsplit(".", 1)[-1]), sign, *cells)
+    return grid
+
+
+def _lines(number: int, rule: AuditedRule) -> Iterator[str]:
+    yield f"{number} {rule.name}, {rule.kind} at {rule.source}"
+    shown = ", ".join(rule.callers[:3]) + (f" and {len(rule.callers) - 3} more" if len(rule.callers) > 3 else "")
+    yield f"  of {rule.shapes or 'no arrays'}" + (f"; called at {shown}" if shown else "")
+    if rule.reason:
+        yield f"  {_SIGNS[rule.verdict]}: {rule.reason}"
+    for f in rule.findings if rule.verdict == "fail" else ():
+        if (f.level == "fail" or f.claim == "V12") and str(f) != rule.reason:
+            yield f"  {f}"
+        if f.counterexample:
+            yield f.counterexample.strip()
+
+
+def _error(rule: AuditedRule) -> str:
+    return "-" if rule.error is None else f"{rule.error:.0e}"
+
+
+def _relative(rule: AuditedRule) -> str:
+    return "-" if rule.relative is None else f"{rule.relative:.2g}"
+
+
+def _kept(rule: AuditedRule) -> str:
+    return "-" if rule.kept is None else f"{rule.kept:,} / {rule.autodiff_kept:,}"
+
+
+def _share(rule: AuditedRule) -> str:
+    if rule.recomputed:
+        return "remat"
+    return "-" if rule.share is None else f"{rule.share:.0%}"
+
+
+def _bytes(n: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}" if unit != "B" else f"{int(n)} B"
+        n = n / 1000  # type: ignore[assignment]
+    return f"{n:.3g} TB"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
