@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+pytest_plugins = "pytester"
 jax.config.update("jax_num_cpu_devices", 4)  # for what is claimed of shards; read when the first array is made
 
 

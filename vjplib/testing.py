@@ -1,0 +1,306 @@
+"""For tests of one's own rules: a test for each rule and claim under pytest, an assertion under anything.
+
+`assert_verified` needs no pytest. `parametrize`, and the fixture `vjplib_verify` of the plugin, print failures in
+short: what was found, a counterexample where one was made, and the command that shows it again.
+"""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from vjplib.catalog import find, rules, rules_in
+from vjplib.rule import Rule
+from vjplib.verification import CLAIMS, NotVerifiedError, Report, verify, verify_rule
+from vjplib.verification import assert_verified as assert_verified
+from vjplib.verification.report import Finding
+from vjplib.verification.run import CHECKS, Effort
+
+F = TypeVar("F", bound=Callable[..., Any])
+MOST = 5
+"""As many findings of a failure are printed."""
+
+Target = str | Rule | ModuleType | Sequence[Any]
+
+
+class ClaimError(NotVerifiedError):
+    """Raised by a test of a claim that fails; its message is short, its `report` holds every finding."""
+
+    def __init__(self, report: Report, message: str) -> None:
+        AssertionError.__init__(self, message)
+        self.report = report
+
+
+@dataclass
+class Sheet:
+    """What is known of one function, filled as its claims are asked for.
+
+    Args:
+        name: in test ids.
+        examine: takes claims, effort and seed, by keyword; returns the report.
+        effort: at which it is examined unless the command line says deep.
+        target: what names the function on vjplib's command line; empty if nothing does.
+        expected: claims that are to be asked for, examined together with the first.
+        known: by claim the report that tells of it, or what was raised in its place.
+    """
+
+    name: str
+    examine: Callable[..., Report]
+    effort: Effort
+    target: str = ""
+    expected: set[str] = field(default_factory=set)
+    known: dict[tuple[str, str, int], Report | Exception] = field(default_factory=dict)
+
+    def report(self, claim: str) -> Report:
+        """Returns a report that tells of the claim."""
+        __tracebackhide__ = True
+        effort, seed = effort_and_seed(self.effort)
+        if (claim, effort, seed) not in self.known:
+            wanted = {claim, *self.expected}
+            claims = [c for c in CLAIMS if c in wanted or (c == "V12" and "V2" in wanted)]
+            try:
+                found = self.examine(claims=claims, effort=effort, seed=seed)
+            except Exception as error:  # arguments that make no sense, of which each claim's test tells
+                found = error
+            self.known |= {(c, effort, seed): found for c in claims}
+        found = self.known[claim, effort, seed]
+        if isinstance(found, Exception):
+            raise found.with_traceback(None)
+        return found
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One claim of one function, to be called by a test: it fails, skips or returns.
+
+    Args:
+        sheet: what is known of the function.
+        claim: the claim.
+    """
+
+    sheet: Sheet
+    claim: str
+
+    @property
+    def report(self) -> Report:
+        """The report that tells of the claim."""
+        __tracebackhide__ = True
+        return self.sheet.report(self.claim)
+
+    def __call__(self) -> None:
+        """Returns if the claim is shown, or only noted.
+
+        Raises:
+            ClaimError: an AssertionError; the claim fails.
+            unittest.SkipTest: it could not be decided.
+        """
+        __tracebackhide__ = True
+        report = self.report
+        findings = [f for f in report.findings if f.claim == self.claim]
+        level = report.level(self.claim)
+        if level == "fail":
+            raise ClaimError(report, self._told(report))
+        if level in ("skipped", None):
+            import pytest
+
+            undecided = [f for f in findings if f.level == "skipped"]
+            pytest.skip(str(undecided[0]) if undecided else "there is nothing to examine")
+
+    def _told(self, report: Report) -> str:
+        failures = [f for f in report.failures if f.claim == self.claim]
+        if self.claim == "V2":
+            failures += [f for f in report.findings if f.claim == "V12"]
+        heading = f"{self.sheet.name}: {self.claim} {CLAIMS[self.claim]} fails"
+        return "\n".join(_lines(heading, failures, self._command()))
+
+    def _command(self) -> str:
+        effort, seed = effort_and_seed(self.sheet.effort)
+        if not self.sheet.target:
+            return _again()
+        extent = "" if effort == "standard" else f" --{effort}"
+        return f"vjplib verify {shlex.quote(self.sheet.target)} --claims {self.claim} --seed {seed}{extent}"
+
+
+def parametrize(
+    *targets: Target, claims: Sequence[str] | None = None, effort: Effort = "standard", argument: str = "proof"
+) -> Callable[[F], F]:
+    """Gives a test for each function and claim, with ids such as `softmax-V2`, under pytest.
+
+    The test takes an argument `proof` and calls it. Claims of one function are examined together where they run in one
+    process: always without pytest-xdist, and with its `--dist=loadgroup`.
+
+    Args:
+        *targets: records, each a `Rule`, a tuple of them, a module that ends in RULES or what names them on the command
+            line, such as "my_package.my_rules"; or calls, each a pair `(fn, args)` or a triple `(fn, args, kwargs)`.
+        claims: which to examine; None for all that the effort includes.
+        effort: "quick", "standard" or "deep"; deep in any case where pytest has the option `--vjplib-deep`.
+        argument: the name of the test's argument.
+
+    Returns:
+        A decorator of a test function.
+
+    Raises:
+        TypeError: a target is none of these.
+        ValueError: a target names nothing; effort or claims are not known; there is no target.
+
+    Example:
+        >>> import vjplib
+        >>> @parametrize("softmax", (vjplib.tanh, (0.5,)), claims=("V1", "V2"), effort="quick")
+        ... def test_rules(proof):
+        ...     proof()
+        >>> [case.id for case in test_rules.pytestmark[0].args[1]]
+        ['softmax-V1', 'softmax-V2', 'tanh-V1', 'tanh-V2']
+        >>> test_rules.pytestmark[0].args[1][3].values[0]()  # as pytest calls the last of them
+    """
+    import pytest
+
+    if effort not in CHECKS:
+        raise ValueError(f"effort must be one of {', '.join(CHECKS)}, got {effort!r}")
+    if unknown := [c for c in claims or () if c not in CLAIMS]:
+        raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
+    chosen = [c for c in CLAIMS if (c in CHECKS[effort] and c != "V12" if claims is None else c in claims)]
+    sheets = [sheet for target in targets for sheet in _sheets(target, effort)]
+    if not sheets:
+        raise ValueError("targets must name at least one rule or call, got none")
+    for sheet in sheets:
+        same = [other for other in sheets if other.name == sheet.name]
+        if len(same) > 1:
+            for number, other in enumerate(same):
+                other.name = f"{other.name}{number}"
+
+    def decorate(test: F) -> F:
+        for sheet in sheets:
+            if sheet.target.partition(":")[0] == test.__module__:  # a test file, which the command line cannot import
+                sheet.target = ""
+        cases = [
+            pytest.param(Proof(sheet, claim), id=f"{sheet.name}-{claim}", marks=pytest.mark.xdist_group(sheet.name))
+            for sheet in sheets
+            for claim in chosen
+        ]
+        return pytest.mark.parametrize(argument, cases)(test)
+
+    return decorate
+
+
+def _sheets(target: Any, effort: Effort) -> Iterator[Sheet]:
+    if isinstance(target, str):
+        own = {id(rule) for rule in rules()}
+        for rule in find(target):
+            place = rule.name if id(rule) in own else f"{target.partition(':')[0]}:{rule.name}"
+            yield _of_record(rule, effort, place)
+    elif isinstance(target, Rule):
+        yield _of_record(target, effort, _place(target))
+    elif isinstance(target, ModuleType):
+        yield from (_of_record(rule, effort, f"{target.__name__}:{rule.name}") for rule in rules_in(target))
+    elif _is_call(target):
+        fn, args, *rest = target
+        kwargs = rest[0] if rest else {}
+        name = getattr(fn, "__name__", type(fn).__name__)
+        yield Sheet(name, partial(verify, fn, args, kwargs), effort)
+    elif isinstance(target, (tuple, list)):
+        for inner in target:
+            yield from _sheets(inner, effort)
+    else:
+        raise TypeError(
+            "targets must be rules, modules that end in RULES, their names, or calls (fn, args) or (fn, args, kwargs); "
+            f"got {target!r}"
+        )
+
+
+def _is_call(target: Any) -> bool:
+    several = (Rule, str, tuple, list, ModuleType)
+    if not isinstance(target, (tuple, list)) or not target or isinstance(target[0], several):
+        return False
+    if not callable(target[0]) or len(target) not in (2, 3) or not isinstance(target[1], (tuple, list)):
+        raise TypeError(f"a call must be (fn, args) or (fn, args, kwargs) with args a tuple, got {target!r}")
+    return True
+
+
+def _of_record(rule: Rule, effort: Effort, target: str) -> Sheet:
+    return Sheet(rule.name, partial(verify_rule, rule), effort, target)
+
+
+def _place(rule: Rule) -> str:
+    """Returns what names a record on the command line, or nothing if it is in no module's RULES."""
+    for fn in (rule.fn, getattr(rule.fn, "__wrapped__", None)):
+        name = getattr(fn, "__module__", None)
+        records = getattr(sys.modules.get(name or ""), "RULES", ())
+        if isinstance(records, tuple) and any(record is rule for record in records):
+            return f"{name}:{rule.name}"
+    return ""
+
+
+def verified(target: Rule | Callable[..., Any], *args: Any, **options: Any) -> Report:
+    """Returns the report of a record, or of a call as `vjplib.verify` takes it, if every claim holds.
+
+    This is what the fixture `vjplib_verify` is. Under pytest's options `--vjplib-deep` and `--vjplib-seed` effort and
+    seed are theirs, unless given here.
+
+    Raises:
+        ClaimError: an AssertionError, with a short message: the failures, a counterexample and how to run it again.
+
+    Example:
+        >>> import vjplib
+        >>> verified(vjplib.tanh, (0.5,), effort="quick").ok
+        True
+    """
+    __tracebackhide__ = True
+    effort, seed = effort_and_seed("standard")
+    options = {"effort": effort, "seed": seed, **options}
+    report = verify_rule(target, *args, **options) if isinstance(target, Rule) else verify(target, *args, **options)
+    if not report.ok:
+        caller = sys._getframe(1)
+        try:
+            place = Path(caller.f_code.co_filename).relative_to(Path.cwd())
+        except ValueError:
+            place = Path(caller.f_code.co_filename)
+        heading = f"{place}:{caller.f_lineno}: {report.name} is not verified"
+        findings = [*report.failures, *(f for f in report.findings if f.claim == "V12" and f.level != "fail")]
+        if not report.failures:
+            findings = [f for f in report.findings if f.level == "skipped"]
+            heading += ", for no claim was decided"
+        raise ClaimError(report, "\n".join(_lines(heading, findings, _again())))
+    return report
+
+
+def _lines(heading: str, findings: Sequence[Finding], command: str) -> Iterator[str]:
+    yield heading
+    yield from (f"  {f}" for f in findings[:MOST])
+    if len(findings) > MOST:
+        yield f"  and {len(findings) - MOST} more"
+    for source in dict.fromkeys(f.counterexample.strip() for f in findings if f.counterexample):
+        yield f"\nA counterexample:\n\n{source}\n"
+        break
+    if command:
+        yield f"To see it again: {command}"
+
+
+def effort_and_seed(effort: Effort) -> tuple[Effort, int]:
+    """Returns the effort and the seed to examine with: pytest's options, or the effort given and 0.
+
+    Example:
+        >>> effort_and_seed("quick")
+        ('quick', 0)
+    """
+    plugin = sys.modules.get("vjplib_pytest")
+    if plugin is None or not plugin.configs:
+        return effort, 0
+    options = plugin.configs[-1].option
+    return "deep" if options.vjplib_deep else effort, options.vjplib_seed or 0
+
+
+def _again() -> str:
+    """Returns the command that runs the test at work again; nothing where pytest is not at work."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+    node = re.sub(r"@[^\]]*$", "", test)  # the group, which pytest-xdist appends
+    plugin = sys.modules.get("vjplib_pytest")
+    if not node or plugin is None or not plugin.configs:
+        return f"pytest {shlex.quote(node)}" if node else ""
+    effort, seed = effort_and_seed("standard")
+    return f"pytest {shlex.quote(node)} --vjplib-seed {seed}{' --vjplib-deep' if effort == 'deep' else ''}"
