@@ -1,6 +1,5 @@
 """V6: rules that are right on one device, and wrong, refused or wasteful on several, are told from right ones."""
 
-import builtins
 import importlib
 import textwrap
 
@@ -306,6 +305,12 @@ def test_a_rule_that_counts_the_devices_of_its_process(module):
     ]
 
 
+def test_a_rule_made_on_the_spot_is_sent_by_what_it_is_made_of():
+    pytest.importorskip("cloudpickle")
+    findings = list(sharding.elsewhere(Subject(softmax_by_rows(), (X,))))
+    assert levels(findings) == {"pass"}, findings
+
+
 def test_a_process_that_ends_is_a_finding(module):
     fn = module("scaled_to_death", factor="* __import__('os')._exit(3) if jax.config.jax_num_cpu_devices != 4 else g")
     (finding,) = sharding.elsewhere(Subject(fn, (X,)))
@@ -314,10 +319,7 @@ def test_a_process_that_ends_is_a_finding(module):
 
 
 def test_a_function_that_cannot_be_sent_is_said_so(monkeypatch):
-    plain = builtins.__import__
-    monkeypatch.setattr(
-        sharding, "import_module", lambda name: plain("no_such_module") if name == "cloudpickle" else plain(name)
-    )
+    monkeypatch.setattr(sharding, "find_spec", lambda name: None)
     (finding,) = sharding.elsewhere(Subject(softmax_by_rows(), (X,)))
     assert finding.level == "skipped"
     assert "install cloudpickle, or put it where it can be imported" in finding.message

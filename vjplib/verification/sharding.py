@@ -23,6 +23,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +35,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vjplib.compat import hasty_options, opened, programs, strip_custom_rules, x64
+from vjplib.compat import CustomVJP, custom_vjp_of, hasty_options, opened, programs, strip_custom_rules, x64
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of
 from vjplib.verification.report import Finding, said
 from vjplib.verification.shards import MEAN, SUM, Shared, shared
@@ -397,12 +399,32 @@ def _portable(f: Any) -> Any:
         return f
 
 
+def _remade(parts: CustomVJP) -> Any:
+    """Returns a custom_vjp made of its parts."""
+    made = jax.custom_vjp(parts.primal, nondiff_argnums=tuple(sorted(parts.static)))
+    made.defvjp(parts.fwd, parts.bwd, symbolic_zeros=parts.symbolic_zeros)
+    return made
+
+
+def _pickled(thing: Any) -> bytes:
+    """Returns a pickle, by cloudpickle if it is installed, and of each custom_vjp by what it is made of."""
+    pickler: Any = import_module("cloudpickle").Pickler if find_spec("cloudpickle") else pickle.Pickler
+
+    class Pickler(pickler):
+        def reducer_override(self, thing: Any) -> Any:
+            parts = custom_vjp_of(thing)
+            if parts is not None:
+                named = _portable(thing)
+                return (_Named.found, (named,)) if isinstance(named, _Named) else (_remade, (parts,))
+            return super().reducer_override(thing) if hasattr(pickler, "reducer_override") else NotImplemented
+
+    file = BytesIO()
+    Pickler(file).dump(thing)
+    return file.getvalue()
+
+
 def elsewhere(subject: Subject) -> Iterator[Finding]:
     """Yields the findings from a process of its own, with devices made of the processor's cores."""
-    try:
-        cloudpickle: Any = import_module("cloudpickle")
-    except ImportError:
-        cloudpickle = None
     steps = {(name, n + 1): subject.resize({name: n + 1}) for name, n in subject.sizes.items() if subject.resize}
     host = jax.tree.map(lambda a: np.asarray(a) if isinstance(a, jax.Array) else a, (subject.args, subject.kwargs))
     away = replace(
@@ -415,9 +437,9 @@ def elsewhere(subject: Subject) -> Iterator[Finding]:
         resize=_Recorded(steps),
     )
     try:
-        sent = (cloudpickle or pickle).dumps((away, _agrees(subject)))
+        sent = _pickled((away, _agrees(subject)))
     except Exception as error:  # pickle has no one type for it
-        remedy = "" if cloudpickle else "; install cloudpickle, or put it where it can be imported"
+        remedy = "" if find_spec("cloudpickle") else "; install cloudpickle, or put it where it can be imported"
         message = f"one device here, and the function cannot be sent to a process with more: {said(error)}{remedy}"
         yield Finding("V6", "skipped", message, case=subject.case)
         return

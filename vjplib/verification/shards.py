@@ -75,6 +75,7 @@ def shared(subject: Subject, parts: int, dtype: Any) -> Shared | None:
 
     rng = np.random.default_rng((subject.seed, 6))
     shapes = [a.shape for a in arrays]
+    best: Shared | None = None
     for axes in itertools.islice(_choices(subject, shapes, which, tree), _MOST_CHOICES):
         if not any(axes[i] is not None for i in differentiated):
             continue
@@ -86,7 +87,13 @@ def shared(subject: Subject, parts: int, dtype: Any) -> Shared | None:
             if outputs is not None:
                 named = zip(subject.names, differentiated, strict=True)
                 where = ", ".join(f"axis {axes[i]} of {name}" for name, i in named if axes[i] is not None)
-                return Shared(of, grown, axes, outputs, differentiated, block, where)
+                found = Shared(of, grown, axes, outputs, differentiated, block, where)
+                if all(kind in (0, SUM, MEAN) for kind in outputs):  # the batch comes first, in what a layer returns
+                    return found
+                best = best or found
+                break
+    if best is not None:
+        return best
     return _mapped(subject, of, tuple(arrays), differentiated, parts, rng)
 
 
@@ -128,7 +135,10 @@ def _choices(subject: Subject, shapes: Sequence[tuple[int, ...]], which: Sequenc
         ]
         if all(len(ks) <= 1 for ks in moved) and any(moved):
             named.append(tuple(ks[0] if ks else None for ks in moved))
-    yield from sorted(dict.fromkeys(named), key=lambda axes: max(k for k in axes if k is not None))
+    first = which.index(subject.differentiable[0])
+    yield from sorted(
+        dict.fromkeys(named), key=lambda axes: (max(k for k in axes if k is not None), axes[first] is None)
+    )
     for n in dict.fromkeys(shape[0] for shape in shapes if shape and shape[0]):
         alike = [i for i, shape in enumerate(shapes) if shape and shape[0] == n]
         for count in range(len(alike), 0, -1):
