@@ -25,7 +25,7 @@ LAYERS = (
     ("verification", "debug"),
     ("reports", "testing"),
     ("auditing",),
-    ("bench", "page"),
+    ("bench", "page", "power"),
     ("peers", "sweep"),
     ("models",),
     ("torch_models",),

@@ -1,5 +1,5 @@
 """The commands of the command line, a module each: `add(command)` gives its name, its options and what runs it."""
 
-from vjplib.commands import bench, figures, listing, verify
+from vjplib.commands import audit, bench, figures, listing, power, verify
 
-COMMANDS = (listing, verify, bench, figures)
+COMMANDS = (listing, verify, audit, power, bench, figures)

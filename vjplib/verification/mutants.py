@@ -35,6 +35,7 @@ from vjplib.compat import (
     replaced_custom_vjp_calls,
     source_of,
     traced_afresh,
+    without_dead_code,
 )
 from vjplib.verification.subject import Answers, Leaves, Subject
 
@@ -103,6 +104,7 @@ INDEXED = {"gather", "scatter", "scatter-add", "scatter_add", "dynamic_slice", "
 _COMPARISONS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt"}
 _PADDED = ("padding_config", "padding")
 THOUSANDTH = 1e-3
+OF_CONSTANTS = {"constant off by one", "factor"}  # what is done wrong with numbers that depend on nothing
 
 
 def _floating(x: Any) -> bool:
@@ -377,6 +379,7 @@ def _traced(bwd: Callable[..., Any], given: Sequence[Any]) -> _Backward:
 
     arrays = [leaves[i] for i in moving]
     jaxpr, consts = opened(jax.make_jaxpr(run)(*arrays))
+    jaxpr = without_dead_code(jaxpr)
     others, structure = returned[-1]
 
     def rebuild(values: Sequence[Any]) -> Any:
@@ -389,18 +392,27 @@ def _traced(bwd: Callable[..., Any], given: Sequence[Any]) -> _Backward:
 Path = tuple[tuple[int, int | None], ...]
 
 
-def _equations(jaxpr: Any, before: Path = (), around: str = "") -> Iterator[tuple[Path, Any, str]]:
-    """Yields each equation with the way to it (its number, and that of the program inside) and where it is written."""
+def _equations(
+    jaxpr: Any, before: Path = (), around: str = "", given: Sequence[bool] | None = None
+) -> Iterator[tuple[Path, Any, str, bool]]:
+    """Yields each equation with the way to it, where it is written, and whether it depends on what is given.
+
+    The way is its number, after those of the equations around it, each with that of the program inside.
+    """
+    moving = set(itertools.compress(jaxpr.invars, itertools.repeat(True) if given is None else given))
     for i, eqn in enumerate(jaxpr.eqns):
+        reached = [not isinstance(v, Literal) and v in moving for v in eqn.invars]
+        if any(reached):
+            moving.update(eqn.outvars)
         inner = programs(eqn.params)
         where = source_of(eqn) or around
         inlined = eqn.primitive.name in INLINED and bool(inner)
         if not inlined:
-            yield (*before, (i, None)), eqn, where
+            yield (*before, (i, None)), eqn, where, any(reached)
         if inlined or eqn.primitive.name in _LOOPS:
             for k, (_, program, _) in enumerate(inner):
                 if _runs_here(eqn, k):
-                    yield from _equations(program, (*before, (i, k)), where)
+                    yield from _equations(program, (*before, (i, k)), where, reached if inlined else None)
 
 
 def _runs_here(eqn: Any, k: int) -> bool:
@@ -415,7 +427,7 @@ def _runs_here(eqn: Any, k: int) -> bool:
 
 def _way(jaxpr: Any, mutation: Mutation) -> Path | None:
     """Returns the way to the equation that a mutation names, None where the program has none."""
-    alike = (path for path, eqn, _ in _equations(jaxpr) if eqn.primitive.name == mutation.primitive)
+    alike = (path for path, eqn, _, _ in _equations(jaxpr) if eqn.primitive.name == mutation.primitive)
     return next(itertools.islice(alike, mutation.number, None), None)
 
 
@@ -586,11 +598,13 @@ def mutations(subject: Subject) -> list[Mutation]:
 
 def _all(name: str, backward: _Backward) -> Iterator[Mutation]:
     counted: dict[str, int] = {}
-    for _, eqn, where in _equations(backward.jaxpr):
+    for _, eqn, where, moves in _equations(backward.jaxpr):
         primitive = eqn.primitive.name
         number = counted[primitive] = counted.get(primitive, -1) + 1
         site = _site_of(eqn, [v.val if isinstance(v, Literal) else None for v in eqn.invars])
-        for operator, detail in proposals(site) if eqn.outvars else ():
+        for operator, detail in proposals(site):
+            if not moves and operator not in OF_CONSTANTS:
+                continue
             yield Mutation(name, primitive, number, operator, detail, where)
     for place, arrays in ((TAKEN, backward.jaxpr.invars), (RETURNED, backward.jaxpr.outvars)):
         avals = [v.aval for v in arrays]
