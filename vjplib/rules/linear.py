@@ -1,5 +1,7 @@
 """The linear map y = W x + b of a fully connected layer, with a cotangent for each of its three arguments."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -74,15 +76,15 @@ def fwd(x, W, b):
 # The Jacobian in W has m * m n entries of which m n differ from zero; the product needs just x and g.
 def bwd(res, g):
     x, W, form_b = res
-
-    def back(g, W):
-        return jnp.einsum("...m,mn->...n", g, W, preferred_element_type=wide_dtype(jnp.result_type(g, W)))
-
-    def outer(g, x):
-        return jnp.einsum("...m,...n->mn", g, x, preferred_element_type=wide_dtype(jnp.result_type(g, x)))
-
-    dx, dW = cotangent_of(x, back, g, W).astype(x.dtype), cotangent_of(W, outer, g, x).astype(W.dtype)
+    dx, dW = _product("...m,mn->...n", g, W, x), _product("...m,...n->mn", g, x, W)
     return dx, dW, None if form_b is None else as_form(wide(g), form_b)
+
+
+def _product(subscripts, a, b, primal):
+    """Returns an einsum of two arrays, accumulated in float32 or wider, as the cotangent of a primal."""
+    computing = wide_dtype(jnp.result_type(a, b))
+    product = partial(jnp.einsum, subscripts, preferred_element_type=computing)
+    return cotangent_of(primal, product, a, b).astype(primal.dtype)
 
 
 linear.defvjp(fwd, bwd)

@@ -47,14 +47,12 @@ SECONDS = 100  # for a process with devices of its own
 _NOISE = 1e3 * float(np.finfo(np.float64).eps)  # of the largest cotangent: a sum of other order, where terms cancel
 # What JAX says where it refuses a backward for its sharding, and what to do.
 _REFUSALS = {
-    "manual axis types do not match": (
+    "{V:": (
         "sum it over the axes along which it varies and its argument does not, by jax.lax.psum over "
         "jax.typeof(cotangent).manual_axis_type.varying - jax.typeof(argument).manual_axis_type.varying"
     ),
     "out_sharding": "give the product over the data out_sharding=jax.typeof(argument).sharding",
-    "must produce an output with the same type": (
-        "give it its argument's sharding, by jax.sharding.reshard(cotangent, jax.typeof(argument).sharding)"
-    ),
+    "bwd rule": "give it its argument's sharding, by jax.sharding.reshard(cotangent, jax.typeof(argument).sharding)",
 }
 _SENT = re.compile(
     r"^\s*(?:ROOT )?\S+ = (.*?) ((?:ragged-)?all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
