@@ -10,6 +10,7 @@ The map of the package, from the bottom up:
     in_lax        `use_in_lax`: code that calls jax.lax is served by the rules
     catalog       finds the records
     verification  proves a rule: one file to a claim; `verify` and `assert_verified` are here too
+    auditing      `audit`: finds the custom rules that a program calls, and verifies each where it is met
     debug         holds a rule to its contract in a program that runs
     bench         times a rule against what users would otherwise call; peers does so in torch
     sweep         times random convolutions, to find a shape at which lax's is faster
@@ -18,6 +19,10 @@ The map of the package, from the bottom up:
     figures       the lecture's figures, drawn from running code
 """
 
+from vjplib.auditing import AuditReport as AuditReport
+from vjplib.auditing import audit as audit
+from vjplib.auditing import examined as examined
+from vjplib.auditing import watching as watching
 from vjplib.debug import ContractError as ContractError
 from vjplib.debug import debug_rule as debug_rule
 from vjplib.debug import debug_rules as debug_rules

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vjplib.auditing.design import by_design, kinks
@@ -93,7 +94,7 @@ def examine(group: Group, effort: Effort, seed: int, seconds: float, known: str 
 def _subject(group: Group, met: Met, seed: int) -> Subject:
     def known(leaf: Any) -> Any:
         if isinstance(leaf, KeyData):
-            return jax.random.wrap_key_data(leaf.data, impl=jax.random.key_impl(_a_key(leaf.dtype)))
+            return jax.random.wrap_key_data(jnp.asarray(leaf.data), impl=jax.random.key_impl(_a_key(leaf.dtype)))
         return leaf if hasattr(leaf, "dtype") or callable(leaf) or isinstance(leaf, str) else np.asarray(leaf)
 
     def static(a: Any) -> Any:
@@ -110,7 +111,7 @@ def _is_key_data(leaf: Any) -> bool:
 
 
 def _a_key(dtype: Any) -> Any:
-    return jax.random.wrap_key_data(np.zeros(dtype._impl.key_shape, np.uint32), impl=dtype._impl.name)
+    return jax.random.wrap_key_data(jnp.zeros(dtype._impl.key_shape, jnp.uint32), impl=dtype._impl.name)
 
 
 def _canonical(tree: Any) -> Any:
@@ -120,7 +121,7 @@ def _canonical(tree: Any) -> Any:
     def of(a: Any) -> Any:
         return a.astype(small[a.dtype]) if type(a) is np.ndarray and a.ndim == 0 and a.dtype in small else a
 
-    return tree if isinstance(tree, Static) or jax.config.jax_enable_x64 else jax.tree.map(of, tree)
+    return tree if isinstance(tree, Static) or jax.config.read("jax_enable_x64") else jax.tree.map(of, tree)
 
 
 def _said(error: BaseException) -> str:
@@ -144,7 +145,7 @@ class _Work:
     def run(self) -> bool:
         """Fills findings, errors and kept; returns True."""
         wide = any(a.dtype in (np.float64, np.complex128) for a in self.subjects[0].leaves())
-        if wide and not jax.config.jax_enable_x64:
+        if wide and not jax.config.read("jax_enable_x64"):
             with x64():
                 self._run()
         else:
@@ -207,7 +208,7 @@ class _Work:
     def _values(self, subject: Subject, number: int) -> None:
         """Compares with the oracle in the dtypes of the call, and where those are short, in float32 too."""
         own = subject.leaves()
-        short = unit_of(own) > unit_of([np.float32(0)]) if own else False
+        short = unit_of(own) > unit_of([np.zeros(1, np.float32)]) if own else False
         for dtype in (None, np.float32) if short else (None,):
             leaves = subject.leaves(dtype)
             where = f"call {number + 1} of the sample" + (" in float32" if dtype else "")

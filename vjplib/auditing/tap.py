@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import ad, batching, mlir
 
@@ -54,7 +55,7 @@ def tap(values: Sequence[Any], listener: Listener) -> list[Any]:
 
 def _told(*values: Any, listener: Listener, axes: Axes, differentiated: bool) -> list[Any]:
     """Returns the values, with a call of the listener; traced into the program that is compiled."""
-    told = [jax.random.key_data(v) if jax.dtypes.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in values]
+    told = [jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in values]
     jax.debug.callback(_Call(listener, axes, differentiated), *told)
     return list(values)
 

@@ -11,7 +11,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import ShapedArray, Tracer
 
 from vjplib.auditing.tap import Axes, tap
 from vjplib.compat import (
@@ -135,7 +137,7 @@ class Site:
     def draw(self, rng: np.random.Generator) -> Met | None:
         """Returns the call with standard normal numbers, None where whole numbers or keys would have to be known."""
         traced = [a for a in self.leaves if isinstance(a, Aval)]
-        if not all(jax.dtypes.issubdtype(a.dtype, np.floating) for a in traced):
+        if not all(jnp.issubdtype(a.dtype, np.floating) for a in traced):
             return None
         return self.met([np.asarray(rng.standard_normal(a.shape)).astype(a.dtype) for a in traced])
 
@@ -156,7 +158,7 @@ def _on_host(leaf: Any) -> Any:
 
 
 def _is_key(dtype: Any) -> bool:
-    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 @dataclass(eq=False)
@@ -225,7 +227,7 @@ class Watch:
             group.recomputed |= recomputed
             site = Site(self, group, fn, tree, seen)
             group.first = group.first or site
-            if in_pallas or any(isinstance(a, jax.core.Tracer) for a in seen):
+            if in_pallas or any(isinstance(a, Tracer) for a in seen):
                 group.unseen = "inside a kernel, where values cannot be had" if in_pallas else "a mutable reference"
                 return original(fn, *args, **kwargs)
             if not traced:
@@ -316,7 +318,7 @@ def _settle() -> None:
 
 
 def _is_traced_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.core.Tracer) and isinstance(leaf.aval, jax.core.ShapedArray)
+    return isinstance(leaf, Tracer) and isinstance(leaf.aval, ShapedArray)
 
 
 def _aval_key(leaf: Any) -> Any:

@@ -1,0 +1,153 @@
+"""vjplib audit: the custom rules of a program, each verified at the inputs that it meets."""
+
+import argparse
+import importlib.util
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vjplib.commands.common import Command, count, json_path, progress, seconds, seed, write_json
+
+
+def add(command: Command) -> None:
+    """Adds the command."""
+    audit = command("audit", _audit, "verify every custom rule that a program calls; exit 1 if one fails")
+    audit.add_argument(
+        "target",
+        nargs="?",
+        metavar="FILE.py:FUNCTION",
+    audit = command("audit", _audit, "verify every custom rule that a program calls; exit 1 if one fails")
+    )
+    effort = audit.add_mutually_exclusive_group()
+    for name, does in (
+        ("quick", "one call of each rule, at two shapes at most"),
+        ("deep", "more calls and shapes, and beyond them transforms, second derivatives and edges, noted only"),
+    ):
+        effort.add_argument(f"--{name}", dest="effort", action="store_const", const=name, help=does)
+    effort.add_argument("--effort", choices=("quick", "standard", "deep"), help="the same by name (default: standard)")
+    audit.add_argument("--steps", type=count, default=1, metavar="N", help="call the function N times (default 1)")
+    audit.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of what is sampled (default 0)")
+    audit.add_argument(
+        "--time-limit", type=seconds, metavar="S", help="seconds that one rule may take, at all its shapes (default 30)"
+    )
+    audit.add_argument(
+        "--by-design",
+        action="append",
+        default=[],
+        metavar="RULE=REASON",
+        help="a rule whose derivative differs from autodiff's on purpose: noted, and no failure",
+    )
+    audit.add_argument("--json", type=json_path, metavar="FILE", help="write the report to this file too")
+    audit.add_argument(
+        "--run",
+        nargs=argparse.REMAINDER,
+        dest="script",
+        metavar="SCRIPT.py",
+        help="run a script, with the arguments that follow, and watch; options of the audit come before --run",
+    )
+
+
+def _audit(parsed: argparse.Namespace) -> int:
+    from vjplib.auditing import SECONDS, examined, watching
+
+    if (parsed.target is None) == (not parsed.script):
+        parsed.error("one of FILE.py:FUNCTION and --run SCRIPT.py must be given")
+    reasons = dict(_reason(parsed, text) for text in parsed.by_design)
+    console = Console(highlight=False)
+    program = _script(parsed) if parsed.script else _function(parsed)
+    name = parsed.script[0] if parsed.script else parsed.target
+    with watching(parsed.seed, keep=8 if parsed.effort == "deep" else 3) as watch:
+        raised = program()
+    sys.stdout.flush()
+    report = examined(
+        watch,
+        name=name,
+        effort=parsed.effort or "standard",
+        seconds=parsed.time_limit or SECONDS,
+        by_design=reasons,
+        raised=raised,
+        progress=lambda groups: progress(groups, console, lambda g: g.name),
+    )
+    if parsed.json:
+        write_json(parsed.json, report.to_dict())
+    report.print(console)
+    return 0 if report.ok else 1
+
+
+def _reason(parsed: argparse.Namespace, text: str) -> tuple[str, str]:
+    name, equals, reason = text.partition("=")
+    if not (name and equals and reason):
+        parsed.error(f"--by-design must be RULE=REASON, got {text}")
+    return name, reason
+
+
+def _function(parsed: Any) -> Callable[[], str]:
+    """Returns what calls the function of FILE.py:FUNCTION, and returns what it raises, in a line."""
+    file, colon, name = parsed.target.rpartition(":")
+    path = Path(file)
+    if not colon or not path.is_file():
+        parsed.error(f"target must be FILE.py:FUNCTION with a file that exists, got {parsed.target}")
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        return parsed.error(f"target must name a Python file, got {file}")
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        args = getattr(module, "ARGS", ())
+        args = args() if callable(args) else args
+    except Exception as error:  # whatever the user's module raises while it is imported
+        return parsed.error(f"{file} cannot be imported: {type(error).__name__}: {error}")
+    fn = getattr(module, name, None)
+    if not callable(fn):
+        return parsed.error(f"{file} must hold a function {name}")
+    if not isinstance(args, (tuple, list)):
+        parsed.error(f"ARGS of {file} must be a tuple of arguments, got {type(args).__name__}")
+    return lambda: _steps(fn, args, parsed.steps)
+
+
+def _steps(fn: Callable[..., Any], args: Any, steps: int) -> str:
+    import jax
+
+    try:
+        for _ in range(steps):
+            jax.block_until_ready(fn(*args))
+    except Exception as error:  # what was met until then is examined
+        return _told(error)
+    return ""
+
+
+def _script(parsed: argparse.Namespace) -> Callable[[], str]:
+    """Returns what runs the script as the main program, and returns what it raises, in a line."""
+    path = Path(parsed.script[0])
+    if not path.is_file():
+        parsed.error(f"--run must be followed by a script that exists, got {path}")
+
+    def run() -> str:
+        sys.argv = list(parsed.script)
+        sys.path.insert(0, str(path.resolve().parent))
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as leave:
+            return f"SystemExit: status {leave.code}" if leave.code not in (None, 0) else ""
+        except Exception as error:  # what was met until then is examined
+            return _told(error)
+        return ""
+
+    return run
+
+
+def _told(error: Exception) -> str:
+    """Prints the trace of what a program raised, its own frames alone, and returns it in a line."""
+    from vjplib.verification.report import said
+
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((folder, "<frozen"))]
+    print("".join(traceback.format_list(frames)), said(error), sep="", file=sys.stderr)
+    return said(error)
