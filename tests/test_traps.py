@@ -39,7 +39,7 @@ def test_every_trap_has_a_rule_that_fell_into_it():
 @pytest.mark.parametrize("name", CALLS)
 def test_trap_is_named(name):
     trap, call = CALLS[name]
-    if trap == "optimize-remat" and jax.config.jax_custom_vjp3:
+    if trap == "optimize-remat" and getattr(jax.config, "jax_custom_vjp3", False):
         pytest.skip("the newer custom_vjp has second order with optimize_remat")
     report = examined(call)
     assert trap in {finding.trap for finding in report.failures}, report

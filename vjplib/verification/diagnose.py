@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vjplib.compat import CustomVJP, opened, programs, recorded_custom_vjps
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap
@@ -94,7 +95,7 @@ def _leaked(subject: Subject, rules: list[CustomVJP]) -> str:
     gs = subject.cotangents(leaves)
     _does_not_raise(lambda: jax.eval_shape(subject.pull(subject.call), leaves, gs))
     after = [_closed_over(rule) for rule in rules]
-    tracers = {id(v) for reached in before for v in reached if isinstance(v, jax.core.Tracer)}
+    tracers = {id(v) for reached in before for v in reached if isinstance(v, Tracer)}
     if any([*map(id, a)] != [*map(id, b)] for a, b in zip(before, after, strict=True)):
         return "hidden-state"
     return "closed-over-value" if tracers else ""

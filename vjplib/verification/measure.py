@@ -73,9 +73,7 @@ def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float, tied: boo
 
     def rounded(a: np.ndarray) -> np.ndarray:
         if np.iscomplexobj(a):  # a product would move infinities from one part to the other
-            parts = np.empty((1 + DRAWS, *a.shape), a.dtype)
-            parts.real, parts.imag = rounded(a.real), rounded(a.imag)
-            return parts
+            return np.stack((rounded(np.real(a)), rounded(np.imag(a))), axis=-1).view(a.dtype)[..., 0]
         noise = rng.uniform(-1, 1, (DRAWS, *a.shape))
         if tied:
             _, first, which = np.unique(a, return_index=True, return_inverse=True)
@@ -118,8 +116,14 @@ def error(
     Where autodiff errs more than 64 times what rounding explains it is unstable, and rounding alone is the measure.
     """
     if any(map(np.iscomplexobj, (r, o, a))):
-        parts = [as_parts(part) for part in (r, o, a)]
-        e = error(*parts, [as_parts(d) for d in draws], unit, None if usual is None else as_parts(usual))
+        e = error(
+            as_parts(r),
+            as_parts(o),
+            as_parts(a),
+            [as_parts(d) for d in draws],
+            unit,
+            None if usual is None else as_parts(usual),
+        )
         return replace(e, index=e.index[:-1])
     dtype = r.dtype
     limit, tiny = float(jnp.finfo(dtype).max), float(jnp.finfo(dtype).smallest_normal)
@@ -172,7 +176,7 @@ def as_parts(x: np.ndarray) -> np.ndarray:
         >>> as_parts(np.array([1 + 2j])).tolist()
         [[1.0, 2.0]]
     """
-    return np.stack((x.real, x.imag), axis=-1)
+    return np.stack((np.real(x), np.imag(x)), axis=-1)
 
 
 def _gap(x: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:

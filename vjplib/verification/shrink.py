@@ -202,7 +202,7 @@ def _one_hot(g: np.ndarray) -> Iterator[np.ndarray]:
 def _round(put: Callable[[np.ndarray], bool], held: Callable[[], np.ndarray]) -> None:
     """Rounds an array to as few digits as may be, then each of its numbers to one or zero."""
     given = held()
-    steps = (np.sign(given.real) + 0.0, np.round(given), *(np.round(given, digits) for digits in (1, 2, 3)))
+    steps = (np.sign(np.real(given)) + 0.0, np.round(given), *(np.round(given, digits) for digits in (1, 2, 3)))
     any(put(a) for a in steps)
     for j in range(min(given.size, 24)):
         for simple in (1.0, 0.0, 2.0):
