@@ -56,6 +56,8 @@ def raised(subject: Subject, error: Exception) -> str:
         return "closed-over-value"
     if "forward-mode autodiff (jvp) to a custom_vjp" in text:
         return "forward-over-reverse"
+    if "fwd output type" in text and "primal output type" in text:
+        return "forward-is-not-the-primal"
     runs = _does_not_raise(lambda: subject.outputs(subject.leaves()))
     if isinstance(error, UNTRACEABLE):
         return "backward-not-jittable" if runs else "primal-not-jittable"
