@@ -95,7 +95,8 @@ def _both(first: Any, second: Any) -> Any:
 
 
 def _lazily(f: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    return lambda: f(*args)
+    there = jax.tree.map(jnp.asarray, args)  # a callback under vmap does not take NumPy's as constants
+    return lambda: f(*there)
 
 
 def _alone(subject: Subject, xs: Leaves, i: int) -> Callable[[Leaves], Any]:
