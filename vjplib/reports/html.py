@@ -11,7 +11,7 @@ from vjplib.reports import plots
 from vjplib.reports.changes import Change, changes
 from vjplib.reports.runs import Run
 from vjplib.verification.report import CLAIMS, SIGNS, Finding, Report
-from vjplib.verification.traps import TRAPS
+from vjplib.verification.traps import TRAPS, anchor
 
 _ORDER = {"fail": 0, "skipped": 1, "note": 2, "pass": 3, None: 4}
 _FEW = 4
@@ -159,7 +159,8 @@ def _items(findings: Sequence[Finding]) -> Iterator[str]:
             worst = f", worst at {_e(f.index)}" if f.index is not None else ""
             yield f'<span class="ratio">{f.ratio:.3g} x the tolerance{worst}</span>'
         if f.trap in TRAPS:
-            yield f'<p class="trap">Trap: {_e(TRAPS[f.trap].words)}. Remedy: {_e(TRAPS[f.trap].remedy)}.</p>'
+            trap = TRAPS[f.trap]
+            yield f'<p class="trap">Trap: {_e(trap.words)}. Remedy: {_e(trap.remedy)}. See {anchor(f.trap)}</p>'
         if f.counterexample:
             yield f"<pre>{_e(f.counterexample.strip())}</pre>"
         yield "</li>"
