@@ -11,8 +11,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
 
@@ -24,7 +23,6 @@ from vjplib.verification.report import Finding, said
 
 T = TypeVar("T")
 TIME_LIMIT = 120.0  # seconds that one claim at one call may take
-WORKERS = min(2, os.cpu_count() or 1)
 
 
 class Abandoned(BaseException):
@@ -69,15 +67,6 @@ def _stop(thread: threading.Thread) -> None:
         if thread.is_alive() and thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Abandoned))
             thread.join(0.2)
-
-
-def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
-    """Returns what each job returns; two are at work at a time, for compiling leaves Python free."""
-    if len(jobs) < 2:
-        return [job() for job in jobs]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        started = [pool.submit(carried(job)) for job in jobs]
-        return [future.result() for future in started]
 
 
 class _Overheard:

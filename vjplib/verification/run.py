@@ -29,7 +29,7 @@ from vjplib.verification import (
     value,
 )
 from vjplib.verification.diagnose import raised
-from vjplib.verification.guard import TIME_LIMIT, as_finding, in_time, side_by_side, watched
+from vjplib.verification.guard import TIME_LIMIT, as_finding, in_time, watched
 from vjplib.verification.report import CLAIMS, Finding, Report
 from vjplib.verification.subject import Static, Subject, as_taken_by_jax
 
@@ -72,7 +72,6 @@ _OTHER_CASES: dict[str, dict[str, Check]] = {
 }
 _WITHOUT_ORACLE = ("V1", "V3", "V4", "V6", "V9", "V13")
 _BY_SHAPES_ALONE = ("V1", "V7", "V8")
-_ALONE = ("V1", "V6", "V12", "V13")  # they look at every custom_vjp that is called meanwhile, by whatever thread
 QUICK_CASES = 2  # whose values are compared in "quick"
 _RANDOM_SIZES = {"quick": 0, "standard": 0, "deep": 20}
 
@@ -283,7 +282,7 @@ class _Job(NamedTuple):
 
 
 class _Run:
-    """The jobs of one report: each in time, two side by side where they do not meddle with one another.
+    """The jobs of one report, one after the other, each in time.
 
     Args:
         seconds: how long a job may take.
@@ -300,20 +299,7 @@ class _Run:
 
     def all(self, jobs: Sequence[_Job]) -> list[Finding]:
         """Returns the findings of all jobs, in their order."""
-        found: dict[int, list[Finding]] = {}
-        together = []
-        for i, job in enumerate(jobs):
-            if job.claim in _ALONE or (job.claim == "V2" and job.subject is jobs[0].subject):
-                found[i] = self.one(job)  # V2 compiles what others use
-            else:
-                together.append(i)
-        rest = [jobs[i] for i in together]
-        if np.isfinite(self.seconds):
-            lists = side_by_side([lambda job=job: self.one(job) for job in rest])
-        else:
-            lists = [self.one(job) for job in rest]
-        found |= dict(zip(together, lists, strict=True))
-        return [finding for i in range(len(jobs)) for finding in found[i]]
+        return [finding for job in jobs for finding in self.one(job)]
 
     def one(self, job: _Job) -> list[Finding]:
         """Returns the findings of a job; what it raises is a failure of the function, never of the run."""
