@@ -22,11 +22,11 @@ def add(command: Command) -> None:
         "target",
         nargs="?",
         metavar="FILE.py:FUNCTION",
-    audit = command("audit", _audit, "verify every custom rule that a program calls; exit 1 if one fails")
+        help="a function, called with the ARGS of its module, a tuple or a function that returns one, if it has them",
     )
     effort = audit.add_mutually_exclusive_group()
     for name, does in (
-        ("quick", "one call of each rule, at two shapes at most"),
+        ("quick", "one call of each rule, at two shapes at most, and no search for the place of a fault"),
         ("deep", "more calls and shapes, and beyond them transforms, second derivatives and edges, noted only"),
     ):
         effort.add_argument(f"--{name}", dest="effort", action="store_const", const=name, help=does)
