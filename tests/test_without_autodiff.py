@@ -141,12 +141,12 @@ def noisy(x):
 UNDECIDED = {
     "|x| at its kink": (
         rule(jnp.abs, lambda x: (jnp.abs(x), x), lambda x, g: (g * jnp.sign(x),)),
-        np.float32([0, 1, -2]),
+        np.array([0, 1, -2], np.float32),
     ),
     "relu of zeros": (vjplib.relu, np.zeros(5, np.float32)),
     "a step function at its steps": (
         rule(jnp.floor, lambda x: (jnp.floor(x), None), lambda _, g: (jnp.zeros_like(g),)),
-        np.float32([0, 1, -2]),
+        np.array([0, 1, -2], np.float32),
     ),
     "noise": (rule(noisy, lambda x: (noisy(x), x), lambda x, g: (g * (1 - jnp.tanh(x) ** 2),)), X),
 }
@@ -162,11 +162,11 @@ def test_what_steps_cannot_decide_is_not_passed(name):
 
 def test_a_derivative_made_up_for_a_step_function_is_not_its_derivative():
     straight_through = rule(jnp.floor, lambda x: (jnp.floor(x), None), lambda _, g: (g,))
-    assert judged(straight_through, (np.float32([0.5, 1.25, -2.5]),))["x"].level == "fail"
+    assert judged(straight_through, (np.array([0.5, 1.25, -2.5], np.float32),))["x"].level == "fail"
 
 
 def test_kinks_a_step_away_do_not_confuse():
-    x = np.float32([0.5, -0.25, 2.0])
+    x = np.array([0.5, -0.25, 2.0], np.float32)
     near = rule(lambda x: jnp.abs(x - 0.51), lambda x: (jnp.abs(x - 0.51), x), lambda x, g: (g * jnp.sign(x - 0.51),))
     assert judged(near, (x,))["x"].level == "pass"
     wrong = rule(lambda x: jnp.abs(x - 0.51), lambda x: (jnp.abs(x - 0.51), x), lambda x, g: (g * 1.001,))

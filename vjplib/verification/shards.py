@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vjplib.compat import hasty_options
 from vjplib.verification.measure import relative_gap
 from vjplib.verification.subject import Leaves, Static, Subject
 
@@ -155,7 +156,10 @@ def _outputs(run: Callable[..., Leaves], arrays: tuple[Any, ...], axes: Axes, pa
         return run(*(a if k is None else next(there) for a, k in zip(arrays, axes, strict=True)))
 
     try:
-        whole, pieces = jax.jit(lambda arrays, stacked: (run(*arrays), jax.lax.map(of_part, stacked)))(arrays, stacked)
+        both = jax.jit(
+            lambda arrays, stacked: (run(*arrays), jax.lax.map(of_part, stacked)), compiler_options=hasty_options()
+        )
+        whole, pieces = both(arrays, stacked)
         whole, pieces = jax.tree.map(np.asarray, (whole, pieces))
     except Exception:  # whatever a function raises at a size that nobody called it with
         return None
