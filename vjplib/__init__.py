@@ -12,6 +12,8 @@ The map of the package, from the bottom up:
     verification  proves a rule: one file to a claim; `verify` and `assert_verified` are here too
     auditing      `audit`: finds the custom rules that a program calls, and verifies each where it is met
     debug         holds a rule to its contract in a program that runs
+    reports       what a run of the verifier found, for people and programs, and what changed since another
+    testing       rules verified by one's own tests; the plugin of pytest stands beside the package, in vjplib_pytest
     bench         times a rule against what users would otherwise call; peers does so in torch
     sweep         times random convolutions, to find a shape at which lax's is faster
     models        flax networks, of which bench_models times training steps, and torch_models the same in torch

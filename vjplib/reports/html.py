@@ -152,6 +152,7 @@ def _claim(claim: str, findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _items(findings: Sequence[Finding]) -> Iterator[str]:
+    sources = set()
     for f in findings:
         where = " ".join(f"<i>{_e(part)}</i>" for part in (f.case, f.argument) if part)
         yield f'<li data-level="{f.level}"><b class="{f.level}">{SIGNS[f.level]}</b> {where} {_e(f.message)}'
@@ -161,7 +162,8 @@ def _items(findings: Sequence[Finding]) -> Iterator[str]:
         if f.trap in TRAPS:
             trap = TRAPS[f.trap]
             yield f'<p class="trap">Trap: {_e(trap.words)}. Remedy: {_e(trap.remedy)}. See {anchor(f.trap)}</p>'
-        if f.counterexample:
+        if f.counterexample and f.counterexample not in sources:
+            sources.add(f.counterexample)
             yield f"<pre>{_e(f.counterexample.strip())}</pre>"
         yield "</li>"
 
@@ -176,6 +178,9 @@ def _figures(findings: Sequence[Finding]) -> Iterator[str]:
         if "sizes" in f.data:
             key = '<span class="ours">rule</span> <span class="theirs">autodiff of the reference</span>'
             yield f"<figure>{plots.growth(f.data)}<figcaption>{key}</figcaption></figure>"
+        if "remainder" in f.data and (figure := plots.taylor(f.data, f"remainder by step, {f.argument}")):
+            key = '<span class="ours">measured</span> <span class="theirs">as its square</span>'
+            yield f"<figure>{figure}<figcaption>{key}</figcaption></figure>"
         if jacobian := f.data.get("jacobian"):
             of, shown = jacobian["of"], [len(jacobian["rows"]), max(map(len, jacobian["rows"]))]
             part = "" if of == shown else f", the first {shown[0]} x {shown[1]} of {of[0]} x {of[1]}"

@@ -147,7 +147,7 @@ def growth(data: Mapping[str, Any]) -> str:
     )
 
 
-def _growth(title: str, sizes: Sequence[int], ours: Sequence[int], theirs: Sequence[int]) -> str:
+def _growth(title: str, sizes: Sequence[float], ours: Sequence[float], theirs: Sequence[float]) -> str:
     width, height, left, bottom = 250, 170, 46, 130
     x, y = axis(sizes, left, width - 14), axis([*ours, *theirs], bottom, 26)
     parts = [_line(left, at, width - 14, at, "grid") + _text(left - 6, at + 4, t, "end") for at, t in y.ticks(4)]
@@ -157,10 +157,21 @@ def _growth(title: str, sizes: Sequence[int], ours: Sequence[int], theirs: Seque
         places = [(x.at(n), y.at(v)) for n, v in zip(sizes, values, strict=True)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         parts.append(f'<polyline points="{path}" class="{kind}"/>')
-        whose = "" if kind == "ours" else "autodiff "
-        told = [f"size {n}: {whose}{v:,}" for n, v in zip(sizes, values, strict=True)]
+        told = [f"{n:,.3g}: {v:,.3g}" for n, v in zip(sizes, values, strict=True)]
         parts += [_dot(*place, kind, words) for place, words in zip(places, told, strict=True)]
     return _svg(width, height, title, parts)
+
+
+def taylor(data: Mapping[str, Any], title: str) -> str:
+    """Returns a plot of the remainder of a Taylor step against the step, as V9 measured it, and of h^2 beside it."""
+    pairs = [(h, _number(r)) for h, r in zip(data["h"], data["remainder"], strict=True)]
+    pairs = [(h, r) for h, r in pairs if r > 0 and math.isfinite(r)]
+    if not pairs:
+        return ""
+    h, r = max(pairs)
+    low = min(r for _, r in pairs)
+    steps = [h for h, _ in pairs]
+    return _growth(title, steps, [r for _, r in pairs], [max(r * (s / h) ** 2, low) for s in steps])
 
 
 def jacobian(data: Mapping[str, Any], title: str) -> str:

@@ -158,16 +158,11 @@ def _drawn(subject: Subject, dimension: str, costs: dict[int, tuple[Cost, Cost]]
         subject: what is examined.
         dimension: the dimension that grows.
         costs: those known already, the rule's and autodiff's, by size.
-        size: the dimension's size in the call, to trace at it and at eight times it too; None to trace no more.
+        size: the dimension's size in the call, to trace at it too; None to trace no more.
     """
-    for n in () if size is None else (size, 8 * size):
-        try:
-            costs[n] = (
-                cost(_trace(subject, dimension, n, lambda s: s.call)),
-                cost(_trace(subject, dimension, n, lambda s: s.oracle)),
-            )
-        except Exception:  # a size that the function refuses is not drawn
-            continue
+    if size is not None:
+        ours, theirs = (_trace(subject, dimension, size, chosen) for chosen in (lambda s: s.call, lambda s: s.oracle))
+        costs[size] = (cost(ours), cost(theirs))
     sizes = sorted(costs)
 
     def parts(whose: int) -> dict[str, list[int]]:
