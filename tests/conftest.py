@@ -1,9 +1,14 @@
 """Slow proofs run on request: pytest -m deep, pytest -m sweep. Four devices are made of the processor's cores."""
 
+import os
+
 import jax
 import pytest
 
+from vjplib.compat import patient
+
 pytest_plugins = "pytester"
+os.environ["XLA_FLAGS"] = patient(os.environ.get("XLA_FLAGS", ""))
 jax.config.update("jax_num_cpu_devices", 4)  # for what is claimed of shards; read when the first array is made
 
 

@@ -123,6 +123,21 @@ def hasty_options() -> dict[str, Any] | None:
     return None
 
 
+def patient(flags: str) -> str:
+    """Returns XLA's flags, with time for devices made of one processor to wait for one another.
+
+    A process whose devices wait longer than 40 seconds is ended by XLA, and on a busy machine they may.
+
+    Example:
+        >>> patient("--xla_force_host_platform_device_count=4")
+        '--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=3600'
+        >>> patient("--xla_cpu_collective_call_terminate_timeout_seconds=9")
+        '--xla_cpu_collective_call_terminate_timeout_seconds=9'
+    """
+    name = "--xla_cpu_collective_call_terminate_timeout_seconds"
+    return flags if name in flags else f"{flags} {name}=3600".strip()
+
+
 def carried(f: Callable[[], T]) -> Callable[[], T]:
     """Returns f as it runs in this thread's contexts of JAX (x64, precision, mesh, ...), for another thread to run.
 

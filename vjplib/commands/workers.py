@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+from vjplib.compat import patient
 from vjplib.verification.report import CLAIMS, Finding, Report, said
 
 DEVICES = 4
@@ -107,6 +108,7 @@ def _work(pipe: Connection, path: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     import jax
 
+    os.environ["XLA_FLAGS"] = patient(os.environ.get("XLA_FLAGS", ""))
     jax.config.update("jax_num_cpu_devices", DEVICES)
     _limit_memory()
     while True:

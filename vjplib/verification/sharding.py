@@ -35,7 +35,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vjplib.compat import CustomVJP, custom_vjp_of, hasty_options, opened, programs, strip_custom_rules, x64
+from vjplib.compat import CustomVJP, custom_vjp_of, hasty_options, opened, patient, programs, strip_custom_rules, x64
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of
 from vjplib.verification.report import Finding, said
 from vjplib.verification.shards import MEAN, SUM, Shared, shared
@@ -441,7 +441,8 @@ def elsewhere(subject: Subject) -> Iterator[Finding]:
         message = f"one device here, and the function cannot be sent to a process with more: {said(error)}{remedy}"
         yield Finding("V6", "skipped", message, case=subject.case)
         return
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={MOST_DEVICES}".strip()
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={MOST_DEVICES}"
+    flags = patient(flags.strip())
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
     program = f"from {__name__} import answer; answer()"
