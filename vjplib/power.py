@@ -367,56 +367,53 @@ def _said_by(check: Callable[..., None], f: Callable[..., Any], leaves: Leaves) 
 # --------------------------------------------------------------------------------------------------------- false alarms
 
 
-def run_correct(rule: Rule, run: int, seed: int, others: bool = True) -> list[Alarm]:
-    """Returns the alarms raised at one run of a rule as it is: case, sizes, numbers, dtype and scale are the run's own.
+def run_correct(rule: Rule, runs: Sequence[int], seed: int) -> list[Alarm]:
+    """Returns the alarms raised at runs of a rule as it is, by the verifier, check_grads and chex.
 
-    Contract, value in the dtype and in float64, and linearity are examined at each run, and by turns one claim more.
+    The runs are at one case and random sizes of it, masks and indices the same; each has a dtype, a scale and floating
+    numbers of its own. The value is examined at each run, in its dtype and in float64; the contract and by turns one
+    claim more at the first run. To check_grads and chex the function is given jitted.
 
     Args:
         rule: the record.
-        run: the number of the run.
+        runs: the numbers of the runs.
         seed: of all random numbers.
-        others: whether to ask check_grads and chex too.
     """
-    rng = np.random.default_rng((seed, run))
+    rng = np.random.default_rng((seed, *runs[:1]))
     case = rule.cases[int(rng.integers(len(rule.cases)))]
     sizes = case.sizes(rng)
-    dtype = DTYPES[int(rng.integers(len(DTYPES)))]
-    scale = float(10 ** rng.uniform(*np.log10(SCALES)))
-    number = int(rng.integers(2**31))
-    subject = at_case(rule, case, number, **sizes)
-    call = case.call(np.random.default_rng(number), jnp.dtype(dtype), scale, **sizes)
-    subject = replace(subject, args=call.args, kwargs=call.kwargs, hurried=True)
+    base = replace(at_case(rule, case, int(rng.integers(2**31)), **sizes), hurried=True)
+    jitted = jax.jit(base.call)
     alarms = []
-    with x64() if dtype == "float64" else nullcontext():
-        for check in _claims(dtype, run):
-            alarms += [
-                Alarm("vjplib", rule.name, run, _called(subject, dtype, scale), str(f))
-                for f in _failures(check, subject)
-            ]
-        for by, check in (("check_grads", _check_grads), ("chex", _chex_grads)) if others else ():
-            if by == "chex" and _chex() is None:
-                continue
-            if message := _said_by(check, subject.call, subject.leaves(jnp.dtype(dtype))):
-                alarms.append(Alarm(by, rule.name, run, _called(subject, dtype, scale), message))
+    for k, run in enumerate(runs):
+        dtype = DTYPES[int(rng.integers(len(DTYPES)))]
+        scale = float(10 ** rng.uniform(*np.log10(SCALES)))
+        drawn = case.call(np.random.default_rng((seed, run)), jnp.dtype(dtype), scale, **sizes).args
+        args = tuple(b if a is None or b.dtype != np.float32 else a for a, b in zip(drawn, base.args, strict=True))
+        subject = replace(base, args=args, seed=run)
+        subject.__dict__["answers"] = base.answers  # compiled once: only the floating numbers differ
+        alarm = partial(Alarm, rule=rule.name, run=run, call=f"{base.case}, {dtype}, inputs times {scale:.3g}")
+        with x64() if dtype == "float64" else nullcontext():
+            checks = [*_of_value(dtype), *((contract.check, _in_turn(run)) if k == 0 else ())]
+            alarms += [alarm("vjplib", message=str(f)) for check in checks for f in _failures(check, subject)]
+            leaves = subject.leaves(jnp.dtype(dtype))
+            others = {"check_grads": _check_grads} | ({"chex": _chex_grads} if _chex() else {})
+            said = {by: _said_by(check, jitted, leaves) for by, check in others.items()}
+            alarms += [alarm(by, message=message) for by, message in said.items() if message]
     return alarms
 
 
-def _called(subject: Subject, dtype: str, scale: float) -> str:
-    return f"{subject.case}, {dtype}, inputs times {scale:.3g}"
+def _of_value(dtype: str) -> list[Check]:
+    if dtype == "float32":
+        return [partial(value.check, scales=(1.0,))]
+    if dtype == "float64":
+        return [value.in_float64]
+    return [lambda s: accuracy.check(s, (dtype,)), value.in_float64]
 
 
-def _claims(dtype: str, run: int) -> Iterator[Check]:
-    yield contract.check
-    if dtype in ("float16", "bfloat16"):
-        yield lambda s: accuracy.check(s, (dtype,))
-        yield value.in_float64
-    elif dtype == "float32":
-        yield partial(value.check, scales=(1.0,))
-    else:
-        yield value.in_float64
-    yield linearity.check
-    yield (order_two.check, partial(transforms.check, eager=False), edges.check, accuracy.check)[run // len(DTYPES) % 4]
+def _in_turn(run: int) -> Check:
+    turns = (linearity.check, order_two.check, partial(transforms.check, eager=False), edges.check)
+    return turns[np.random.default_rng(run).integers(len(turns))]
 
 
 def _failures(check: Check, subject: Subject) -> list[Finding]:
@@ -444,8 +441,8 @@ def done(task: Task) -> Score | tuple[str, int, list[Alarm]]:
     rule = (rules() if task.target is None else find(task.target))[task.number]
     if task.runs is None:
         return score(rule, task.count, task.seed)
-    alarms = [alarm for run in task.runs for alarm in run_correct(rule, run, task.seed)]
-    jax.clear_caches()  # every run has shapes of its own
+    alarms = run_correct(rule, task.runs, task.seed)
+    jax.clear_caches()  # the runs after have other shapes
     return rule.name, len(task.runs), alarms
 
 
