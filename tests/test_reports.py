@@ -265,6 +265,15 @@ def test_plots_are_drawn_of_what_is_zero_and_not_finite():
     assert plots.accuracy([]) == plots.overview([]) == ""
 
 
+def test_remainders_are_drawn_whatever_their_sign_beside_squares():
+    steps = [2.0**-k for k in range(2, 12)]
+    drawn = plots.taylor({"h": steps, "remainder": [-s if k % 2 else s for k, s in enumerate(steps)]}, "<r>")
+    assert drawn.count('class="ours"') == 11
+    assert 2 < drawn.count('class="theirs"') < 11
+    assert "&lt;r&gt;" in drawn
+    assert plots.taylor({"h": steps, "remainder": [0.0] * 10}, "r") == ""
+
+
 class Tags(HTMLParser):
     """Counts the elements of a page, and keeps whatever it would fetch."""
 

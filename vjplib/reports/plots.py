@@ -142,36 +142,41 @@ def growth(data: Mapping[str, Any]) -> str:
     """Returns two plots against a dimension's size, the largest array and the operations, of what V8 measured."""
     sizes, ours, theirs = data["sizes"], data["rule"], data["autodiff"]
     return "".join(
-        _growth(f"{title} by {data['dimension']}", sizes, ours[part], theirs[part])
+        _curves(
+            f"{title} by {data['dimension']}",
+            list(zip(sizes, ours[part], strict=True)),
+            list(zip(sizes, theirs[part], strict=True)),
+        )
         for part, title in (("largest", "largest array"), ("operations", "operations"))
     )
 
 
-def _growth(title: str, sizes: Sequence[float], ours: Sequence[float], theirs: Sequence[float]) -> str:
+def _curves(title: str, ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]) -> str:
     width, height, left, bottom = 250, 170, 46, 130
-    x, y = axis(sizes, left, width - 14), axis([*ours, *theirs], bottom, 26)
+    x = axis([a for a, _ in ours], left, width - 14)
+    y = axis([b for _, b in (*ours, *theirs)], bottom, 26)
     parts = [_line(left, at, width - 14, at, "grid") + _text(left - 6, at + 4, t, "end") for at, t in y.ticks(4)]
     parts += [_line(at, 26, at, bottom, "grid") + _text(at, bottom + 15, t, "middle") for at, t in x.ticks(4)]
     parts.append(_text(left, 14, title))
-    for values, kind in ((theirs, "theirs"), (ours, "ours")):
-        places = [(x.at(n), y.at(v)) for n, v in zip(sizes, values, strict=True)]
+    for pairs, kind in ((theirs, "theirs"), (ours, "ours")):
+        places = [(x.at(a), y.at(b)) for a, b in pairs]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         parts.append(f'<polyline points="{path}" class="{kind}"/>')
-        told = [f"{n:,.3g}: {v:,.3g}" for n, v in zip(sizes, values, strict=True)]
+        told = [f"{a:,.3g}: {b:,.3g}" for a, b in pairs]
         parts += [_dot(*place, kind, words) for place, words in zip(places, told, strict=True)]
-    return _svg(width, height, title, parts)
+    return _svg(width, height - 18, title, parts)
 
 
 def taylor(data: Mapping[str, Any], title: str) -> str:
     """Returns a plot of the remainder of a Taylor step against the step, as V9 measured it, and of h^2 beside it."""
-    pairs = [(h, _number(r)) for h, r in zip(data["h"], data["remainder"], strict=True)]
+    pairs = [(h, abs(_number(r))) for h, r in zip(data["h"], data["remainder"], strict=True)]
     pairs = [(h, r) for h, r in pairs if r > 0 and math.isfinite(r)]
     if not pairs:
         return ""
     h, r = max(pairs)
     low = min(r for _, r in pairs)
-    steps = [h for h, _ in pairs]
-    return _growth(title, steps, [r for _, r in pairs], [max(r * (s / h) ** 2, low) for s in steps])
+    squares = [(step, r * (step / h) ** 2) for step, _ in pairs]
+    return _curves(title, pairs, [(step, square) for step, square in squares if square >= low])
 
 
 def jacobian(data: Mapping[str, Any], title: str) -> str:
