@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from test_complex import WRONG
-from trapped_rules import NO_TRAP, OF_FAULTS, RIGHT, STANDARD, TRAPPED
-from wrong_rules import FAULTS
+from trapped_rules import NO_TRAP, OF_FAULTS, RIGHT, STANDARD, TRAPPED, V
+from wrong_rules import FAULTS, rule
 
 import vjplib
 from vjplib.verification.traps import TRAPS, anchor
@@ -49,7 +50,7 @@ def test_trap_is_named(name):
 
 
 ALSO = {"second-order-zero": ("forward-over-reverse",), "array-in-nondiff": ("cotangent-dtype",)}
-ALSO["weak-type"] = ("cotangent-dtype",)
+ALSO["weak-type"] = ("cotangent-dtype", "forward-is-not-the-primal")
 
 
 @pytest.mark.parametrize("name", OF_FAULTS)
@@ -82,6 +83,13 @@ def test_right_rule_of_the_kind_is_passed_without_a_trap(name):
 def test_a_static_argument_that_cannot_be_varied_is_noted():
     report = examined(RIGHT["any power"]._replace(options={"effort": "quick"}))
     assert any("static argument n was tried at 2 only" in finding.message for finding in report.findings)
+
+
+def test_residuals_that_are_never_used_are_counted():
+    keeps = rule(lambda x: 2 * x, lambda x: (2 * x, (x, jnp.exp(x))), lambda res, g: (2 * g + 0 * res[0],))
+    (finding,) = vjplib.verify(keeps, (V,), claims=("V7",)).findings
+    assert (finding.level, finding.trap) == ("note", "residuals-kept")
+    assert "28 of them the backward never uses" in finding.message
 
 
 def test_the_page_explains_every_trap():

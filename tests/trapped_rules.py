@@ -130,12 +130,12 @@ def masked_mean(count: Callable) -> Any:
 
 
 # Symbolic zeros.
-def symbolic(bwd: Callable) -> Any:
+def symbolic(bwd: Callable, bare: Callable = lambda a: a.value) -> Any:
     def primal(x: Any, y: Any) -> Any:
         return jnp.sin(x) * y, jnp.cos(x)
 
     def fwd(x: Any, y: Any) -> Any:
-        return primal(x.value, y.value), (x.value, y.value)
+        return primal(bare(x), bare(y)), (bare(x), bare(y))
 
     return option_rule(primal, fwd, bwd, symbolic_zeros=True)
 
@@ -244,6 +244,7 @@ TRAPPED: dict[str, tuple[Call, ...]] = {
     "symbolic-zeros": (
         Call(symbolic(multiplied), PAIR, ("V1", "V4")),
         Call(symbolic(given_up), PAIR, ("V4",)),
+        Call(symbolic(filled, lambda a: a), PAIR, ("V1", "V2")),
     ),
     "unbatched-residuals": (Call(on_the_host("expand_dims"), (V,), ("V4",)),),
     "one-static-value": (Call(power(lambda x, n: 2 * x ** (n - 1)), (V, 2), ("V2",), {"effort": "standard"}),),

@@ -563,6 +563,11 @@ def without_dead_code(jaxpr: Jaxpr) -> Jaxpr:
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
+def used_inputs(jaxpr: Jaxpr) -> list[bool]:
+    """Returns of each input of a program whether an output depends on it."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=False)[1]
+
+
 def source_of(eqn: Any) -> str:
     """Returns file, line and function of the user's code that an equation comes from."""
     return source_info_util.summarize(eqn.source_info)

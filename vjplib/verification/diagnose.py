@@ -68,7 +68,7 @@ def raised(subject: Subject, error: Exception) -> str:
     if "float0" in text:
         return "integers"
     rules = [rule for rule, _, _ in _or_nothing(subject)]
-    if "SymbolicZero" in text and any(rule.symbolic_zeros for rule in rules):
+    if ("SymbolicZero" in text or "CustomVJPPrimal" in text) and any(rule.symbolic_zeros for rule in rules):
         return "symbolic-zeros"
     if isinstance(error, jax.errors.UnexpectedTracerError):
         return _leaked(subject, rules)
