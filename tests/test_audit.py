@@ -17,10 +17,13 @@ from vjplib import audit, examined, watching
 from vjplib.__main__ import main
 
 
-def dense(bias):
-    """x @ W + b, the cotangent of b as given."""
+def dense(factor):
+    """x @ W + b, the cotangents of x and of b times a factor."""
     made = jax.custom_vjp(lambda x, W, b: x @ W + b)
-    made.defvjp(lambda x, W, b: (x @ W + b, (x, W)), lambda res, g: (g @ res[1].T, jnp.outer(res[0], g), bias(g)))
+    made.defvjp(
+        lambda x, W, b: (x @ W + b, (x, W)),
+        lambda res, g: (factor * (g @ res[1].T), jnp.outer(res[0], g), factor * g),
+    )
     return made
 
 
@@ -31,7 +34,7 @@ def cube(factor):
     return made
 
 
-RIGHT, WRONG = dense(lambda g: g), dense(lambda g: 2 * g)
+RIGHT, WRONG = dense(1), dense(2)
 RIGHT_JVP, WRONG_JVP = cube(1.0), cube(1.001)
 X, W, B = jnp.arange(1.0, 6.0) / 5, jnp.cos(jnp.arange(10.0)).reshape(5, 2), jnp.ones(2)
 RULES = {"custom_vjp": (RIGHT, WRONG), "custom_jvp": (RIGHT_JVP, WRONG_JVP)}
@@ -130,7 +133,10 @@ def test_the_bias_of_a_layer_in_a_scanned_and_jitted_training_step():
     assert wrong.shapes == "float32[5] float32[5, 2] float32[2]"
     assert {f.argument for f in wrong.findings if f.level == "fail"} == {"cotangent of b"}
     assert "test_audit.py:" in wrong.callers[0]
-    assert (wrong.kept, wrong.autodiff_kept) == (60, 60)  # x and W
+    assert (wrong.kept, wrong.autodiff_kept) == (
+        60,
+        20,
+    )  # x and W, where x alone is needed, for it is not differentiated
     assert 0 < wrong.share <= 1
     relu = next(r for r in report.rules if r.name == "relu")
     assert relu.verdict == "pass"
@@ -210,6 +216,18 @@ def test_verdicts(fn, verdicts):
     report = audit(fn)
     assert [r.verdict for r in report.rules] == verdicts, str(report)
     assert report.ok is ("fail" not in verdicts and not report.raised)
+
+
+TWO = made(lambda x, y: (x * y, y**2), lambda x, y: ((x * y, y**2), (x, y)), lambda r, g: (g[0] * r[1], None))
+
+
+@pytest.mark.parametrize(
+    ("argnums", "output", "verdict"), [(0, 0, "note"), (1, 0, "fail"), (1, 1, "fail"), ((0, 1), 0, "fail")]
+)
+def test_what_the_program_does_not_differentiate_is_noted(argnums, output, verdict):
+    report = audit(jax.jit(jax.grad(lambda x, y: jnp.sum(TWO(x, y)[output]), argnums)), X, 2 * X)
+    assert report.rules[0].verdict == verdict
+    assert ("as this program differentiates it" in report.rules[0].reason) is (verdict == "note")
 
 
 def test_a_rule_that_raises_ends_neither_the_audit_nor_goes_unsaid():

@@ -17,7 +17,7 @@ def step():
     def loss(logits):
         return (
             jnp.sum(optax.losses.sparsemax_loss(logits[:, 0], signs))
-            + jnp.sum(jax.vmap(optax.losses.multiclass_sparsemax_loss)(logits, jnp.arange(5)))
+            + jnp.sum(optax.losses.multiclass_sparsemax_loss(logits, jnp.arange(5)))
             + jnp.sum(labels * optax.projections.projection_simplex(logits.ravel()).reshape(5, 7))
             + jnp.sum(labels * optax.projections.projection_non_negative(logits))
             + jnp.sum(labels * optax.scale_gradient(logits, 0.5))

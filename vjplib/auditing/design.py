@@ -1,14 +1,21 @@
 """What makes a difference from autodiff of the primal a choice: a kink, a primal without slope, the identity."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import opened, strip_custom_rules, x64
+from vjplib.compat import opened, programs, strip_custom_rules, x64
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of, wide
 from vjplib.verification.subject import Leaves, Subject
 
+ROUNDED = (
+    "the primal rounds to {}, which autodiff differentiates as if it were no rounding or flat: rules of quantized "
+    "programs choose another gradient"
+)
+ROUNDING = ("round", "floor", "ceil", "sign")
 NEAR = 1e-3  # how far inputs are moved off a kink
 FLAT = (
     "the primal is flat, so that autodiff gives zeros and the rule a gradient of its own choice, as a straight-through "
@@ -27,11 +34,32 @@ def by_design(subject: Subject) -> str:
     leaves = subject.leaves()
     if _is_identity(subject, leaves):
         return IDENTITY
+    if to := _rounding(opened(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))[0]):
+        return ROUNDED.format(to)
     truth = _pulled(subject, leaves)[3]
     near = _pulled(subject, _moved(subject, leaves, 0))[3]
     if all(size_of(dx) == 0 for dx in (*truth, *near)):
         return FLAT
     return ""
+
+
+def _rounding(jaxpr: Any) -> str:
+    """Returns what a program rounds floating numbers to: integers, or floating numbers of eight bits and fewer."""
+    for eqn in jaxpr.eqns:
+        for _, inner, _ in programs(eqn.params):
+            if to := _rounding(inner):
+                return to
+        if eqn.primitive.name in ROUNDING:
+            return "whole numbers"
+        narrow = [v.aval.dtype for v in (*eqn.invars, *eqn.outvars) if _is_narrow(v.aval)]
+        if narrow:
+            return str(narrow[0])
+    return ""
+
+
+def _is_narrow(aval: Any) -> bool:
+    dtype = getattr(aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
 
 
 def _is_identity(subject: Subject, leaves: Leaves) -> bool:

@@ -5,7 +5,7 @@ unrolled by vmap. This one has none: it stays as long as what passes through it 
 transposed as the identity it is, and under vmap tells the batch at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -21,13 +21,13 @@ Axes = tuple[tuple[int, tuple[int | None, ...]], ...]
 class Listener(Protocol):
     """Is told of each time that values pass; hashable, as all parameters of primitives are."""
 
-    def __call__(self, values: Sequence[np.ndarray], axes: Axes, differentiated: bool) -> None:
+    def __call__(self, values: Sequence[np.ndarray], axes: Axes, perturbed: tuple[bool, ...]) -> None:
         """Takes the values.
 
         Args:
             values: what passed, keys of random numbers as their data.
             axes: for each vmap, the innermost first, its size and the axis of each value that it maps over.
-            differentiated: whether a tangent passed along.
+            perturbed: for each value, whether a tangent passed along with it; empty if none did.
         """
         ...
 
@@ -45,48 +45,82 @@ def tap(values: Sequence[Any], listener: Listener) -> list[Any]:
 
     Example:
         >>> seen = []
-        >>> def listener(values, axes, differentiated):
-        ...     seen.append((values[0].tolist(), axes, differentiated))
+        >>> def listener(values, axes, perturbed):
+        ...     seen.append((values[0].tolist(), axes, perturbed))
         >>> float(jax.jit(jax.grad(lambda x: jax.numpy.sin(tap([x], listener)[0])))(0.0)), seen
-        (1.0, [(0.0, (), True)])
+        (1.0, [(0.0, (), (True,))])
     """
-    return _tap.bind(*values, listener=listener, axes=(), differentiated=False)
+    return _tap.bind(*values, listener=listener, axes=(), perturbed=())
 
 
-def _told(*values: Any, listener: Listener, axes: Axes, differentiated: bool) -> list[Any]:
+def _told(*values: Any, listener: Listener, axes: Axes, perturbed: tuple[bool, ...]) -> list[Any]:
     """Returns the values, with a call of the listener; traced into the program that is compiled."""
     told = [jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in values]
-    jax.debug.callback(_Call(listener, axes, differentiated), *told)
+    jax.debug.callback(_Call(listener, axes, perturbed), *told)
     return list(values)
 
 
 class _Call(NamedTuple):
     listener: Listener
     axes: Axes
-    differentiated: bool
+    perturbed: tuple[bool, ...]
 
     def __call__(self, *values: Any) -> None:
-        self.listener([np.asarray(v) for v in values], self.axes, self.differentiated)
+        self.listener([np.asarray(v) for v in values], self.axes, self.perturbed)
 
 
 def _batched(
-    values: Sequence[Any], dims: Sequence[Any], *, listener: Listener, axes: Axes, differentiated: bool
+    values: Sequence[Any], dims: Sequence[Any], *, listener: Listener, axes: Axes, perturbed: tuple[bool, ...]
 ) -> Any:
     placed = tuple(dims)
     size = next(v.shape[d] for v, d in zip(values, placed, strict=True) if d is not None)
-    passed = _tap.bind(*values, listener=listener, axes=(*axes, (size, placed)), differentiated=differentiated)
+    passed = _tap.bind(*values, listener=listener, axes=(*axes, (size, placed)), perturbed=perturbed)
     return passed, dims
 
 
-def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, differentiated: bool, **params: Any) -> Any:
-    perturbed = any(type(t) is not ad.Zero for t in tangents)
-    return _tap.bind(*primals, differentiated=differentiated or perturbed, **params), list(tangents)
+def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, perturbed: Any, **params: Any) -> Any:
+    before = perturbed or (False,) * len(primals)
+    now = tuple(b or type(t) is not ad.Zero for b, t in zip(before, tangents, strict=True))
+    return _tap.bind(*primals, perturbed=now if any(now) else (), **params), list(tangents)
 
 
 def _transposed(cotangents: Sequence[Any], *values: Any, **params: Any) -> list[Any]:
     del params
     return [g if ad.is_undefined_primal(v) else None for g, v in zip(cotangents, values, strict=True)]
 
+
+_asked = Primitive("vjplib_asked")
+
+
+def asked(values: Sequence[Any], heard: Callable[[int], None]) -> list[Any]:
+    """Returns the values as they are; where JAX pulls a cotangent of one back, heard is told which, as it is traced.
+
+    Args:
+        values: arrays, traced or not.
+        heard: called with the place of the value; hashable.
+
+    Example:
+        >>> seen = set()
+        >>> def loss(x):
+        ...     y, unused = asked([2 * x, 3 * x], seen.add)
+        ...     return y
+        >>> float(jax.grad(loss)(1.0)), seen
+        (2.0, {0})
+    """
+    return [_asked.bind(v, heard=heard, place=i) for i, v in enumerate(values)]
+
+
+def _pulled_back(g: Any, value: Any, *, heard: Callable[[int], None], place: int) -> list[Any]:
+    if type(g) is not ad.Zero:
+        heard(place)
+    return [g]
+
+
+_asked.def_impl(lambda value, **_: value)
+_asked.def_abstract_eval(lambda aval, **_: aval)
+ad.deflinear2(_asked, _pulled_back)
+batching.primitive_batchers[_asked] = lambda values, dims, **params: (_asked.bind(*values, **params), dims[0])
+mlir.register_lowering(_asked, mlir.lower_fun(lambda value, **_: value, multiple_results=False))
 
 _tap.def_impl(_told)
 _tap.def_abstract_eval(lambda *avals, **_: list(avals))

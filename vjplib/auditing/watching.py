@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray, Tracer
 
-from vjplib.auditing.tap import Axes, tap
+from vjplib.auditing.tap import Axes, asked, tap
 from vjplib.compat import (
     custom_jvp_of,
     custom_vjp_of,
@@ -43,10 +43,12 @@ class Met(NamedTuple):
     Args:
         fn: the custom_vjp or custom_jvp.
         args: its positional arguments, arrays on the host.
+        perturbed: which leaves of them the program differentiated by; none where it was not differentiated.
     """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
+    perturbed: tuple[bool, ...] = ()
 
 
 @dataclass(eq=False)
@@ -61,6 +63,8 @@ class Group:
         shapes: its arguments, as text.
         keep: how many calls to sample.
         rng: what chooses them.
+        outputs: how many floating outputs it has, where it was traced.
+        asked: whose cotangents the program sends, of these.
     """
 
     name: str
@@ -78,20 +82,23 @@ class Group:
     drawn: bool = False
     sample: list[tuple[float, Met]] = field(default_factory=list)
     first: "Site | None" = None
+    outputs: int = 0
+    asked: set[int] = field(default_factory=set)
 
-    def add(self, site: "Site", values: Sequence[np.ndarray], axes: Axes, differentiated: bool) -> None:
+    def add(self, site: "Site", values: Sequence[np.ndarray], axes: Axes, perturbed: tuple[bool, ...]) -> None:
         """Counts calls, as many as vmap made of one, and keeps those that fall into the sample."""
         sizes = [size for size, _ in axes]
         count = int(np.prod(sizes, dtype=np.int64))
         self.calls += count
-        self.differentiated += count * differentiated
+        self.differentiated += count * bool(perturbed)
         # Each call draws a number, and the largest stay: every call is as likely to.
         draws = self.rng.random(count)
         for i in np.argsort(-draws, kind="stable")[: self.keep]:
             draw = float(draws[i])
             if len(self.sample) < self.keep or draw > self.sample[-1][0]:
                 at = np.unravel_index(int(i), sizes) if sizes else ()
-                self.sample.append((draw, site.met([_picked(values, axes, at, k) for k in range(len(values))])))
+                picked = [_picked(values, axes, at, k) for k in range(len(values))]
+                self.sample.append((draw, site.met(picked, perturbed)))
                 self.sample.sort(key=lambda pair: -pair[0])
                 del self.sample[self.keep :]
 
@@ -123,16 +130,17 @@ class Site:
     tree: Any
     leaves: list[Any]
 
-    def __call__(self, values: Sequence[np.ndarray], axes: Axes, differentiated: bool) -> None:
+    def __call__(self, values: Sequence[np.ndarray], axes: Axes, perturbed: tuple[bool, ...]) -> None:
         """Takes the values of the traced leaves."""
         with self.watch.lock:
-            self.group.add(self, values, axes, differentiated)
+            self.group.add(self, values, axes, perturbed)
 
-    def met(self, values: Sequence[np.ndarray]) -> Met:
+    def met(self, values: Sequence[np.ndarray], perturbed: tuple[bool, ...] = ()) -> Met:
         """Returns the call with these values of the traced leaves."""
-        rest = iter(values)
+        rest, moving = iter(values), iter(perturbed)
         leaves = [_as_traced(next(rest), a) if isinstance(a, Aval) else _on_host(a) for a in self.leaves]
-        return Met(self.fn, jax.tree.unflatten(self.tree, leaves))
+        marks = tuple(isinstance(a, Aval) and next(moving) for a in self.leaves) if perturbed else ()
+        return Met(self.fn, jax.tree.unflatten(self.tree, leaves), marks)
 
     def draw(self, rng: np.random.Generator) -> Met | None:
         """Returns the call with standard normal numbers, None where whole numbers or keys would have to be known."""
@@ -168,7 +176,7 @@ class _Gradient:
     kept: int = 0
     runs: int = 0
 
-    def __call__(self, values: Sequence[np.ndarray], axes: Axes, differentiated: bool) -> None:
+    def __call__(self, values: Sequence[np.ndarray], axes: Axes, perturbed: tuple[bool, ...]) -> None:
         self.runs += int(np.prod([size for size, _ in axes], dtype=np.int64))
 
 
@@ -231,11 +239,16 @@ class Watch:
                 group.unseen = "inside a kernel, where values cannot be had" if in_pallas else "a mutable reference"
                 return original(fn, *args, **kwargs)
             if not traced:
-                group.add(site, (), (), False)
+                group.add(site, (), (), ())
                 return original(fn, *args, **kwargs)
         for i, value in zip(traced, tap([leaves[i] for i in traced], site), strict=True):
             leaves[i] = value
-        return original(fn, *jax.tree.unflatten(tree, leaves))
+        outputs, out = jax.tree.flatten(original(fn, *jax.tree.unflatten(tree, leaves)))
+        moving = [i for i, y in enumerate(outputs) if _is_traced_array(y) and jnp.issubdtype(y.dtype, jnp.inexact)]
+        group.outputs = max(group.outputs, len(moving))
+        for i, value in zip(moving, asked([outputs[i] for i in moving], group.asked.add), strict=True):
+            outputs[i] = value
+        return jax.tree.unflatten(out, outputs)
 
     def _group(self, fn: Any, parts: Any, kind: str, tree: Any, args: tuple[Any, ...], seen: list[Any]) -> Group:
         owners = [i for i, a in enumerate(args) for _ in jax.tree.leaves(a)]
@@ -365,12 +378,14 @@ def _definition(primal: Any) -> tuple[str, str]:
     """Returns a rule's name, and file and line; of what a decorator such as Equinox's wraps, if it does wrap."""
     inner = primal.func if isinstance(primal, partial) else inspect.unwrap(primal)
     code = _code_of(inner) or _code_of(type(inner).__call__)
+    source = f"{shortened(code.co_filename)}:{code.co_firstlineno}" if code else "unknown"
     cells = [c.cell_contents for c in getattr(inner, "__closure__", None) or () if _is_full(c)]
-    functions = [f for f in cells if inspect.isfunction(f)]
-    if code is not None and len(functions) == 1 and functions[0].__code__.co_filename != code.co_filename:
-        inner, code = functions[0], functions[0].__code__
-    name = getattr(inner, "__qualname__", type(primal).__name__).replace("<locals>.", "")
-    return name, f"{shortened(code.co_filename)}:{code.co_firstlineno}" if code else "unknown"
+    held = [f for c in cells for f in (c, getattr(c, "fn", None)) if inspect.isfunction(f)]
+    wrapped = {f.__code__: f for f in held if code is not None and f.__code__.co_filename != code.co_filename}
+    if len(wrapped) == 1:
+        code, inner = wrapped.popitem()
+        source = f"{shortened(code.co_filename)}:{code.co_firstlineno}, wrapped at {source}"
+    return getattr(inner, "__qualname__", type(primal).__name__).replace("<locals>.", ""), source
 
 
 def _is_full(cell: Any) -> bool:
