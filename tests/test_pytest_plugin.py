@@ -79,6 +79,7 @@ def test_a_failure_prints_what_was_found_and_the_command_that_shows_it_again(tes
             "  V2 value FAIL * cotangent of x: * x the tolerance*",
             "  V12 locate note *",
             "A counterexample:",
+            "from waverules import waves",
             "To see it again: vjplib verify waverules:waves --claims V2 --seed 7 --quick",
             "FAILED test_them.py::test_rules[[]waves-V2] - *",
         ]
@@ -87,6 +88,14 @@ def test_a_failure_prints_what_was_found_and_the_command_that_shows_it_again(tes
     assert "Traceback" not in text
     assert "proof()" not in text
     assert len(text.split("= FAILURES =")[1].splitlines()) < 30
+
+
+def test_the_counterexample_that_is_printed_runs_as_it_is(tests, pytester):
+    text = tests(parametrized("'waverules'"), factor=0.5).stdout.str()
+    source = text.split("A counterexample:\n\n")[1].split("\nTo see it again")[0]
+    (pytester.path / "pasted.py").write_text(source)
+    ran = subprocess.run([sys.executable, "pasted.py"], capture_output=True, text=True, cwd=pytester.path)
+    assert re.match(r"(?s)cotangent of x: \[.* should be \[", ran.stdout), ran.stdout + ran.stderr
 
 
 def test_the_command_that_is_printed_shows_the_failure(tests, pytester, capsys):
@@ -121,7 +130,7 @@ def examine(claims, effort, seed):
     return Report("f", tuple(Finding("V2", "fail", f"wrong {i}", counterexample=source) for i in range(20)))
 
 def test_it():
-    vjplib.testing.Proof(vjplib.testing.Sheet("f", examine, "standard"), "V2")()
+    vjplib.testing.Proof(vjplib.testing.Sheet("f", None, examine, "standard"), "V2")()
 """
     text = tests(counterexample).stdout.str()
     assert "\nimport numpy as np\n\nassert np.sin(0) == 1, 'wrong'\n" in text
@@ -154,7 +163,7 @@ def examine(claims, effort, seed):
     return Report("f", tuple(Finding(c, "pass", "") for c in claims))
 
 def sheets(target, effort):
-    yield Sheet("f", examine, effort)
+    yield Sheet("f", None, examine, effort)
 
 vjplib.testing._sheets, kept = sheets, vjplib.testing._sheets
 @parametrize("f", claims=("V1", "V2", "V3"))

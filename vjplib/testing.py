@@ -4,6 +4,7 @@
 short: what was found, a counterexample where one was made, and the command that shows it again.
 """
 
+import inspect
 import os
 import re
 import shlex
@@ -43,6 +44,7 @@ class Sheet:
 
     Args:
         name: in test ids.
+        fn: the function.
         examine: takes claims, effort and seed, by keyword; returns the report.
         effort: at which it is examined unless the command line says deep.
         target: what names the function on vjplib's command line; empty if nothing does.
@@ -51,6 +53,7 @@ class Sheet:
     """
 
     name: str
+    fn: Any
     examine: Callable[..., Report]
     effort: Effort
     target: str = ""
@@ -117,7 +120,7 @@ class Proof:
         if self.claim == "V2":
             failures += [f for f in report.findings if f.claim == "V12"]
         heading = f"{self.sheet.name}: {self.claim} {CLAIMS[self.claim]} fails"
-        return "\n".join(_lines(heading, failures, self._command()))
+        return "\n".join(_lines(heading, failures, self.sheet.fn, self._command()))
 
     def _command(self) -> str:
         effort, seed = effort_and_seed(self.sheet.effort)
@@ -202,7 +205,7 @@ def _sheets(target: Any, effort: Effort) -> Iterator[Sheet]:
         fn, args, *rest = target
         kwargs = rest[0] if rest else {}
         name = getattr(fn, "__name__", type(fn).__name__)
-        yield Sheet(name, partial(verify, fn, args, kwargs), effort)
+        yield Sheet(name, fn, partial(verify, fn, args, kwargs), effort)
     elif isinstance(target, (tuple, list)):
         for inner in target:
             yield from _sheets(inner, effort)
@@ -223,7 +226,7 @@ def _is_call(target: Any) -> bool:
 
 
 def _of_record(rule: Rule, effort: Effort, target: str) -> Sheet:
-    return Sheet(rule.name, partial(verify_rule, rule), effort, target)
+    return Sheet(rule.name, rule.fn, partial(verify_rule, rule), effort, target)
 
 
 def _place(rule: Rule) -> str:
@@ -265,20 +268,30 @@ def verified(target: Rule | Callable[..., Any], *args: Any, **options: Any) -> R
         if not report.failures:
             findings = [f for f in report.findings if f.level == "skipped"]
             heading += ", for no claim was decided"
-        raise ClaimError(report, "\n".join(_lines(heading, findings, _again())))
+        raise ClaimError(
+            report, "\n".join(_lines(heading, findings, target.fn if isinstance(target, Rule) else target, _again()))
+        )
     return report
 
 
-def _lines(heading: str, findings: Sequence[Finding], command: str) -> Iterator[str]:
+def _lines(heading: str, findings: Sequence[Finding], fn: Any, command: str) -> Iterator[str]:
     yield heading
     yield from (f"  {f}" for f in findings[:MOST])
     if len(findings) > MOST:
         yield f"  and {len(findings) - MOST} more"
     for source in dict.fromkeys(f.counterexample.strip() for f in findings if f.counterexample):
-        yield f"\nA counterexample:\n\n{source}\n"
+        yield f"\nA counterexample:\n\n{_imported(fn)}{source}\n"
         break
     if command:
         yield f"To see it again: {command}"
+
+
+def _imported(fn: Any) -> str:
+    """Returns the line that imports a function under its own name, or nothing where none does."""
+    name = getattr(fn, "__name__", "")
+    module = getattr(inspect.unwrap(fn), "__module__", "") if callable(fn) else ""
+    known = getattr(sys.modules.get(module), name, None) is fn
+    return f"from {module} import {name}\n" if known else ""
 
 
 def effort_and_seed(effort: Effort) -> tuple[Effort, int]:
