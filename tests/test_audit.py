@@ -263,7 +263,7 @@ def test_reports_are_text_of_80_columns_json_and_markdown():
     report = audit(lambda x: jnp.sum(WRONG(x, W, B)) + jnp.sum(jax.nn.relu(x)), X)
     assert max(map(len, str(report).splitlines())) <= 80
     assert "FAIL" in str(report)
-    assert "multiplying by 0.5 the output of mul" in " ".join(str(report).split())
+    assert "V12 locate" in str(report)
     assert "\x1b" not in str(report)
     back = json.loads(report.to_json())
     assert back["ok"] is False

@@ -146,6 +146,14 @@ def _subject(group: Group, met: Met, seed: int) -> Subject:
     return _Call(met.fn, tuple(_canonical(a) for a in args), seed=seed)
 
 
+def _marks(group: Group, met: Met) -> tuple[bool, ...]:
+    """Returns which leaves the program differentiated by, of the arguments that are not static."""
+    marks = iter(met.perturbed)
+    rows = [(i, len(jax.tree.leaves(a, is_leaf=_is_key_data))) for i, a in enumerate(met.args)]
+    taken = [(i, next(marks)) for i, count in rows for _ in range(count)] if met.perturbed else []
+    return tuple(mark for i, mark in taken if i not in group.static)
+
+
 def _is_key_data(leaf: Any) -> bool:
     return isinstance(leaf, KeyData)
 
@@ -199,13 +207,13 @@ class _Work:
         self._run()
         failures = [f for f in self.findings if f.level == "fail"]
         outputs = self.group.asked if len(self.group.asked) < self.group.outputs else set()
-        marks = self.mets[0].perturbed
+        marks = _marks(self.group, self.mets[0])
         subject = self.subjects[0]
         fewer = any(marks) and not all(marks[i] for i in subject.differentiable)
         if failures and not self.design and (outputs or fewer):
             self.findings, self.errors, self.kept = [], [], None
             pairs = zip(self.subjects, self.mets, strict=True)
-            self.subjects = [_restricted(s, met.perturbed if fewer else (), outputs) for s, met in pairs]
+            self.subjects = [_restricted(s, _marks(self.group, met) if fewer else (), outputs) for s, met in pairs]
             self.refused = "its derivative raises" in failures[0].message
             self.remark = f"as this program differentiates it; by all arguments and outputs: {failures[0]}"
             self._run()

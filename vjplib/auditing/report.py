@@ -2,8 +2,9 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -18,6 +19,7 @@ from vjplib.verification.report import Finding
 _SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "undecided": "?"}
 _STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "undecided": "dim"}
 _ORDER = ("fail", "undecided", "note", "pass")
+SHOWN = 6  # arguments of a rule
 _LEGEND = (
     "error: of the cotangents against float64, and as a multiple of autodiff's of the primal. kept: bytes between "
     "forward and backward of one call, the rule's and autodiff's. share: of all that the program's gradients keep; "
@@ -118,9 +120,10 @@ class AuditReport:
         if not self.rules:
             console.print(Text(f"{self.name}: no custom_vjp and no custom_jvp was met"))
             return
-        console.print(_table(self.rules))
+        rows = _merged(self.rules)
+        console.print(_table(rows))
         console.print(Text(_LEGEND, "dim"))
-        for number, rule in enumerate(self.rules, 1):
+        for number, rule in enumerate(rows, 1):
             for line in _lines(number, rule):
                 console.print(Text(line), soft_wrap=False)
         console.print(Text(self.summary, "bold"))
@@ -159,6 +162,34 @@ class AuditReport:
 def order(rules: list[AuditedRule]) -> tuple[AuditedRule, ...]:
     """Returns rows, the gravest first, and those that keep most before others."""
     return tuple(sorted(rules, key=lambda r: (_ORDER.index(r.verdict), -(r.share or 0.0), r.name, r.shapes)))
+
+
+def _merged(rules: tuple[AuditedRule, ...]) -> tuple[AuditedRule, ...]:
+    """Returns the rows to show: those of one rule that came to the same, for the same reason, as one."""
+    alike: dict[Any, list[AuditedRule]] = {}
+    for rule in rules:
+        alike.setdefault((rule.name, rule.source, rule.verdict, rule.reason, rule.recomputed), []).append(rule)
+    return tuple(_as_one(several) for several in alike.values())
+
+
+def _as_one(several: list[AuditedRule]) -> AuditedRule:
+    most = max(several, key=lambda r: r.kept or 0)
+    worst = max(several, key=lambda r: r.error or 0.0)
+    shares = [r.share for r in several if r.share is not None]
+    return replace(
+        most,
+        callers=tuple(dict.fromkeys(c for r in several for c in r.callers)),
+        shapes=_shortened(most.shapes) + (f" and {len(several) - 1} other shapes" if len(several) > 1 else ""),
+        calls=sum(r.calls for r in several),
+        error=worst.error,
+        relative=max((r.relative for r in several if r.relative is not None), default=None),
+        share=sum(shares) if shares else None,
+    )
+
+
+def _shortened(shapes: str) -> str:
+    parts = re.findall(r"\S+?\[[^\]]*\]|\S+", shapes)
+    return " ".join(parts[:SHOWN]) + (f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else "")
 
 
 def _table(rules: tuple[AuditedRule, ...]) -> Table:

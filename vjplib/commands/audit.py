@@ -94,6 +94,7 @@ def _function(parsed: Any) -> Callable[[], str]:
     if not colon or not path.is_file():
         parsed.error(f"target must be FILE.py:FUNCTION with a file that exists, got {parsed.target}")
     sys.path.insert(0, str(path.resolve().parent))
+    sys.argv = [str(path)]  # some packages read the options of the program from here
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         return parsed.error(f"target must name a Python file, got {file}")
