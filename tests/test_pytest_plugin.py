@@ -80,7 +80,7 @@ def test_a_failure_prints_what_was_found_and_the_command_that_shows_it_again(tes
             "  V12 locate note *",
             "A counterexample:",
             "from waverules import waves",
-            "To see it again: vjplib verify waverules:waves --claims V2 --seed 7 --quick",
+            "To see it again: vjplib verify waverules:waves --claims V2,V12 --seed 7 --quick",
             "FAILED test_them.py::test_rules[[]waves-V2] - *",
         ]
     )

@@ -127,7 +127,8 @@ class Proof:
         if not self.sheet.target:
             return _again()
         extent = "" if effort == "standard" else f" --{effort}"
-        return f"vjplib verify {shlex.quote(self.sheet.target)} --claims {self.claim} --seed {seed}{extent}"
+        claims = "V2,V12" if self.claim == "V2" else self.claim
+        return f"vjplib verify {shlex.quote(self.sheet.target)} --claims {claims} --seed {seed}{extent}"
 
 
 def parametrize(
