@@ -13,6 +13,7 @@ from wrong_rules import FAULTS, rule
 import vjplib
 from vjplib.verification.traps import TRAPS, anchor
 
+NEWER = getattr(jax.config, "jax_custom_vjp3", False)  # JAX's coming implementation of custom_vjp
 DOCS = Path(__file__).parent.parent / "docs"
 OF_COMPLEX = {trap for *_, trap in WRONG.values() if trap}
 ELSEWHERE = {"double-psum"}  # with what else is verified on several devices
@@ -40,7 +41,7 @@ def test_every_trap_has_a_rule_that_fell_into_it():
 @pytest.mark.parametrize("name", CALLS)
 def test_trap_is_named(name):
     trap, call = CALLS[name]
-    if trap == "optimize-remat" and getattr(jax.config, "jax_custom_vjp3", False):
+    if trap == "optimize-remat" and NEWER:
         pytest.skip("the newer custom_vjp has second order with optimize_remat")
     report = examined(call)
     assert trap in {finding.trap for finding in report.failures}, report
@@ -49,8 +50,12 @@ def test_trap_is_named(name):
     assert named(report) <= {trap, *ALSO.get(trap, ())}, report
 
 
-ALSO = {"second-order-zero": ("forward-over-reverse",), "array-in-nondiff": ("cotangent-dtype",)}
-ALSO["weak-type"] = ("cotangent-dtype", "forward-is-not-the-primal")
+# What else is said of a rule: one mistake may be two, and some versions of JAX refuse what others let pass.
+ALSO: dict[str, tuple[str, ...]] = {
+    "second-order-zero": ("forward-over-reverse",),
+    "array-in-nondiff": ("cotangent-dtype",),
+    "weak-type": ("cotangent-dtype", "forward-is-not-the-primal"),
+}
 
 
 @pytest.mark.parametrize("name", OF_FAULTS)
@@ -75,7 +80,10 @@ def test_no_trap_is_named_where_none_is_known(name):
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_rule_of_the_kind_is_passed_without_a_trap(name):
-    report = examined(RIGHT[name])
+    call = RIGHT[name]
+    if name == "symbolic zeros" and jax.__version__.startswith("0.10.") and NEWER:
+        call = call._replace(claims=("V1", "V2", "V5"))  # that version cannot checkpoint them
+    report = examined(call)
     assert report.ok, report
     assert named(report) == set(), report
 

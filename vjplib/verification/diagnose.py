@@ -52,7 +52,7 @@ def raised(subject: Subject, error: Exception) -> str:
     text = str(error)
     if "nondiff_argnums" in text and "racer" in text:
         return "array-in-nondiff"
-    if "closed-over value" in text:
+    if "closed-over value" in text or "can't close over Tracers" in text:
         return "closed-over-value"
     if "forward-mode autodiff (jvp) to a custom_vjp" in text:
         return "forward-over-reverse"
