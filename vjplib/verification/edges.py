@@ -15,7 +15,7 @@ from vjplib.verification.report import Finding, Level
 from vjplib.verification.subject import Leaves, Subject, as_taken_by_jax, kind_of
 from vjplib.verification.value import compare, right
 
-KINK = 1e-3
+KINK = 1e-5
 STEP = 1e-6
 MOST_DIRECTIONS = 16
 LARGE = 10.0  # numbers above are not what one takes for an example
