@@ -13,9 +13,10 @@ def step():
     positions = jax.random.normal(jax.random.key(0), (6, 3))
 
     def energy(positions):
-        edges = positions[1:] - positions[:-1]
-        harmonics = e3nn.spherical_harmonics([0, 1, 2, 3], edges, normalize=True)
+        edges = e3nn.IrrepsArray("1o", positions[1:] - positions[:-1])
+        algorithm = ("legendre", "dense", "custom_jvp")
+        harmonics = e3nn.spherical_harmonics([0, 1, 2, 3], edges, normalize=False, algorithm=algorithm)
         product = e3nn.tensor_product(harmonics, harmonics, filter_ir_out=["0e", "1o"])
-        return jnp.sum(e3nn.gate(product).array ** 2)
+        return jnp.sum(product.array**2)
 
     return jax.jit(jax.value_and_grad(energy))(positions)

@@ -17,11 +17,13 @@ def scaled(x, factor):
 
 @scaled.def_fwd
 def scaled_fwd(perturbed, x, factor):
+    """The value, and what the backward needs."""
     return x * factor, (x, factor)
 
 
 @scaled.def_bwd
 def scaled_bwd(residuals, g, perturbed, x, factor):
+    """The cotangent of x."""
     return g * factor
 
 

@@ -14,6 +14,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """The same shape as x."""
         y = nn.LayerNorm()(x)
         x = x + nn.MultiHeadDotProductAttention(num_heads=2)(y, y, mask=nn.make_causal_mask(jnp.ones(x.shape[:2])))
         y = nn.LayerNorm()(x)
@@ -25,6 +26,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens):
+        """Logits of the next token."""
         x = nn.Embed(31, 24)(tokens)
         for _ in range(2):
             x = Block()(x)

@@ -22,7 +22,7 @@ def step():
     return (
         jax.grad(lambda s: jnp.sum(solver.run(jnp.zeros(3), s).params))(0.3),
         jax.grad(lambda x: jnp.sum(projection.projection_simplex(x) * jnp.arange(7.0)))(x),
-        jax.grad(lambda x: jnp.sum(projection.projection_box_section(x, (-x**2, 1.0, jnp.ones(7), 0.5)) ** 2))(x),
+        jax.grad(lambda x: jnp.sum(projection.projection_box_section(x, (-(x**2), 1.0, jnp.ones(7), 0.5)) ** 2))(x),
         jax.grad(lambda x: jnp.sum(isotonic.isotonic_l2_pav(x, jnp.zeros(7)) * jnp.arange(7.0)))(x),
         jax.grad(lambda x: jnp.sum(perturbed(x, jax.random.key(3)) * jnp.arange(7.0)))(x),
     )

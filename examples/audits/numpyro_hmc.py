@@ -11,10 +11,14 @@ from numpyro.infer import MCMC, NUTS
 
 
 def model(x, y, counts):
-    """A robust regression, binomial counts, and a categorical."""
+    """A robust regression, binomial counts, a multinomial, and a truncated power law."""
     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
     logits = numpyro.sample("logits", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+    alpha = numpyro.sample("alpha", dist.Normal(-2.0, 0.5))
+    numpyro.sample("sizes", dist.DoublyTruncatedPowerLaw(alpha, 1.0, 9.0), obs=jnp.array([1.5, 2.0, 4.5]))
+    late = -numpyro.sample("late", dist.HalfNormal(1.0))
+    numpyro.factor("none before", dist.util.log1mexp(late))
     numpyro.sample("y", dist.StudentT(4.0, slope * x, scale), obs=y)
     numpyro.sample("counts", dist.Binomial(10, logits=slope * x), obs=counts)
     numpyro.sample("kinds", dist.MultinomialLogits(logits, 9), obs=jnp.array([2, 3, 4]))

@@ -120,7 +120,7 @@ def examined(
             found = Examined("undecided", f"not examined: other shapes took the {seconds:g} s that a rule may take")
         else:
             found = examine(group, effort, watch.seed, left, _known(group, by_design))
-        if found.verdict == "fail" and watch.gradients and not group.differentiated:
+        if found.verdict == "fail" and watch.gradients and not group.derived:
             reason = f"this program, which takes gradients, does not differentiate it; otherwise: {found.reason}"
             found = found._replace(verdict="note", reason=reason)
         taken[rule] = taken.get(rule, 0.0) + found.seconds

@@ -9,12 +9,17 @@ import numpy as np
 
 from vjplib.compat import opened, programs, strip_custom_rules, x64
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of, wide
-from vjplib.verification.subject import Leaves, Subject
+from vjplib.verification.subject import Leaves, Subject, normal_of
 
 ROUNDED = (
     "the primal rounds to {}, which autodiff differentiates as if it were no rounding or flat: rules of quantized "
     "programs choose another gradient"
 )
+LOOP = (
+    "undecided, the primal is a loop until something holds: the rule differs from the derivative of its steps by {:.1e}, "
+    "as implicit differentiation does up to the solver's tolerance"
+)
+SOLVED = 0.05
 ROUNDING = ("round", "floor", "ceil", "sign")
 NEAR = 1e-3  # how far inputs are moved off a kink
 FLAT = (
@@ -41,6 +46,30 @@ def by_design(subject: Subject) -> str:
     if all(size_of(dx) == 0 for dx in (*truth, *near)):
         return FLAT
     return ""
+
+
+def iterated(subject: Subject) -> str:
+    """Returns why a rule may differ a little from the derivative of the steps of a loop, or nothing.
+
+    A solver's rule may differentiate the solution that the steps approach. The primal must hold a while loop, and the
+    derivatives along a random direction must differ by less than `SOLVED` of their size.
+    """
+    leaves = subject.leaves()
+    if not _loops(opened(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))[0]):
+        return ""
+    rng = np.random.default_rng((subject.seed, 10))
+    ts = tuple(normal_of(rng, a.shape, a.dtype) for a in leaves)
+    gs = subject.cotangents(leaves)
+    steps = sum(np.vdot(g, np.asarray(t)) for g, t in zip(gs, jax.jvp(subject.oracle, leaves, ts)[1], strict=True))
+    dxs = subject.pull(subject.call)(leaves, gs)[1]
+    rule = sum(np.vdot(np.asarray(dx), t) for dx, t in zip(dxs, ts, strict=True))
+    gap = abs(steps - rule) / max(abs(steps), abs(rule), np.finfo(float).tiny)
+    return LOOP.format(gap) if gap < SOLVED else ""
+
+
+def _loops(jaxpr: Any) -> bool:
+    inner = (program for eqn in jaxpr.eqns for _, program, _ in programs(eqn.params))
+    return any(eqn.primitive.name == "while" for eqn in jaxpr.eqns) or any(map(_loops, inner))
 
 
 def _rounding(jaxpr: Any) -> str:

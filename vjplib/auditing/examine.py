@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.auditing.design import by_design, kinks
+from vjplib.auditing.design import by_design, iterated, kinks
 from vjplib.auditing.forward import check as forward
 from vjplib.auditing.watching import Group, KeyData, Met
 from vjplib.compat import x64
@@ -246,6 +246,7 @@ class _Work:
         if subject.undifferentiable is not None:
             self._skip("skipped", f"JAX cannot differentiate the primal: {subject.undifferentiable}")
             self._guarded("V9", taylor.check, subject)
+            self._iterated(subject)
             return
         self.kept = residual_bytes(subject.call, *leaves), residual_bytes(subject.oracle, *leaves)
         for number, other in enumerate(self.subjects):
@@ -270,7 +271,7 @@ class _Work:
         except (jax.errors.UnexpectedTracerError, NameError) as error:
             return "skipped", f"cannot be called alone: {_said(error)}"
         except Exception as error:  # whatever the rule raises is a finding about it
-            if self.group.differentiated:
+            if self.group.derived:
                 return "fail", f"its derivative raises {said(error)}"
             return "note", f"its derivative, which this program does not take, raises {said(error)}"
         return None
@@ -300,6 +301,18 @@ class _Work:
                 self.findings.append(_judged(name, e, where, excuses.get(name)))
         if number == 0 and not any(f.level == "fail" for f in self.findings):
             self._guarded("V2", value.in_float64, subject, beyond=True)
+
+    def _iterated(self, subject: Subject) -> None:
+        """Leaves undecided what differs from the derivative of a solver's steps by little."""
+        if any(f.level == "fail" and f.claim == "V9" for f in self.findings):
+            try:
+                reason = iterated(subject)
+            except Exception:  # a loop need not have a forward derivative
+                return
+            solved = [replace(f, level="skipped", message=f"{reason}; {f.message}") for f in self.findings]
+            if reason:
+                both = zip(self.findings, solved, strict=True)
+                self.findings = [s if f.level == "fail" and f.claim == "V9" else f for f, s in both]
 
     def _beside_autodiff(self, subject: Subject, where: str) -> None:
         """Compares with autodiff in the dtypes of the call, where the primal is another function in float64.
@@ -367,6 +380,8 @@ def _verdict(findings: list[Finding], design: str | None) -> tuple[Verdict, str]
         return "fail", str(failures[0])
     if design and any(design in f.message for f in by_level["note"]):
         return "note", design
+    if solved := [f for f in by_level["skipped"] if f.claim == "V9" and f.message.startswith("undecided, the primal")]:
+        return "undecided", solved[0].message.removeprefix("undecided, ")
     if skipped := [f for f in by_level["skipped"] if f.claim in ("V2", "V9")]:
         if shown and all(f.claim == "V9" for f in shown):
             return "pass", "by Taylor's remainder alone: " + skipped[0].message

@@ -31,6 +31,10 @@ class Listener(Protocol):
         """
         ...
 
+    def differentiates(self) -> None:
+        """Is called where JAX takes a derivative, as it traces."""
+        ...
+
 
 _tap = Primitive("vjplib_tap")
 _tap.multiple_results = True
@@ -45,9 +49,13 @@ def tap(values: Sequence[Any], listener: Listener) -> list[Any]:
 
     Example:
         >>> seen = []
-        >>> def listener(values, axes, perturbed):
-        ...     seen.append((values[0].tolist(), axes, perturbed))
-        >>> float(jax.jit(jax.grad(lambda x: jax.numpy.sin(tap([x], listener)[0])))(0.0)), seen
+        >>> class Listener:
+        ...     def __call__(self, values, axes, perturbed):
+        ...         seen.append((values[0].tolist(), axes, perturbed))
+        ...
+        ...     def differentiates(self):
+        ...         pass
+        >>> float(jax.jit(jax.grad(lambda x: jax.numpy.sin(tap([x], Listener())[0])))(0.0)), seen
         (1.0, [(0.0, (), (True,))])
     """
     return _tap.bind(*values, listener=listener, axes=(), perturbed=())
@@ -78,10 +86,13 @@ def _batched(
     return passed, dims
 
 
-def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, perturbed: Any, **params: Any) -> Any:
+def _differentiated(
+    primals: Sequence[Any], tangents: Sequence[Any], *, listener: Listener, perturbed: Any, **params: Any
+) -> Any:
     before = perturbed or (False,) * len(primals)
+    listener.differentiates()
     now = tuple(b or type(t) is not ad.Zero for b, t in zip(before, tangents, strict=True))
-    return _tap.bind(*primals, perturbed=now if any(now) else (), **params), list(tangents)
+    return _tap.bind(*primals, listener=listener, perturbed=now if any(now) else (), **params), list(tangents)
 
 
 def _transposed(cotangents: Sequence[Any], *values: Any, **params: Any) -> list[Any]:

@@ -82,6 +82,7 @@ class Group:
     drawn: bool = False
     sample: list[tuple[float, Met]] = field(default_factory=list)
     first: "Site | None" = None
+    derived: bool = False
     outputs: int = 0
     asked: set[int] = field(default_factory=set)
 
@@ -135,6 +136,10 @@ class Site:
         with self.watch.lock:
             self.group.add(self, values, axes, perturbed)
 
+    def differentiates(self) -> None:
+        """Takes note that the rule is differentiated, were it only traced."""
+        self.group.derived = True
+
     def met(self, values: Sequence[np.ndarray], perturbed: tuple[bool, ...] = ()) -> Met:
         """Returns the call with these values of the traced leaves."""
         rest, moving = iter(values), iter(perturbed)
@@ -178,6 +183,9 @@ class _Gradient:
 
     def __call__(self, values: Sequence[np.ndarray], axes: Axes, perturbed: tuple[bool, ...]) -> None:
         self.runs += int(np.prod([size for size, _ in axes], dtype=np.int64))
+
+    def differentiates(self) -> None:
+        """A gradient of a gradient is one."""
 
 
 class Watch:
