@@ -83,6 +83,12 @@ def test_fault_is_caught(name):
     assert {finding.trap for finding in report.failures} == {trap}, report
 
 
+def test_no_place_is_looked_for():
+    (finding,) = vjplib.verify(*WRONG["a thousandth"][:2], claims=("V12",), effort="quick").findings
+    assert finding.message == "no place is looked for where numbers are complex"
+    assert "1j" in finding.counterexample
+
+
 def test_leaves_and_cotangents_keep_their_kind():
     subject = Subject(lambda z, x: (z * x, jnp.abs(z)), (Z, X))
     leaves = subject.leaves(np.float64)

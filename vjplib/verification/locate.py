@@ -50,7 +50,8 @@ def check(subject: Subject) -> Iterator[Finding]:
             yield Finding("V12", "note", "a cotangent is not finite: no factor leads from there", case=subject.case)
             return
         try:
-            message = _said(locate(subject, leaves, gs, found.true_dxs))
+            place = None if subject.complex else locate(subject, leaves, gs, found.true_dxs)
+            message = "no place is looked for where numbers are complex" if subject.complex else _said(place)
         except Exception as error:  # an equation may have no derivative; the rule is wrong all the same, as V2 says
             message = f"no place can be looked for: {said(error)}"
     source = shrink.counterexample(subject, leaves, gs)
