@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from vjplib.verification.measure import usual
 from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Subject
 from vjplib.verification.value import compare
@@ -20,7 +21,8 @@ def check(subject: Subject, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]
     for dtype in dtypes[:1] if subject.complex else dtypes:  # no complex number has parts of 16 bits
         leaves = subject.leaves(jnp.dtype(dtype))
         try:
-            errors = list(compare(subject, leaves, subject.cotangents(leaves)))
+            gs = subject.cotangents(leaves)
+            errors = list(compare(subject, leaves, gs, usual(subject, leaves, gs)))
         except (TypeError, ValueError) as refusal:
             message = f"{dtype}: refused, {said(refusal)}"
             yield Finding("V11", "skipped", message, case=subject.case)

@@ -10,7 +10,7 @@ import numpy as np
 from vjplib.compat import x64
 from vjplib.rule import Edge
 from vjplib.verification import shrink
-from vjplib.verification.measure import consult, size_of, unit_of, wide
+from vjplib.verification.measure import size_of, usual, wide
 from vjplib.verification.report import Finding, Level
 from vjplib.verification.subject import Leaves, Subject, as_taken_by_jax, kind_of
 from vjplib.verification.value import compare, right
@@ -18,6 +18,7 @@ from vjplib.verification.value import compare, right
 KINK = 1e-5
 STEP = 1e-6
 MOST_DIRECTIONS = 16
+MOVED = 0.7  # other inputs, which move every output that is not constant
 LARGE = 10.0  # numbers above are not what one takes for an example
 
 
@@ -25,21 +26,44 @@ def check(subject: Subject) -> Iterator[Finding]:
     """Yields a finding for each generic edge, at the shapes of the call."""
     leaves = subject.leaves(np.float32)
     gs = subject.cotangents(leaves)
-    usual = consult(subject, leaves, gs, unit_of(leaves)).values
+    unsaturated = usual(subject, leaves, gs)
     sparse = tuple(np.where(np.arange(g.size).reshape(g.shape) % 2, g, np.float32(0)) for g in gs)
-    yield from _edge(subject, "zeros", tuple(np.zeros_like(a) for a in leaves), gs, usual)
-    yield from _edge(subject, "ties", tuple(np.ones_like(a) for a in leaves), gs, usual)
+    yield from _edge(subject, "zeros", tuple(np.zeros_like(a) for a in leaves), gs, unsaturated)
+    yield from _edge(subject, "ties", tuple(np.ones_like(a) for a in leaves), gs, unsaturated)
     for name, scale in (("inputs times 100", 1e2), ("inputs times 10,000", 1e4)):
-        yield from _edge(subject, name, subject.leaves(np.float32, scale), gs, usual)
-    yield from _edge(subject, "inputs times 1e-30", subject.leaves(np.float32, 1e-30), gs, usual, tiny=True)
+        yield from _edge(subject, name, subject.leaves(np.float32, scale), gs, unsaturated)
+    yield from _edge(subject, "inputs times 1e-30", subject.leaves(np.float32, 1e-30), gs, unsaturated, tiny=True)
     # Whether subnormal numbers count as zero is the platform's choice: only that the answer is finite is claimed.
     yield from _edge(
-        subject, "subnormal inputs", subject.leaves(np.float32, 1e-40), gs, usual, tiny=True, finite_only=True
+        subject, "subnormal inputs", subject.leaves(np.float32, 1e-40), gs, unsaturated, tiny=True, finite_only=True
     )
-    yield from _edge(subject, "a cotangent with exact zeros", leaves, sparse, usual)
+    yield from _edge(subject, "a cotangent with exact zeros", leaves, sparse, unsaturated)
+    if (infinite := _infinite_where_masked(subject, leaves, gs)) is not None:
+        yield from _edge(subject, "infinite cotangents of what is masked", leaves, infinite, unsaturated)
     for name, kept in (("masks with nothing in them", False), ("masks with all in them", True)):
         if masked := _masked(subject, name, kept):
-            yield from _edge(masked, name, leaves, gs, usual, base=subject)
+            yield from _edge(masked, name, leaves, gs, unsaturated, base=subject)
+
+
+def _holds_mask(subject: Subject) -> bool:
+    arguments = jax.tree.leaves((subject.args, dict(subject.kwargs)))
+    return any(getattr(a, "dtype", None) == np.bool_ for a in arguments)
+
+
+def _infinite_where_masked(subject: Subject, leaves: Leaves, gs: Leaves) -> Leaves | None:
+    """Returns the cotangents, infinite where outputs are constant, None where none is or the oracle uses them."""
+    if not _holds_mask(subject):
+        return None
+    with x64():
+        exact, cotangents = (tuple(wide(np.asarray(a)) for a in part) for part in (leaves, gs))
+        here, _ = subject.truths(exact, cotangents)
+        there, _ = subject.truths(tuple(MOVED * a + MOVED for a in exact), cotangents)
+        constant = [np.asarray(a) == np.asarray(b) for a, b in zip(here, there, strict=True)]
+        if not any(c.any() for c in constant):
+            return None
+        infinite = tuple(np.where(c, np.inf, g).astype(g.dtype) for c, g in zip(constant, gs, strict=True))
+        _, dxs = subject.truths(exact, tuple(wide(g) for g in infinite))
+    return infinite if all(np.isfinite(np.asarray(dx)).all() for dx in dxs) else None
 
 
 def _masked(subject: Subject, name: str, kept: bool) -> Subject | None:
@@ -48,7 +72,7 @@ def _masked(subject: Subject, name: str, kept: bool) -> Subject | None:
     def filled(a: Any) -> Any:
         return np.full(np.shape(a), kept) if getattr(a, "dtype", None) == np.bool_ else a
 
-    if not any(getattr(a, "dtype", None) == np.bool_ for a in jax.tree.leaves((subject.args, dict(subject.kwargs)))):
+    if not _holds_mask(subject):
         return None
     args, kwargs = jax.tree.map(filled, (subject.args, dict(subject.kwargs)))
     masked = subject.at(args, kwargs, " ".join(filter(None, (subject.case, name))))

@@ -2,9 +2,10 @@
 
 Let o be the oracle's answer in float64 at the exact inputs, a autodiff's in the working dtype, r the rule's, d_k the
 change of o when each input is rounded at random by up to u, half a unit in the last place. For N the root mean square
-and the maximum, the tolerance is 8 max(N(a - o), max_k N(d_k), u N(o), u S). S is N(o) at the inputs as given: where a
-function saturates o may be far below it, and one rounding of a number of the usual size is no fault. Nothing here is
-set by hand for a rule. Of complex numbers the real and the imaginary part are two numbers.
+and the maximum, the tolerance is 8 max(N(a - o), max_k N(d_k), u N(o), u S). S is N(o) at the inputs as given, or at
+these shrunk to a root mean square of one if it is larger there: where a function saturates o may be far below it, and
+one rounding of a number of the usual size is no fault. Nothing here is set by hand for a rule. Of complex numbers the
+real and the imaginary part are two numbers.
 """
 
 import itertools
@@ -90,6 +91,37 @@ def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float, tied: boo
     return Oracle(tuple(a[0] for a in rows), draws)
 
 
+def usual(subject: Subject, leaves: Leaves, gs: Leaves) -> Leaves:
+    """Returns the oracle's outputs and cotangents, in float64, at inputs where a function is not saturated yet.
+
+    Args:
+        subject: what to examine.
+        leaves: the differentiated leaves as given.
+        gs: the output cotangents.
+
+    Returns:
+        Of each array the larger of two: that at the leaves, and that at the leaves shrunk to a root mean square of one.
+    """
+    exact, cotangents = (tuple(wide(np.asarray(a)) for a in part) for part in (leaves, gs))
+    sizes = [_rms(as_parts(a) if np.iscomplexobj(a) else np.where(np.isfinite(a), a, 0.0)) for a in exact]
+    shrunk = tuple(a / n if n > 1 else a for a, n in zip(exact, sizes, strict=True))
+    with x64():
+        given, other = (
+            [np.asarray(a) for a in itertools.chain(*subject.truths(at, cotangents))]
+            for at in ((exact, shrunk) if any(n > 1 for n in sizes) else (exact, exact))
+        )
+    return tuple(b if size_of(b) > size_of(a) else a for a, b in zip(given, other, strict=True))
+
+
+def roundings(subject: Subject, leaves: Leaves, gs: Leaves) -> list[float]:
+    """Returns of each output and cotangent the size of which half the digits are what rounding may take in float64.
+
+    It is far below the `usual` size, and matters only where a function saturates so far that nearly nothing is left.
+    """
+    unit = SLACK * float(np.finfo(np.float64).eps) / 2
+    return [unit * size_of(a) / HALF_THE_DIGITS for a in usual(subject, leaves, gs)]
+
+
 def unit_of(leaves: Sequence[np.ndarray]) -> float:
     """Returns half a unit in the last place, relative, of the coarsest dtype among the leaves."""
     return max((float(jnp.finfo(a.dtype).eps) / 2 for a in leaves), default=0.0)
@@ -111,7 +143,7 @@ def error(
         a: autodiff's, in the working dtype.
         draws: the changes of o under rounding.
         unit: half a unit in the last place, relative.
-        usual: the oracle's answer at the inputs as given; None for o itself.
+        usual: the oracle's answer at inputs of the usual size; None for o itself.
 
     Where autodiff errs more than 64 times what rounding explains it is unstable, and rounding alone is the measure.
     """

@@ -9,7 +9,7 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.verification.diagnose import lower_precision, optimizes_remat, raised
-from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of
+from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, roundings, size_of
 from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Answers, Leaves, Subject, normal_of
 
@@ -49,7 +49,7 @@ def check(subject: Subject, forwards: bool = True) -> Iterator[Finding]:
             return subject.compiled(lambda p: {m: [f(pull, *p) for pull in pulls] for m, f in modes.items()})(point)
 
         answers = subject.answers(leaves, gs)
-        scale = max(size_of(np.asarray(a)) for a in answers.true_dxs)
+        scale = max(*(size_of(np.asarray(a)) for a in answers.true_dxs), *roundings(subject, leaves, gs))
         try:
             results = second_order(modes)
         except Exception:  # some refuse as late as they are compiled: one at a time, then, to know which

@@ -8,7 +8,7 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.verification import diagnose
-from vjplib.verification.measure import HALF_THE_DIGITS, Error, consult, error, relative_gap, unit_of
+from vjplib.verification.measure import HALF_THE_DIGITS, Error, consult, error, relative_gap, roundings, unit_of, usual
 from vjplib.verification.picture import jacobians
 from vjplib.verification.report import Finding, Level
 from vjplib.verification.subject import Leaves, Subject
@@ -24,11 +24,11 @@ def check(subject: Subject, scales: tuple[float, ...] = SCALES) -> Iterator[Find
         scales: factors of the floating arguments.
     """
     given = subject.leaves(np.float32)
-    usual = consult(subject, given, subject.cotangents(given), unit_of(given)).values
+    unsaturated = usual(subject, given, subject.cotangents(given))
     errors: dict[str, list[tuple[Error, str]]] = {}
     for scale in scales:
         leaves = subject.leaves(np.float32, scale)
-        for name, e in compare(subject, leaves, subject.cotangents(leaves), usual):
+        for name, e in compare(subject, leaves, subject.cotangents(leaves), unsaturated):
             errors.setdefault(name, []).append((e, f"inputs times {scale:g}"))
     exact, traps = _in_float64(subject)
     for name, found in errors.items():
@@ -78,6 +78,9 @@ def _in_float64(subject: Subject) -> tuple[list[Finding], dict[str, str]]:
         found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
         pairs = list(zip((*found.ys, *found.dxs), (*found.true_ys, *found.true_dxs), strict=True))
         gaps = [relative_gap(r, o) for r, o in pairs]
+        if max(gaps, default=0.0) > HALF_THE_DIGITS:
+            sizes = roundings(subject, leaves, gs)
+            gaps = [relative_gap(r, o, size) for (r, o), size in zip(pairs, sizes, strict=True)]
         traps = diagnose.values(subject, leaves, gs, found) if max(gaps, default=0.0) > HALF_THE_DIGITS else {}
     names = [*(f"output {i}" for i in range(len(found.ys))), *(f"cotangent of {name}" for name in subject.names)]
     findings = []
@@ -111,7 +114,7 @@ def compare(
         subject: what to examine.
         leaves: the differentiated leaves, in the working dtype.
         gs: the output cotangents.
-        usual: the oracle's outputs and cotangents at the inputs as given; None for those at these leaves.
+        usual: the oracle's outputs and cotangents at inputs of the usual size; None for those at these leaves.
         tied: whether equal numbers are to be rounded alike.
     """
     unit = unit_of(leaves)
