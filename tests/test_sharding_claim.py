@@ -18,6 +18,7 @@ from vjplib.verification import sharding
 from vjplib.verification.run import at_case
 from vjplib.verification.shards import MEAN, SUM, shared
 from vjplib.verification.subject import Subject
+from vjplib.verification.traps import TRAPS
 
 X, W, B = normal(2, 5), normal(3, 5), normal(3)
 MODES = ("jit, Auto axes", "jit, Explicit axes", "shard_map, check_vma=True", "shard_map, check_vma=False")
@@ -154,6 +155,15 @@ def test_sent_activations_fail(name):
     assert "sends data between devices" in failure.message, findings
     assert "autodiff sends none" in failure.message
     assert any(operation in op for op, _ in failure.data["sent"])
+
+
+def test_a_sum_taken_twice_is_named_as_the_trap_it_is():
+    report = vjplib.verify(affine_rule(summed_always), (X, W, B), claims=("V6",))
+    named = {f.trap for f in report.failures}
+    assert "double-psum" in named, report
+    assert named <= {"double-psum", ""}
+    assert TRAPS["double-psum"].words in str(report)
+    assert {f.trap for f in found(vjplib.linear)} == {""}
 
 
 def test_what_autodiff_sends_too_is_a_note():
