@@ -16,7 +16,7 @@ from vjplib.auditing.watching import watching as watching
 from vjplib.verification.report import said
 from vjplib.verification.residuals import residual_bytes
 
-SECONDS = 30.0  # that one rule may take
+SECONDS = 60.0  # that one rule may take
 MOST_SHAPES = {"quick": 2, "standard": 6, "deep": 24}  # of one rule that are examined
 
 

@@ -80,7 +80,7 @@ def examine(group: Group, effort: Effort, seed: int, seconds: float, known: str 
     drawn = ""
     if not mets and group.first is not None and not group.unseen:
         met = group.first.draw(np.random.default_rng((seed, 7)))
-        mets, drawn = [met] if met else [], "on drawn numbers, for it was traced and never ran; "
+        mets, drawn = [met] if met else [], "on drawn numbers, for it was traced and never ran"
     if not mets:
         why = group.unseen or "it was traced and never ran, and takes integers that cannot be drawn"
         return Examined("undecided", f"no values were met: {why}")
@@ -364,7 +364,7 @@ class _Work:
             reason = f"{reason or 'right'}, {self.remark}"
         return Examined(
             verdict,
-            drawn + reason if reason or drawn else "",
+            "; ".join(part for part in (drawn, reason) if part),
             tuple(findings),
             worst.size if worst else None,
             worst.of_autodiff if worst else None,

@@ -34,7 +34,7 @@ def add(command: Command) -> None:
     audit.add_argument("--steps", type=count, default=1, metavar="N", help="call the function N times (default 1)")
     audit.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of what is sampled (default 0)")
     audit.add_argument(
-        "--time-limit", type=seconds, metavar="S", help="seconds that one rule may take, at all its shapes (default 30)"
+        "--time-limit", type=seconds, metavar="S", help="seconds that one rule may take, at all its shapes (default 60)"
     )
     audit.add_argument(
         "--by-design",
