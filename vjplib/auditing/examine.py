@@ -88,6 +88,8 @@ def examine(group: Group, effort: Effort, seed: int, seconds: float, known: str 
     outcome = in_time(work.run, seconds)
     took = time.perf_counter() - start
     if outcome is None:
+        if not work.narrowed:
+            work.findings = [replace(f, level="skipped") if f.level == "fail" else f for f in work.findings]
         work.findings.append(Finding("V2", "skipped", f"did not end within {seconds:.0f} s"))
     elif isinstance(outcome, BaseException):
         work.findings.append(Finding("V2", "skipped", f"cannot be examined: {_said(outcome)}"))
@@ -190,6 +192,7 @@ class _Work:
         self.errors: list[tuple[str, Error]] = []
         self.kept: tuple[int, int] | None = None
         self.design, self.remark, self.refused = "", "", False
+        self.narrowed = False  # whether it is known if the program asks for less
 
     def run(self) -> bool:
         """Fills findings, errors and kept; returns True."""
@@ -205,6 +208,7 @@ class _Work:
     def _as_asked(self) -> None:
         """Examines the call by every argument and output; if that fails, by those that the program asks for alone."""
         self._run()
+        self.narrowed = True
         failures = [f for f in self.findings if f.level == "fail"]
         outputs = self.group.asked if len(self.group.asked) < self.group.outputs else set()
         marks = _marks(self.group, self.mets[0])
