@@ -115,7 +115,9 @@ def test_a_wrong_rule_is_caught_in_place_and_a_right_one_passes(name, kind):
         assert [(r.kind, r.verdict) for r in report.rules] == [(kind, verdict)]
         assert report.ok is (verdict == "pass")
         assert "test_audit.py:" in report.rules[0].source
-        assert report.rules[0].error < 1e-5 or verdict == "fail"
+        error = report.rules[0].error
+        assert error is not None
+        assert error < 1e-5 or verdict == "fail"
 
 
 def test_the_bias_of_a_layer_in_a_scanned_and_jitted_training_step():
@@ -137,6 +139,7 @@ def test_the_bias_of_a_layer_in_a_scanned_and_jitted_training_step():
         60,
         20,
     )  # x and W, where x alone is needed, for it is not differentiated
+    assert wrong.share is not None
     assert 0 < wrong.share <= 1
     relu = next(r for r in report.rules if r.name == "relu")
     assert relu.verdict == "pass"
@@ -273,11 +276,11 @@ def test_reports_are_text_of_80_columns_json_and_markdown():
 
 def test_bad_options_are_refused():
     with pytest.raises(TypeError, match="fn must be callable"):
-        audit(3)
+        audit(3)  # type: ignore[arg-type]
     with watching() as watch:
         pass
     with pytest.raises(ValueError, match="effort must be one of quick, standard, deep, got 'hard'"):
-        examined(watch, effort="hard")
+        examined(watch, effort="hard")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="seconds must be positive"):
         examined(watch, seconds=0)
 
