@@ -132,7 +132,9 @@ class Site:
     leaves: list[Any]
 
     def __call__(self, values: Sequence[np.ndarray], axes: Axes, perturbed: tuple[bool, ...]) -> None:
-        """Takes the values of the traced leaves."""
+        """Takes the values of the traced leaves; programs that are kept by the call's arguments may run later still."""
+        if self.watch.closed:
+            return
         with self.watch.lock:
             self.group.add(self, values, axes, perturbed)
 
@@ -201,7 +203,7 @@ class Watch:
         self.groups: dict[Any, Group] = {}
         self.gradients: list[_Gradient] = []
         self.lock = threading.Lock()
-        self.open = False
+        self.open, self.closed = False, False
         self._local = threading.local()
 
     @property
@@ -325,6 +327,7 @@ def watching(seed: int = 0, keep: int = 3) -> Iterator[Watch]:
         finally:
             watch.open = False
             _settle()
+            watch.closed = True
 
 
 def _settle() -> None:
