@@ -419,7 +419,7 @@ def is_plain_array(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or dtype == jax.dtypes.float0:
         return False
-    return not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+    return not jax.numpy.issubdtype(dtype, jax.dtypes.extended)
 
 
 def mark_of(eqn: Any) -> bool | None:

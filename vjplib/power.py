@@ -440,7 +440,7 @@ class Task(NamedTuple):
 
     target: str | None
     number: int
-    count: int
+    mutants: int
     seed: int
     runs: tuple[int, ...] | None = None
 
@@ -449,7 +449,7 @@ def done(task: Task) -> Score | tuple[str, int, list[Alarm]]:
     """Returns a task's score, or the rule's name, the number of its runs and the alarms raised at them."""
     rule = (rules() if task.target is None else find(task.target))[task.number]
     if task.runs is None:
-        return score(rule, task.count, task.seed)
+        return score(rule, task.mutants, task.seed)
     alarms = run_correct(rule, task.runs, task.seed)
     jax.clear_caches()  # the runs after have other shapes
     return rule.name, len(task.runs), alarms
