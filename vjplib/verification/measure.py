@@ -9,7 +9,7 @@ real and the imaginary part are two numbers.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from vjplib.verification.subject import Leaves, Subject
 HALF_THE_DIGITS = float(np.sqrt(np.finfo(np.float64).eps))
 SLACK = 8.0
 UNSTABLE = 64.0
+ROUNDINGS = 64.0  # halves of a unit in the last place of the usual size that answers in float64 may differ by
 DRAWS = 4
 
 
@@ -91,13 +92,16 @@ def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float, tied: boo
     return Oracle(tuple(a[0] for a in rows), draws)
 
 
-def usual(subject: Subject, leaves: Leaves, gs: Leaves) -> Leaves:
+def usual(
+    subject: Subject, leaves: Leaves, gs: Leaves, of: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]] | None = None
+) -> Leaves:
     """Returns the oracle's outputs and cotangents, in float64, at inputs where a function is not saturated yet.
 
     Args:
         subject: what to examine.
         leaves: the differentiated leaves as given.
         gs: the output cotangents.
+        of: another pullback than the oracle's.
 
     Returns:
         Of each array the larger of two: that at the leaves, and that at the leaves shrunk to a root mean square of one.
@@ -107,19 +111,21 @@ def usual(subject: Subject, leaves: Leaves, gs: Leaves) -> Leaves:
     shrunk = tuple(a / n if n > 1 else a for a, n in zip(exact, sizes, strict=True))
     with x64():
         given, other = (
-            [np.asarray(a) for a in itertools.chain(*subject.truths(at, cotangents))]
+            [np.asarray(a) for a in itertools.chain(*(of or subject.truths)(at, cotangents))]
             for at in ((exact, shrunk) if any(n > 1 for n in sizes) else (exact, exact))
         )
     return tuple(b if size_of(b) > size_of(a) else a for a, b in zip(given, other, strict=True))
 
 
-def roundings(subject: Subject, leaves: Leaves, gs: Leaves) -> list[float]:
+def roundings(
+    subject: Subject, leaves: Leaves, gs: Leaves, of: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]] | None = None
+) -> list[float]:
     """Returns of each output and cotangent the size of which half the digits are what rounding may take in float64.
 
     It is far below the `usual` size, and matters only where a function saturates so far that nearly nothing is left.
     """
-    unit = SLACK * float(np.finfo(np.float64).eps) / 2
-    return [unit * size_of(a) / HALF_THE_DIGITS for a in usual(subject, leaves, gs)]
+    unit = ROUNDINGS * float(np.finfo(np.float64).eps) / 2
+    return [unit * size_of(a) / HALF_THE_DIGITS for a in usual(subject, leaves, gs, of)]
 
 
 def unit_of(leaves: Sequence[np.ndarray]) -> float:
