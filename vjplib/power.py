@@ -448,11 +448,12 @@ class Task(NamedTuple):
 def done(task: Task) -> Score | tuple[str, int, list[Alarm]]:
     """Returns a task's score, or the rule's name, the number of its runs and the alarms raised at them."""
     rule = (rules() if task.target is None else find(task.target))[task.number]
-    if task.runs is None:
-        return score(rule, task.mutants, task.seed)
-    alarms = run_correct(rule, task.runs, task.seed)
-    jax.clear_caches()  # the runs after have other shapes
-    return rule.name, len(task.runs), alarms
+    try:
+        if task.runs is None:
+            return score(rule, task.mutants, task.seed)
+        return rule.name, len(task.runs), run_correct(rule, task.runs, task.seed)
+    finally:
+        jax.clear_caches()  # what comes next has other shapes
 
 
 def tasks_of(targets: Sequence[tuple[str | None, int]], count: int, runs: int, seed: int) -> list[Task]:
