@@ -401,13 +401,15 @@ def test_the_command_writes_them_all_and_exits_1_on_a_regression(tmp_path, monke
     assert "\n0 regressions and 0 other changes\n" in capsys.readouterr().out
     renamed = replace(good, reports=[replace(good.reports[0], name="cosine"), *good.reports])
     write_json("old.json", renamed)
+    assert main(["verify", "tanh", "--claims", "V1", "--jobs", "0", "--against", "old.json"]) == 0  # not asked for
+    capsys.readouterr()
     against = ["--against", "old.json", "--markdown", "new.md", "--html", "new.html"]
-    assert main(["verify", "tanh", "--claims", "V1", "--jobs", "0", *against]) == 1
+    assert main(["verify", "vjplib.rules.softmax", "--claims", "V1", "--jobs", "0", *against]) == 1
     out = capsys.readouterr().out
-    assert "\nregression: cosine: is gone\n1 regressions and 0 other changes\n" in out
-    assert "1 of 1 rules verified" in out
+    assert "\nregression: cosine: is gone\n" in out
+    assert "2 of 2 rules verified" in out
     assert "- **regression** cosine: is gone" in (tmp_path / "new.md").read_text()
-    assert "Changes: 1 regressions, 0 others" in (tmp_path / "new.html").read_text()
+    assert "Changes: 2 regressions, " in (tmp_path / "new.html").read_text()
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), ("{}", "must be an object with reports")])

@@ -203,3 +203,52 @@ def test_output_without_a_derivative_is_refused():
 def test_undecided_is_not_shown_as_passed():
     findings = (vjplib.Finding("V2", "skipped", "undecided"), vjplib.Finding("V2", "pass", "equal"))
     assert vjplib.Report("f", findings).level("V2") == "skipped"
+
+
+def unit(x):
+    return x / jnp.sqrt(jnp.sum(x**2, -1, keepdims=True))
+
+
+def unit_fwd(x):
+    n = jnp.sqrt(jnp.sum(x**2, -1, keepdims=True))
+    return x / n, (x / n, n)
+
+
+def unit_bwd(res, g):
+    y, n = res
+    return ((g - y * jnp.sum(g * y, -1, keepdims=True)) / n,)
+
+
+def five_columns(x):
+    assert x.shape[-1] == 5
+    assert x.dtype in (jnp.float32, jnp.float64)
+    return jnp.sin(x)
+
+
+def dropout(x, key):
+    return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0)
+
+
+def log_det(a):
+    return jnp.linalg.slogdet(a)[1]
+
+
+OF_FEW_CALLS = {
+    "a cotangent that cancels to nothing at one element": (rule(unit, unit_fwd, unit_bwd), (normal(2, 7),)),
+    "a function that asserts what it takes": (five_columns, (normal(2, 5),)),
+    "a backward that no half precision has": (
+        rule(log_det, lambda a: (log_det(a), a), lambda a, g: (g * jnp.linalg.inv(a).T,)),
+        (normal(2, 2) + 2 * np.eye(2, dtype=np.float32),),
+    ),
+    "an infinite input": (
+        rule(lambda x: x * x, lambda x: (x * x, x), lambda x, g: (2 * x * g,)),
+        (np.array([np.inf, 1.0], np.float32),),
+    ),
+    "a key of random numbers": (dropout, (normal(2, 5), jax.random.key(0))),
+}
+
+
+@pytest.mark.parametrize("name", OF_FEW_CALLS)
+def test_what_a_function_does_not_take_is_no_failure(name):
+    report = vjplib.verify(*OF_FEW_CALLS[name])
+    assert report.ok, "\n".join(map(str, report.failures))

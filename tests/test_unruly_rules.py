@@ -1,5 +1,6 @@
 """Rules that raise, hang, exit, print, change what is global, eat memory or crash are findings, and the run goes on."""
 
+import io
 import os
 import random
 import sys
@@ -16,6 +17,7 @@ from vjplib.__main__ import main
 
 X = (np.linspace(-1, 1, 7, dtype=np.float32),)
 CALLS = []
+GROWN = []
 INFS = "jax_debug_infs"
 
 
@@ -136,20 +138,46 @@ def test_global_state_is_watched_and_restored():
         random.random()
         os.environ["VJPLIB_TEST"] = "set"
         jax.config.update(INFS, True)
+        GROWN.append(1)
+        os.chdir("/")
         global CALLS
         CALLS = [*CALLS, x]
         return right(x, g)
 
+    folder = os.getcwd()
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     report = verified(bwd)
     messages = [f.message for f in report.failures]
     for words in ("NumPy's global random", "Python's global random", "settings of JAX: jax_debug_infs", "VJPLIB_TEST"):
         assert any(words in message for message in messages), words
-    assert any("sets global variables" in f.message and "CALLS" in f.message for f in report.findings)
+    assert any("sets global variables" in f.message and "CALLS, GROWN" in f.message for f in report.findings)
+    assert any("changes the current folder" in message for message in messages)
+    assert os.getcwd() == folder
     assert str(np.random.get_state()) == str(numpy_state)  # noqa: NPY002
     assert random.getstate() == python_state
     assert "VJPLIB_TEST" not in os.environ
     assert not getattr(jax.config, INFS)
+
+
+def test_what_was_changed_is_restored_where_the_call_is_refused_too():
+    def changes(x):
+        os.environ["VJPLIB_TEST"] = "set"
+        return jnp.argmax(x)
+
+    with pytest.raises(ValueError, match="at least one floating array"):
+        vjplib.verify(changes, X)
+    assert "VJPLIB_TEST" not in os.environ
+
+
+def test_another_standard_output_is_found_and_put_back():
+    def bwd(x, g):
+        sys.stdout = io.StringIO()
+        return right(x, g)
+
+    before = sys.stdout
+    report = verified(bwd)
+    assert any("replaces sys.stdout" in f.message for f in report.failures)
+    assert sys.stdout is before
 
 
 def test_contexts_of_the_caller_hold_in_the_checks():

@@ -280,5 +280,15 @@ FAULTS |= {
         None,
         ("V2",),
     ),
+    "wrong for the other sign": Fault(
+        rule(
+            lambda x: jnp.where(x > 0, x, 0.1 * x),
+            lambda x: (jnp.where(x > 0, x, 0.1 * x), None),
+            lambda _, g: (g,),
+        ),
+        (np.abs(normal(7)),),
+        None,
+        ("V10",),
+    ),
     "float cotangent for an integer, under jit": Fault(jax.jit(scaled), (normal(5), np.int32(3)), None, ("V1",)),
 }

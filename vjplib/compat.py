@@ -304,7 +304,9 @@ def custom_jvp_of(fn: Any) -> CustomJVP | None:
         >>> custom_jvp_of(jax.numpy.sin) is None
         True
     """
-    return CustomJVP(fn.fun, fn.jvp, frozenset(fn.nondiff_argnums)) if isinstance(fn, jax.custom_jvp) else None
+    if not isinstance(fn, jax.custom_jvp) or fn.jvp is None:
+        return None
+    return CustomJVP(fn.fun, fn.jvp, frozenset(fn.nondiff_argnums))
 
 
 @contextmanager
@@ -417,7 +419,7 @@ def _marked(tree: Any, text: str) -> Any:
 def is_plain_array(leaf: Any) -> bool:
     """Returns whether a leaf is an array with numbers in it: no symbolic zero, no float0, no random key, no text."""
     dtype = getattr(leaf, "dtype", None)
-    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or dtype == jax.dtypes.float0:
+    if dtype is None or not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or dtype == jax.dtypes.float0:
         return False
     return not jax.numpy.issubdtype(dtype, jax.dtypes.extended)
 

@@ -61,8 +61,8 @@ def seconds(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text}")
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, below 1e9, got {text}")
     return number
 
 

@@ -10,11 +10,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from vjplib.compat import patient
-from vjplib.verification.report import CLAIMS, Finding, Report, said
+from vjplib.verification import guard
+from vjplib.verification.report import Finding, Report, said
 
 DEVICES = 4
 GRACE = 60.0  # seconds beside those that the claims may take
@@ -34,11 +36,12 @@ class _Worker:
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, sys.path), daemon=True, name="vjplib worker")
+        self.beaten = context.Value("d", 0.0, lock=False)  # when the last job of the task began
+        work = (theirs, self.beaten, sys.path)
+        self.process = context.Process(target=_work, args=work, daemon=True, name="vjplib worker")
         self.process.start()
         theirs.close()
         self.task: int | None = None
-        self.due = float("inf")
 
     def stop(self) -> None:
         self.pipe.close()
@@ -54,17 +57,19 @@ def reports(tasks: Sequence[Task], options: Mapping[str, Any], processes: int) -
         options: those of `verify_rule`, `time_limit` among them.
         processes: how many are at work at a time.
     """
-    patience = len(CLAIMS) * options["time_limit"] + GRACE
+    patience = 2 * options["time_limit"] + GRACE  # from one job to the next
     waiting = list(range(len(tasks)))[::-1]
     workers = [_Worker() for _ in range(min(processes, len(tasks)))]
     try:
         while waiting or any(w.task is not None for w in workers):
             for w in workers:
                 if w.task is None and waiting:
-                    w.task, w.due = waiting.pop(), time.monotonic() + patience
-                    w.pipe.send((tasks[w.task], dict(options)))
+                    w.task, w.beaten.value = waiting.pop(), time.time()
+                    with suppress(OSError):  # a worker that died meanwhile is met below
+                        w.pipe.send((tasks[w.task], dict(options)))
             busy = {w.pipe: w for w in workers if w.task is not None}
-            ready = wait(list(busy), timeout=max(0.0, min(w.due for w in busy.values()) - time.monotonic()))
+            first = min(w.beaten.value for w in busy.values())
+            ready = wait(list(busy), timeout=max(0.0, first + patience - time.time()))
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 w = busy[pipe]
@@ -75,7 +80,7 @@ def reports(tasks: Sequence[Task], options: Mapping[str, Any], processes: int) -
                     w.stop()
                     workers[workers.index(w)] = _Worker()
                 yield number, report
-            for w in [w for w in busy.values() if w.task is not None and time.monotonic() > w.due]:
+            for w in [w for w in busy.values() if w.task is not None and time.time() > w.beaten.value + patience]:
                 number = w.task
                 assert number is not None
                 w.stop()
@@ -102,8 +107,13 @@ def _received(w: _Worker, tasks: Sequence[Task]) -> tuple[Report, bool]:
         return Report(tasks[w.task].name, (Finding("V1", "fail", message),)), False
 
 
-def _work(pipe: Connection, path: list[str]) -> None:
+def _work(pipe: Connection, beaten: Any, path: list[str]) -> None:
     """Examines what comes through the pipe until it is closed."""
+
+    def heart() -> None:
+        beaten.value = time.time()
+
+    guard.heart = heart
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     import jax
@@ -118,7 +128,8 @@ def _work(pipe: Connection, path: list[str]) -> None:
             break
         report = examined(task, options)
         whole = not any("did not end within" in f.message for f in report.failures)
-        sys.stdout.flush()
+        with suppress(OSError, ValueError):  # a rule may have closed it
+            sys.stdout.flush()
         pipe.send((report, whole))
         if not whole:
             break

@@ -19,7 +19,7 @@ def write_markdown(path: str | Path, run: Run, against: Run | None = None) -> No
         against: an earlier one, to tell what changed since.
     """
     changed = None if against is None else changes(against, run)
-    Path(path).write_text("\n".join(_lines(run, changed)) + "\n", encoding="utf-8")
+    Path(path).write_text("\n".join(_lines(run, changed)) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _lines(run: Run, changed: Sequence[Change] | None) -> Iterator[str]:

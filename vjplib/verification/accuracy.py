@@ -23,7 +23,7 @@ def check(subject: Subject, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]
         try:
             gs = subject.cotangents(leaves)
             errors = list(compare(subject, leaves, gs, usual(subject, leaves, gs)))
-        except (TypeError, ValueError) as refusal:
+        except Exception as refusal:  # whatever a function, or the compiler, says of a dtype that it does not take
             message = f"{dtype}: refused, {said(refusal)}"
             yield Finding("V11", "skipped", message, case=subject.case)
             continue

@@ -55,7 +55,7 @@ def _avals(subject: Subject, dtype: Any) -> Iterator[Finding]:
     leaves = subject.leaves(dtype)
     try:
         primal = jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
-    except (TypeError, ValueError) as refusal:
+    except Exception as refusal:  # functions have their own words for what they do not take
         level, trap = ("fail", raised(subject, refusal)) if dtype is None else ("note", "")
         yield Finding("V1", level, f"refuses to run {at}: {said(refusal)}", case=subject.case, trap=trap)
         return

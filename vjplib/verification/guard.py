@@ -25,6 +25,10 @@ T = TypeVar("T")
 TIME_LIMIT = 120.0  # seconds that one claim at one call may take
 
 
+def heart() -> None:
+    """Is called whenever a job begins; a process that examines rules for another has it tell that it lives."""
+
+
 class Abandoned(BaseException):
     """Raised inside a check that has run too long."""
 
@@ -49,10 +53,11 @@ def in_time(job: Callable[[], T], seconds: float) -> T | BaseException | None:
         if isinstance(result[0], KeyboardInterrupt):
             raise result[0]
         return result[0]
+    heart()
     thread = threading.Thread(target=carried(run), daemon=True, name="vjplib check")
     thread.start()
     try:
-        thread.join(seconds)
+        thread.join(min(seconds, threading.TIMEOUT_MAX))
     except BaseException:  # the user's interrupt, which reaches the main thread only
         _stop(thread)
         raise
@@ -98,34 +103,46 @@ def watched(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) 
     heard = _Overheard(sys.stdout)
     spaces = {id(space): space for f in functions for space in _globals_of(f)}
     variables = {key: dict(space) for key, space in spaces.items()}
+    lengths = {key: {name: _length(value) for name, value in space.items()} for key, space in variables.items()}
     numpy_state, python_state = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
-    environment, options = dict(os.environ), settings()
+    environment, options, folder = dict(os.environ), settings(), os.getcwd()
     stdout, sys.stdout = sys.stdout, heard  # type: ignore[assignment]
     try:
         yield
     finally:
-        if sys.stdout is heard:
-            sys.stdout = stdout
-    if heard.first:
-        findings.append(Finding("V1", "note", f"prints while it is traced or run: {heard.first[:60]!r}"))
-    if _as_text(np.random.get_state(legacy=False)) != _as_text(numpy_state):  # noqa: NPY002
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        findings.append(_changed("draws from NumPy's global random numbers"))
-    if random.getstate() != python_state:
-        random.setstate(python_state)
-        findings.append(_changed("draws from Python's global random numbers"))
-    if changed := _differences(options, settings()):
-        for name in changed:
-            jax.config.update(name, options[name])
-        findings.append(_changed(f"changes the settings of JAX: {', '.join(changed)}"))
-    if changed := _differences(environment, dict(os.environ)):
-        os.environ.clear()
-        os.environ.update(environment)
-        findings.append(_changed(f"changes the environment: {', '.join(changed)}"))
-    for key, space in spaces.items():
-        if changed := _differences(variables[key], dict(space)):
-            message = f"sets global variables of {space.get('__name__', 'its module')}: {', '.join(changed)}"
-            findings.append(Finding("V4", "note", message))
+        replaced, sys.stdout = sys.stdout is not heard, stdout
+        if heard.first:
+            findings.append(Finding("V1", "note", f"prints while it is traced or run: {heard.first[:60]!r}"))
+        if replaced:
+            findings.append(_changed("replaces sys.stdout"))
+        if os.getcwd() != folder:
+            os.chdir(folder)
+            findings.append(_changed("changes the current folder"))
+        if _as_text(np.random.get_state(legacy=False)) != _as_text(numpy_state):  # noqa: NPY002
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            findings.append(_changed("draws from NumPy's global random numbers"))
+        if random.getstate() != python_state:
+            random.setstate(python_state)
+            findings.append(_changed("draws from Python's global random numbers"))
+        if changed := _differences(options, settings()):
+            for name in changed:
+                jax.config.update(name, options[name])
+            findings.append(_changed(f"changes the settings of JAX: {', '.join(changed)}"))
+        if changed := _differences(environment, dict(os.environ)):
+            os.environ.clear()
+            os.environ.update(environment)
+            findings.append(_changed(f"changes the environment: {', '.join(changed)}"))
+        for key, space in spaces.items():
+            changed = _differences(variables[key], dict(space))
+            changed += [name for name, n in lengths[key].items() if name not in changed and _length(space[name]) != n]
+            if changed:
+                message = f"sets global variables of {space.get('__name__', 'its module')}: {', '.join(changed)}"
+                findings.append(Finding("V4", "note", message))
+
+
+def _length(value: Any) -> int | None:
+    """Returns the length of what is built to grow: a list, a dict or a set."""
+    return len(value) if isinstance(value, (list, dict, set)) else None
 
 
 def _as_text(state: Any) -> str:

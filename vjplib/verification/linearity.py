@@ -66,6 +66,8 @@ def _laws(subject: Subject, leaves: Leaves, g: Leaves, e: Leaves) -> Iterator[tu
             }
         size = max(size_of(b_g), size_of(b_e), float(np.finfo(np.float64).tiny))
         unknown = np.isnan(b_g) | np.isnan(b_e)
+        if not all(np.isfinite(leaf).all() for leaf in leaves):  # 0 * inf, as in autodiff
+            unknown |= np.isnan(zero)
         worst = {
             law: float(np.max(np.where(unknown, 0.0, np.nan_to_num(np.abs(gap), nan=np.inf)), initial=0.0))
             for law, gap in gaps.items()

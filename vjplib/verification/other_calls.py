@@ -117,4 +117,9 @@ def resized(args: tuple[Any, ...], sizes: Mapping[int, int]) -> tuple[Any, ...]:
         >>> resized((np.arange(2.0),), {2: 3})[0].tolist()
         [0.0, 1.0, 0.0]
     """
-    return jax.tree.map(lambda a: np.resize(a, tuple(sizes.get(n, n) for n in np.shape(a))), args)
+
+    def one(a: Any) -> Any:
+        shape = tuple(sizes.get(n, n) for n in np.shape(a))
+        return a if shape == np.shape(a) else np.resize(a, shape)
+
+    return jax.tree.map(one, args)

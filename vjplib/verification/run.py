@@ -47,6 +47,7 @@ CHECKS: dict[str, dict[str, Check]] = {
         "V8": lambda s: growth.check(s, compiled=False),
         "V9": lambda s: taylor.check(s, always=False),
         "V10": edges.check,
+        "V11": lambda s: accuracy.check(s, dtypes=_halves(s)),
         "V12": locate.check,
     },
     "standard": {
@@ -142,9 +143,9 @@ def verify(
         "seed": seed,
         "hurried": effort == "quick",
     }
-    selected, run = _selected(effort, claims), _Run(time_limit)
+    selected, run = _selected(effort, claims, seed), _Run(time_limit)
     with watched((fn,), run.outside):
-        subject = _at_call(fn, args, dict(kwargs or {}), run, **options)
+        subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, **options)
         jobs = [_Job(claim, check, subject) for claim, check in selected]
         if claims is None or "V2" in claims:
             jobs.append(_Job("V2", lambda s: other_calls.check(s, effort), subject))
@@ -159,11 +160,13 @@ def _report(name: str, findings: Sequence[Finding], run: "_Run", start: float, c
 
 
 def _at_call(
-    fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], run: "_Run", **options: Any
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], run: "_Run", **options: Any
 ) -> Subject:
     """Returns the subject that a user's call makes, or refuses it."""
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {fn!r}")
+    if not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs must be a mapping of keyword arguments, got {kwargs!r}")
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of positional arguments, got {type(args).__name__}")
     parts = custom_vjp_of(fn)
@@ -173,6 +176,8 @@ def _at_call(
     subject = Subject(fn, arrays, kwargs, sizes=sizes, resize=lambda new: (_by_size(arrays, new), {}), **options)
     if not subject.differentiable:
         raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")
+    if not any(np.size(leaf) for leaf in subject.leaves()):
+        raise ValueError(f"args must hold at least one number to differentiate, got {_described(arrays)}")
     outputs = in_time(lambda: subject.outputs(subject.leaves()), run.seconds)
     if outputs is None:
         run.hung = True
@@ -225,7 +230,7 @@ def verify_rule(
         True
     """
     start = time.perf_counter()
-    selected, run = dict(_selected(effort, claims)), _Run(time_limit)
+    selected, run = dict(_selected(effort, claims, seed)), _Run(time_limit)
     others = selected if effort == "deep" else _OTHER_CASES[effort]
     with watched((rule.fn,), run.outside):
         jobs = []
@@ -291,6 +296,8 @@ class _Run:
     """
 
     def __init__(self, seconds: float) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise TypeError(f"time_limit must be a number of seconds, got {seconds!r}")
         if not seconds > 0:
             raise ValueError(f"time_limit must be a positive number of seconds, got {seconds!r}")
         self.seconds, self.hung = seconds, False
@@ -363,13 +370,20 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
     )
 
 
-def _selected(effort: str, claims: Sequence[str] | None) -> list[tuple[str, Check]]:
+def _selected(effort: str, claims: Sequence[str] | None, seed: int = 0) -> list[tuple[str, Check]]:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
     if effort not in CHECKS:
         raise ValueError(f"effort must be one of {', '.join(CHECKS)}, got {effort!r}")
     if unknown := sorted(set(claims or ()) - set(CLAIMS)):
         raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
     checks = CHECKS[effort] if claims is None else {**CHECKS["standard"], **CHECKS[effort]}
     return [(claim, check) for claim, check in checks.items() if claims is None or claim in claims]
+
+
+def _halves(subject: Subject) -> list[str]:
+    """Returns the dtypes of half precision among the call's own."""
+    return sorted({a.dtype.name for a in subject.leaves()} & {"float16", "bfloat16"})
 
 
 def _is_static(argument: Any) -> bool:
@@ -379,6 +393,8 @@ def _is_static(argument: Any) -> bool:
 
 
 def _array(leaf: Any) -> Any:
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
+        raise TypeError(f"args must be pytrees of arrays and numbers, or hold none at all, got {leaf!r} among arrays")
     leaf = as_taken_by_jax(leaf)
     jnp.result_type(leaf)  # raises for what JAX does not take
     return leaf

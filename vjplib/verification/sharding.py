@@ -72,6 +72,9 @@ def check(subject: Subject) -> Iterator[Finding]:
     if _calls_back(subject):  # the process would end: devices wait for one another, and one for Python
         message = "the function calls back to Python, which devices of one process cannot wait for: not examined"
         yield Finding("V6", "skipped", message, case=subject.case)
+    elif any(jnp.issubdtype(jnp.result_type(a), jax.dtypes.extended) for a in jax.tree.leaves(subject.args)):
+        message = "an argument is a typed key of random numbers, which is not shared out: not examined"
+        yield Finding("V6", "skipped", message, case=subject.case)
     elif len(jax.devices()) > 1:
         yield from here(subject)
     else:

@@ -273,6 +273,8 @@ def as_taken_by_jax(leaf: Any) -> Any:
         ['int32', 'float32', 'float32']
     """
     array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # keys of random numbers
+        return array
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     return array if dtype == array.dtype else array.astype(dtype)
 

@@ -31,6 +31,7 @@ ABOVE = 32.0  # times the noise
 WINDOW = 4  # steps whose remainders must fall alike
 QUADRATIC, LINEAR = 1.75, (0.85, 1.15)
 SHARE = 0.1  # of the odd part, from which on an even part of first order is a kink's
+SOLVED = 1e-5  # a relative error of the slope that solvers leave
 FINEST = 1e-3  # a relative error of the slope that must show, or nothing is decided
 EXACT = 1e-5  # one that would show, so that a remainder not heard is none
 MANY = 4  # arguments, from which on one direction is tried
@@ -215,7 +216,7 @@ def _forward(subject: Subject, leaves: Leaves, gs: Leaves, dxs: Leaves) -> list[
         terms = np.real(np.asarray(dx) * v)
         size = max(float(np.sum(np.abs(terms))), abs(float(found[i])))
         gap = abs(float(found[i]) - float(np.sum(terms)))
-        gaps.append(gap / size if size else 0.0)
+        gaps.append(None if not np.isfinite(gap) else gap / size if size else 0.0)
     return gaps
 
 
@@ -232,6 +233,11 @@ def _judged(subject: Subject, argument: str, directions: Sequence[_Seen], forwar
         message = "undecided: the slopes on either side differ, as at a kink"
     elif "wrong" in verdicts and agrees:
         message = "undecided: forward mode says the same as the backward, yet small steps do not show it"
+    elif "wrong" in verdicts and abs(worst.error) <= SOLVED * abs(worst.said) and subject.undifferentiable:
+        message = (
+            f"undecided: slope and backward agree to {abs(worst.error / worst.said):.0e}, which may be the tolerance "
+            "of a loop or a solver"
+        )
     elif "wrong" in verdicts:
         level = "fail"
         message = (
