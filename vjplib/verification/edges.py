@@ -18,6 +18,7 @@ from vjplib.verification.value import compare, right
 KINK = 1e-5
 STEP = 1e-6
 MOST_DIRECTIONS = 16
+MASKS = {"masks with nothing in them": False, "masks with all in them": True, "masks made their contrary": None}
 MOVED = 0.7  # other inputs, which move every output that is not constant
 LARGE = 10.0  # numbers above are not what one takes for an example
 
@@ -30,7 +31,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     sparse = tuple(np.where(np.arange(g.size).reshape(g.shape) % 2, g, np.float32(0)) for g in gs)
     yield from _edge(subject, "zeros", tuple(np.zeros_like(a) for a in leaves), gs, unsaturated)
     yield from _edge(subject, "ties", tuple(np.ones_like(a) for a in leaves), gs, unsaturated)
-    for name, scale in (("inputs times 100", 1e2), ("inputs times 10,000", 1e4)):
+    for name, scale in (("inputs times -1", -1.0), ("inputs times 100", 1e2), ("inputs times 10,000", 1e4)):
         yield from _edge(subject, name, subject.leaves(np.float32, scale), gs, unsaturated)
     yield from _edge(subject, "inputs times 1e-30", subject.leaves(np.float32, 1e-30), gs, unsaturated, tiny=True)
     # Whether subnormal numbers count as zero is the platform's choice: only that the answer is finite is claimed.
@@ -40,7 +41,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield from _edge(subject, "a cotangent with exact zeros", leaves, sparse, unsaturated)
     if (infinite := _infinite_where_masked(subject, leaves, gs)) is not None:
         yield from _edge(subject, "infinite cotangents of what is masked", leaves, infinite, unsaturated)
-    for name, kept in (("masks with nothing in them", False), ("masks with all in them", True)):
+    for name, kept in MASKS.items():
         if masked := _masked(subject, name, kept):
             yield from _edge(masked, name, leaves, gs, unsaturated, base=subject)
 
@@ -66,11 +67,13 @@ def _infinite_where_masked(subject: Subject, leaves: Leaves, gs: Leaves) -> Leav
     return infinite if all(np.isfinite(np.asarray(dx)).all() for dx in dxs) else None
 
 
-def _masked(subject: Subject, name: str, kept: bool) -> Subject | None:
-    """Returns the call with each boolean array made all True or all False, None where it has none."""
+def _masked(subject: Subject, name: str, kept: bool | None) -> Subject | None:
+    """Returns the call with each boolean array all True or all False, or its contrary for None; None without one."""
 
     def filled(a: Any) -> Any:
-        return np.full(np.shape(a), kept) if getattr(a, "dtype", None) == np.bool_ else a
+        if getattr(a, "dtype", None) != np.bool_:
+            return a
+        return ~np.asarray(a) if kept is None else np.full(np.shape(a), kept)
 
     if not _holds_mask(subject):
         return None
