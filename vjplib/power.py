@@ -257,12 +257,15 @@ def _examinations(target: _Target, i: int, subject: Mutant) -> Iterator[tuple[st
 def _equivalent(target: _Target, mutation: Mutation) -> bool:
     """Returns whether nothing tells a mutant from the rule: not the oracle is asked, but the rule's own pullback.
 
-    They are compared at all cases, at other sizes and at the record's edges; with three scales of inputs, with zeros,
-    ties and cotangents with zeros; in float64 to twelve digits, in float32 and half precision to a few units in the
-    last place, NaN and infinities at the same places; and so are their second derivatives.
+    They are compared at all cases, there with masks negated, at other sizes and at the record's edges; with three
+    scales of inputs, with zeros, ties, and cotangents with zeros and infinities; in float64 to twelve digits, in
+    float32 and half precision to a few units in the last place, NaN and infinities at the same places; and so are their
+    second derivatives.
     """
     named = [target.cases[0].at(_arrays(e), e.kwargs, e.name) for e in target.rule.edges]
+    contrary = [base.at(*_contrary((base.args, dict(base.kwargs))), f"{base.case}, contrary") for base in target.cases]
     places = [(base, DTYPES, True) for base in target.cases]
+    places += [(base, ("float64", "float32"), False) for base in contrary]
     places += [(base, ("float64",), False) for base in target.elsewhere]
     places += [(base, ("float64", "float32"), False) for base in named]
     for base, dtypes, scaled in places:
@@ -271,6 +274,11 @@ def _equivalent(target: _Target, mutation: Mutation) -> bool:
                 if not _same(base, mutation, jnp.dtype(dtype), scaled):
                     return False
     return True
+
+
+def _contrary(arguments: Any) -> Any:
+    """Returns arguments with each mask negated."""
+    return jax.tree.map(lambda a: ~np.asarray(a) if getattr(a, "dtype", None) == np.bool_ else a, arguments)
 
 
 def _arrays(edge: Edge) -> tuple[Any, ...]:
