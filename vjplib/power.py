@@ -263,7 +263,7 @@ def _equivalent(target: _Target, mutation: Mutation) -> bool:
     second derivatives.
     """
     named = [target.cases[0].at(_arrays(e), e.kwargs, e.name) for e in target.rule.edges]
-    contrary = [base.at(*_contrary((base.args, dict(base.kwargs))), f"{base.case}, contrary") for base in target.cases]
+    contrary = [_contrary(base) for base in target.cases]
     places = [(base, DTYPES, True) for base in target.cases]
     places += [(base, ("float64", "float32"), False) for base in contrary]
     places += [(base, ("float64",), False) for base in target.elsewhere]
@@ -276,9 +276,11 @@ def _equivalent(target: _Target, mutation: Mutation) -> bool:
     return True
 
 
-def _contrary(arguments: Any) -> Any:
-    """Returns arguments with each mask negated."""
-    return jax.tree.map(lambda a: ~np.asarray(a) if getattr(a, "dtype", None) == np.bool_ else a, arguments)
+def _contrary(base: Subject) -> Subject:
+    """Returns a subject with each mask negated."""
+    given = (base.args, dict(base.kwargs))
+    args, kwargs = jax.tree.map(lambda a: ~np.asarray(a) if getattr(a, "dtype", None) == np.bool_ else a, given)
+    return base.at(args, kwargs, f"{base.case}, contrary")
 
 
 def _arrays(edge: Edge) -> tuple[Any, ...]:
