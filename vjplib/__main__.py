@@ -1,12 +1,16 @@
 """The command line. No command loads more than it needs; help starts no backend."""
 
 import argparse
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from vjplib import __version__
 from vjplib.commands import COMMANDS
 from vjplib.commands.common import Parser
+from vjplib.verification.guard import CHECK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,5 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run() -> NoReturn:
+    """Runs the command of this process and ends that, even if compiled code that does not end was left behind."""
+    status = main()
+    if any(thread.name == CHECK for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -5,7 +5,6 @@ import importlib.util
 import os
 import runpy
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -78,13 +77,7 @@ def _audit(parsed: argparse.Namespace) -> int:
     if parsed.json:
         write_json(parsed.json, report.to_dict())
     report.print(console)
-    status = 0 if report.ok else 1
-    if any(
-        thread.name == "vjplib check" for thread in threading.enumerate()
-    ):  # it did not end, and would abort the exit
-        sys.stdout.flush()
-        os._exit(status)
-    return status
+    return 0 if report.ok else 1
 
 
 def _reason(parsed: argparse.Namespace, text: str) -> tuple[str, str]:

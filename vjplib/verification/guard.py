@@ -22,6 +22,7 @@ from vjplib.compat import carried, custom_vjp_of, settings
 from vjplib.verification.report import Finding, said
 
 T = TypeVar("T")
+CHECK = "vjplib check"  # the name of the threads
 TIME_LIMIT = 120.0  # seconds that one claim at one call may take
 
 
@@ -54,7 +55,7 @@ def in_time(job: Callable[[], T], seconds: float) -> T | BaseException | None:
             raise result[0]
         return result[0]
     heart()
-    thread = threading.Thread(target=carried(run), daemon=True, name="vjplib check")
+    thread = threading.Thread(target=carried(run), daemon=True, name=CHECK)
     thread.start()
     try:
         thread.join(min(seconds, threading.TIMEOUT_MAX))
