@@ -109,6 +109,17 @@ def test_answers_in_the_dtype_of_the_call(name, dtype):
     assert {a.dtype for a in (*ys, *dxs)} == {jnp.dtype(dtype)}
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_reference_answers_in_the_dtype_of_the_rule(name):
+    subject = at_case(*CASES[name])
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            for dtype in ("bfloat16", "float32"):
+                leaves = subject.leaves(jnp.dtype(dtype))
+                ours, theirs = (jax.eval_shape(f, *leaves) for f in (subject.call, subject.oracle))
+                assert [y.dtype for y in ours] == [y.dtype for y in theirs]
+
+
 # Of these no call of one vector is typical, so that no Jacobian is stated.
 OF_WHOLE_ARRAYS = {
     "conv",

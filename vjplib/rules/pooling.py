@@ -282,7 +282,8 @@ def reference_avg_pool(inputs, window_shape, strides=None, padding="VALID", coun
     windows = _windows(inputs.shape, *_features_last(inputs, window_shape, strides, padding))
     inside = _elements(jnp.ones_like(inputs), windows, 0)
     count = inside.shape[-1] if count_include_pad else jnp.sum(inside, axis=-1)
-    return jnp.sum(_elements(inputs, windows, 0), axis=-1) / count
+    mean = jnp.sum(_elements(inputs, windows, 0), axis=-1) / count
+    return mean if count_include_pad else mean.astype(jnp.promote_types(mean.dtype, jnp.result_type(float)))
 
 
 def jacobian_avg_pool(inputs, window_shape, strides=None, padding="VALID"):
