@@ -118,7 +118,7 @@ def test_what_makes_no_sense_is_said_in_one_line(words, message, monkeypatch, ca
 
 
 def test_without_flax_the_extra_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("vjplib.__main__.find_spec", lambda name: None)
+    monkeypatch.setattr("vjplib.commands.bench.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         main(["bench", "--models"])
     assert "pip install 'vjplib[models]'" in capsys.readouterr().err
