@@ -1,7 +1,6 @@
 """The report of an audit: a row for each rule and shapes, what it came to, and where it stands."""
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vjplib.auditing.examine import Verdict
-from vjplib.verification.report import Finding
+from vjplib.verification.report import Finding, as_json
 
 _SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "undecided": "?"}
 _STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "undecided": "dim"}
@@ -140,7 +139,7 @@ class AuditReport:
         """Returns the report as JSON has it: a number that is not finite becomes a string."""
         rules = [{**asdict(rule), "ok": rule.ok} for rule in self.rules]
         head = {"name": self.name, "ok": self.ok, "raised": self.raised, "kept": self.kept, "seconds": self.seconds}
-        return _finite({**head, "rules": rules})
+        return as_json({**head, "rules": rules})
 
     def to_json(self) -> str:
         """Returns `to_dict` as JSON."""
@@ -237,17 +236,9 @@ def _share(rule: AuditedRule) -> str:
     return "-" if rule.share is None else f"{rule.share:.0%}"
 
 
-def _bytes(n: int) -> str:
+def _bytes(n: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
             return f"{n:.3g} {unit}" if unit != "B" else f"{int(n)} B"
-        n = n / 1000  # type: ignore[assignment]
+        n /= 1000
     return f"{n:.3g} TB"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

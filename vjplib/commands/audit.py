@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vjplib.commands.common import Command, count, json_path, progress, seconds, seed, write_json
+from vjplib.commands.common import Command, add_effort, count, json_path, progress, seconds, seed, write_json
 
 
 def add(command: Command) -> None:
@@ -24,12 +24,11 @@ def add(command: Command) -> None:
         metavar="FILE.py:FUNCTION",
         help="a function, called with the ARGS of its module, a tuple or a function that returns one, if it has them",
     )
-    effort = audit.add_mutually_exclusive_group()
-    for name, does in (
-        ("quick", "one call of each rule, at two shapes at most, and no search for the place of a fault"),
-        ("deep", "more calls and shapes, and beyond them transforms, second derivatives and edges, noted only"),
-    ):
-        effort.add_argument(f"--{name}", dest="effort", action="store_const", const=name, help=does)
+    effort = add_effort(
+        audit,
+        quick="one call of each rule, at two shapes at most, and no search for the place of a fault",
+        deep="more calls and shapes, and beyond them transforms, second derivatives and edges, noted only",
+    )
     effort.add_argument("--effort", choices=("quick", "standard", "deep"), help="the same by name (default: standard)")
     audit.add_argument("--steps", type=count, default=1, metavar="N", help="call the function N times (default 1)")
     audit.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of what is sampled (default 0)")

@@ -40,6 +40,25 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=json_path, metavar="FILE", help="write the results to this file too")
 
 
+def add_effort(parser: argparse.ArgumentParser, quick: str, deep: str) -> Any:
+    """Adds --quick and --deep, of which one may be given, with what they do; returns their group."""
+    effort = parser.add_mutually_exclusive_group()
+    for name, does in (("quick", quick), ("deep", deep)):
+        effort.add_argument(f"--{name}", dest="effort", action="store_const", const=name, help=does)
+    return effort
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Adds --jobs, how many processes are at work at a time."""
+    parser.add_argument(
+        "--jobs",
+        type=seed,
+        default=min(2, os.cpu_count() or 1),
+        metavar="N",
+        help="processes at work at a time, a rule in each (default 2); 0 for this one alone, as for a debugger",
+    )
+
+
 def claims(text: str) -> tuple[str, ...]:
     """Returns the claims of a list such as V1,V2."""
     named = tuple(text.upper().split(","))

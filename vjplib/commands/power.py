@@ -1,12 +1,11 @@
 """vjplib power: how many faults the verifier sees, and how many that are not there, beside other checks."""
 
 import argparse
-import os
 from typing import Any
 
 from rich.console import Console
 
-from vjplib.commands.common import Command, add_targets, count, places_of, progress, seed, write_json
+from vjplib.commands.common import Command, add_jobs, add_targets, count, places_of, progress, seed, write_json
 
 RUNS = 20  # of each rule
 
@@ -22,13 +21,7 @@ def add(command: Command) -> None:
         "--runs", type=seed, metavar="N", help="runs of the rules as they are, for false alarms (default 20 a rule)"
     )
     power.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of all random numbers (default 0)")
-    power.add_argument(
-        "--jobs",
-        type=seed,
-        default=min(2, os.cpu_count() or 1),
-        metavar="N",
-        help="processes at work at a time (default 2); 0 for this one alone",
-    )
+    add_jobs(power)
 
 
 def _power(parsed: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -10,7 +9,18 @@ from typing import Any
 from rich.console import Console
 
 from vjplib.commands import workers
-from vjplib.commands.common import Command, add_targets, claims, json_path, places_of, progress, seconds, seed
+from vjplib.commands.common import (
+    Command,
+    add_effort,
+    add_jobs,
+    add_targets,
+    claims,
+    json_path,
+    places_of,
+    progress,
+    seconds,
+    seed,
+)
 from vjplib.reports import Run, changes, read, write_html, write_json, write_junit, write_markdown
 from vjplib.verification import CLAIMS
 from vjplib.verification.guard import TIME_LIMIT
@@ -29,12 +39,11 @@ def add(command: Command) -> None:
         metavar="OLD.json",
         help="tell what changed since the run that --json wrote to this file; exit 1 on a regression",
     )
-    effort = verify.add_mutually_exclusive_group()
-    for name, does in (
-        ("quick", "leave out half precision, runs without jit, and compiling at larger sizes"),
-        ("deep", "examine every claim at every case, and each case at 20 random sizes"),
-    ):
-        effort.add_argument(f"--{name}", dest="effort", action="store_const", const=name, help=does)
+    add_effort(
+        verify,
+        quick="examine the first case, without what takes long, and little of the others",
+        deep="examine every claim at every case, and each case at 20 random sizes",
+    )
     verify.add_argument("--claims", type=claims, metavar="V1,V2", help=f"examine these alone, of {', '.join(CLAIMS)}")
     verify.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of all random numbers (default 0)")
     verify.add_argument(
@@ -44,13 +53,7 @@ def add(command: Command) -> None:
         metavar="S",
         help="seconds that a claim may take (default 120)",
     )
-    verify.add_argument(
-        "--jobs",
-        type=seed,
-        default=min(2, os.cpu_count() or 1),
-        metavar="N",
-        help="rules examined at a time, in processes of their own (default 2); 0 for this process, as for a debugger",
-    )
+    add_jobs(verify)
 
 
 def earlier(path: str) -> Run:

@@ -134,7 +134,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Returns name, ok, seconds and findings as JSON has them: a ratio that is not finite becomes a string."""
         findings = [asdict(f) for f in self.findings]
-        return _finite({"name": self.name, "ok": self.ok, "seconds": self.seconds, "findings": findings})
+        return as_json({"name": self.name, "ok": self.ok, "seconds": self.seconds, "findings": findings})
 
     def to_json(self) -> str:
         """Returns `to_dict` as JSON."""
@@ -150,11 +150,12 @@ class Report:
         return "\n".join(rows)
 
 
-def _finite(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """Returns a tree of dicts and lists with each number that JSON has not, as an infinity, made text."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: as_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [as_json(v) for v in value]
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
