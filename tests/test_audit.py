@@ -276,11 +276,11 @@ def test_reports_are_text_of_80_columns_json_and_markdown():
 
 def test_bad_options_are_refused():
     with pytest.raises(TypeError, match="fn must be callable"):
-        audit(3)  # type: ignore[arg-type]
+        audit(3)  # type: ignore[arg-type]  # what is tested
     with watching() as watch:
         pass
     with pytest.raises(ValueError, match="effort must be one of quick, standard, deep, got 'hard'"):
-        examined(watch, effort="hard")  # type: ignore[arg-type]
+        examined(watch, effort="hard")  # type: ignore[arg-type]  # what is tested
     with pytest.raises(ValueError, match="seconds must be positive"):
         examined(watch, seconds=0)
 

@@ -129,7 +129,7 @@ def _restricted(subject: Subject, perturbed: tuple[bool, ...], outputs: set[int]
     names = parameters(subject.fn, len(subject.args))
     kind = inspect.Parameter.POSITIONAL_ONLY
     if all(map(str.isidentifier, names)) and len(set(names)) == len(names):
-        fn.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in names])  # type: ignore[attr-defined]
+        vars(fn)["__signature__"] = inspect.Signature([inspect.Parameter(n, kind) for n in names])
     return _Call(fn, fixed, seed=subject.seed)
 
 

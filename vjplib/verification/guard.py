@@ -107,7 +107,7 @@ def watched(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) 
     lengths = {key: {name: _length(value) for name, value in space.items()} for key, space in variables.items()}
     numpy_state, python_state = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
     environment, options, folder = dict(os.environ), settings(), os.getcwd()
-    stdout, sys.stdout = sys.stdout, heard  # type: ignore[assignment]
+    stdout, sys.stdout = sys.stdout, heard  # type: ignore[assignment]  # it passes the rest on
     try:
         yield
     finally:

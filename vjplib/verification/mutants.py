@@ -563,7 +563,7 @@ def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
             return fn(*args, **kwargs), seen
 
     with suppress(TypeError, ValueError):  # built-in functions may have none
-        call.__signature__ = inspect.signature(fn)  # type: ignore[attr-defined]
+        vars(call)["__signature__"] = inspect.signature(fn)
     call.__name__ = getattr(fn, "__name__", type(fn).__name__)
     return call
 
@@ -644,13 +644,13 @@ class Mutant(Subject):
         )
 
     @property
-    def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:  # type: ignore[override]
+    def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:  # type: ignore[override]  # a cached property there
         """The base's truths."""
         assert self.base is not None
         return self.base.truths
 
     @property
-    def undifferentiable(self) -> str | None:  # type: ignore[override]
+    def undifferentiable(self) -> str | None:  # type: ignore[override]  # the same
         """Why JAX cannot differentiate the base's oracle, or None."""
         assert self.base is not None
         return self.base.undifferentiable
