@@ -76,7 +76,10 @@ def pytest_runtest_makereport(
     if verification is not None and call.excinfo is not None and report.failed:
         told = isinstance(call.excinfo.value, verification.NotVerifiedError)
         if told and not item.config.getoption("fulltrace", False):
-            report.longrepr = call.excinfo.getrepr(style="value")
+            shown = call.excinfo.getrepr(style="value")
+            if shown.reprcrash is not None:  # what the summary says: all of it where a server runs the tests
+                shown.reprcrash.message = shown.reprcrash.message.partition("\n")[0]
+            report.longrepr = shown
     return report
 
 
