@@ -94,6 +94,10 @@ RIGHT = {
     "linear": (vjplib.linear, (X, W, B)),
     "softmax": (softmax_by_rows(), (X,)),
     "conv1d, mapped": (vjplib.conv1d, (normal(11), normal(3))),
+    "groups of the batch, mapped": (
+        jax.vmap(lambda x, k: vjplib.conv_general_dilated(x, k, (1,), "VALID", batch_group_count=2), (0, None)),
+        (normal(11, 4, 3, 7), normal(6, 3, 2)),
+    ),
     "a loss that is a mean": (lambda x, W: jnp.mean((x @ W.T) ** 2), (X, W)),
     "square matrices": (lambda x, W: jnp.tanh(x @ W.T), (normal(5, 5), normal(5, 5))),
 }

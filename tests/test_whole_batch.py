@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import vjplib
 from vjplib.compat import programs
 from vjplib.convolution.whole_batch import whole_batch
 
@@ -116,14 +117,37 @@ def test_the_batch_is_found_in_every_layout(layout, rng):
     assert seen[-1] == tuple(10 if n == "N" else sizes[n] for n in names[0])
 
 
-def test_groups_of_the_batch_are_left_alone(rng):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_groups_of_the_batch_become_groups_of_channels(layout, rng):
     seen = []
 
     @whole_batch
-    def convolve(lhs, rhs, batch_group_count):
-        seen.append(lhs.shape)
-        return lax.conv_general_dilated(lhs, rhs, (1,), "SAME", batch_group_count=batch_group_count)
+    def convolve(lhs, rhs, **kwargs):
+        seen.append((lhs.shape, kwargs["feature_group_count"], kwargs["batch_group_count"]))
+        return lax.conv_general_dilated(lhs, rhs, (1,), "SAME", **kwargs)
 
-    x, k = jnp.ones((5, 2, 3, 8)), jnp.ones((4, 3, 3))
-    assert jax.vmap(lambda x: convolve(x, k, batch_group_count=2))(x).shape == (5, 1, 4, 8)
-    assert seen == [(2, 3, 8)]
+    names = layout or ("NCW", "OIW", "NCW")
+    sizes = {"N": 6, "C": 3, "W": 8, "I": 3, "O": 4}
+    x = jnp.asarray(rng.standard_normal((5, *(sizes[n] for n in names[0]))), jnp.float32)
+    k = jnp.asarray(rng.standard_normal([sizes[n] if n != "W" else 3 for n in names[1]]), jnp.float32)
+    y = jax.vmap(lambda x: convolve(x, k, dimension_numbers=layout, batch_group_count=2, feature_group_count=1))(x)
+    expected = [lax.conv_general_dilated(r, k, (1,), "SAME", dimension_numbers=layout, batch_group_count=2) for r in x]
+    np.testing.assert_allclose(y, jnp.stack(expected), rtol=1e-5, atol=1e-5)
+    assert seen[-1] == (tuple({"N": 15, "C": 6, "W": 8}[n] for n in names[0]), 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "features", "counts"),
+    [(5, 4, (2, 1)), (6, 3, (2, 1)), (6, 4, (0, 1)), (6, 4, (-2, 1)), (6, 4, (2, 3))],
+)
+def test_groups_that_do_not_fit_are_refused_under_a_map_as_without(batch, features, counts):
+    def convolve(x):
+        groups = {"batch_group_count": counts[0], "feature_group_count": counts[1]}
+        return vjplib.conv_general_dilated(x, jnp.ones((features, 3, 3)), (1,), "SAME", **groups)
+
+    x = jnp.ones((4, batch, 3, 8))
+    with pytest.raises(ValueError, match="group_count") as alone:
+        convolve(x[0])
+    with pytest.raises(ValueError, match="group_count") as mapped:
+        jax.vmap(convolve)(x)
+    assert str(mapped.value) == str(alone.value)

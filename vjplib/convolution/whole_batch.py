@@ -2,7 +2,8 @@
 
 JAX maps a custom_vjp by mapping its backward: each row gets a kernel cotangent of its own, and only then are they
 added. A convolution adds over its batch as it goes. So the mapped axis becomes part of the batch, as it does when JAX
-maps its own convolution, which it can only where the two are told apart before the rule is called.
+maps its own convolution, which it can only where the two are told apart before the rule is called. Groups of the batch
+become groups of channels first: a batch in which each group has rows of its own cannot be shared out among devices.
 """
 
 import functools
@@ -37,9 +38,16 @@ def whole_batch(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     @functools.wraps(convolve)
     def call(lhs: jax.Array, rhs: jax.Array, **arguments: Any) -> jax.Array:
-        if arguments.get("batch_group_count", 1) != 1 or not mapped(lhs) or mapped(rhs):
+        if not mapped(lhs) or mapped(rhs):
             return convolve(lhs, rhs, **arguments)
         dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, arguments.get("dimension_numbers"))
+        groups = arguments.get("batch_group_count", 1)
+        if groups != 1:
+            batch, features = lhs.shape[dimensions.lhs_spec[0]], rhs.shape[dimensions.rhs_spec[0]]
+            if groups < 1 or batch % groups or features % groups or arguments.get("feature_group_count", 1) != 1:
+                return convolve(lhs, rhs, **arguments)  # lax says what is wrong
+            arguments |= {"batch_group_count": 1, "feature_group_count": groups}
+            return call(_regrouped(lhs, groups, *dimensions.lhs_spec[:2]), rhs, **arguments)
 
         @jax.custom_batching.custom_vmap
         def row(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -55,6 +63,13 @@ def whole_batch(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         return row(lhs, rhs)
 
     return call
+
+
+def _regrouped(x: jax.Array, groups: int, batch: int, channels: int) -> jax.Array:
+    """Returns x with the groups of its batch axis made the slower part of its axis of channels."""
+    x = x.reshape(*x.shape[:batch], groups, x.shape[batch] // groups, *x.shape[batch + 1 :])
+    x = jnp.moveaxis(x, batch, channels)
+    return x.reshape(*x.shape[:channels], groups * x.shape[channels + 1], *x.shape[channels + 2 :])
 
 
 def _merged(x: jax.Array, axis: int) -> jax.Array:
