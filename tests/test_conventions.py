@@ -226,6 +226,17 @@ def test_no_rule_leans_on_implicit_promotion(rng):
         assert jnp.isfinite(jax.grad(lambda x: vjplib.softmax(x, where=x > 0).sum())(logits)).all()
 
 
+def test_no_rule_leans_on_ranks_being_raised(rng):
+    """Where what users would call is not refused either: products of arrays of two ranks are."""
+    with jax.numpy_rank_promotion("raise"):
+        for rule in rules():
+            for case in rule.cases if rule.name not in ("multiply", "quadratic") else ():
+                call = case.call(rng)
+                floats = [i for i, a in enumerate(call.args) if np.issubdtype(a.dtype, np.floating)]
+                f = lambda *a, r=rule, c=call: r.fn(*a, **c.kwargs).sum()  # noqa: E731
+                jax.eval_shape(jax.grad(f, floats), *call.args)
+
+
 def test_forward_mode_is_refused_by_jax():
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(vjplib.tanh, (jnp.ones(2),), (jnp.ones(2),))

@@ -112,6 +112,7 @@ def test_the_schema_refuses_what_is_amiss(run):
         ('{"reports": [], "schema": 99}', "must be by schema 1, has schema 99"),
         ('{"reports": [], "schema": 1, "environment": {}, "effort": "quick", "claims": null}', "lacks 'seed'"),
         ('{"reports": [3], "schema": 1, "environment": {}, "effort": "quick", "seed": 0}', "must be by schema 1: "),
+        ("[" * 100_000, "must be JSON"),
     ],
 )
 def test_a_file_that_is_none_is_told_what_it_lacks(tmp_path, content, message):
@@ -125,6 +126,16 @@ def test_a_claim_that_does_not_exist_is_refused(run):
     content = run.to_dict()
     content["reports"][0]["findings"][0]["claim"] = "V99"
     with pytest.raises(ValueError, match=r"claims must be among V1, .* got 'V99'"):
+        Run.from_dict(content)
+    with pytest.raises(ValueError, match=r"claims must be among V1, .* got \['V1'\]"):
+        Run.from_dict(run.to_dict() | {"claims": [["V1"]]})
+
+
+@pytest.mark.parametrize("key", ["message", "argument", "case", "trap", "counterexample"])
+def test_what_is_no_text_where_there_must_be_some_is_refused(run, key):
+    content = run.to_dict()
+    content["reports"][0]["findings"][0][key] = ["a", {}]
+    with pytest.raises(ValueError, match=f"must be by schema 1: {key} must be a string, got "):
         Run.from_dict(content)
 
 

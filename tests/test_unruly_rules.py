@@ -192,6 +192,24 @@ def test_contexts_of_the_caller_hold_in_the_checks():
     assert seen == {True}
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: jax.transfer_guard("disallow_explicit"),
+        jax.checking_leaks,
+        lambda: jax.debug_nans(True),
+        lambda: jax.numpy_rank_promotion("raise"),
+        lambda: jax.numpy_dtype_promotion("strict"),
+        lambda: jax.enable_x64(True),
+        lambda: np.errstate(all="raise"),
+    ],
+)
+def test_settings_of_the_caller_fail_no_right_rule(setting):
+    with setting():
+        report = vjplib.verify(vjplib.softmax, (X[0].reshape(1, 7),))
+    assert report.ok, report
+
+
 def test_an_array_larger_than_memory_is_a_finding_and_nothing_is_computed():
     def whole_jacobian(x, g):
         return (g @ jnp.diag(jnp.cos(x)),)

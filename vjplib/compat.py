@@ -104,6 +104,11 @@ def x64() -> Any:
     return jax.enable_x64(True)
 
 
+def leaks_unchecked() -> Any:
+    """Returns a context in which JAX does not look for tracers that outlive their trace."""
+    return config.check_tracer_leaks(False)
+
+
 @cache
 def hasty_options() -> dict[str, Any] | None:
     """Returns options of `jax.jit` by which the CPU's compiler takes the least time, None where it takes none of them.

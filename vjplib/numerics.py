@@ -52,6 +52,16 @@ def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
+def along_last(a: jax.Array, ndim: int) -> jax.Array:
+    """Returns a with as many leading axes of size 1 as give it a rank: JAX may be told to add none by itself.
+
+    Example:
+        >>> along_last(jnp.ones(3), 2).shape
+        (1, 3)
+    """
+    return jnp.expand_dims(a, range(ndim - a.ndim))
+
+
 def axes_of(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     """Returns the axes named by axis, as sorted non-negative numbers.
 

@@ -12,6 +12,7 @@ from jax import lax
 from vjplib.convolution.places import every, padded, total
 from vjplib.convolution.problem import Problem
 from vjplib.convolution.xla import conv_general_dilated
+from vjplib.numerics import along_last
 
 Array = jax.Array
 
@@ -178,7 +179,7 @@ def taps(problem: Problem, x: Array, k: Array) -> Array:
 def multiples(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y where x has one channel, a sum of multiples of it, as each tap meets it: one pass over y."""
     x = _whole(problem, x)
-    parts = (_met(problem, x, tap) * k[tap] for tap in problem.every_tap)
+    parts = (_met(problem, x, tap) * along_last(k[tap], x.ndim) for tap in problem.every_tap)
     return total(parts, (problem.batch, *problem.out, problem.features), x.dtype)
 
 

@@ -12,6 +12,7 @@ from jax import lax
 
 from vjplib.convolution.places import every, padded, total
 from vjplib.convolution.problem import Problem, valid
+from vjplib.numerics import along_last
 
 Array = jax.Array
 Block = Callable[[int, int, int], Array]
@@ -61,14 +62,15 @@ def _own_pads(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
         ranges = valid(problem, tap)
         if all(i0 < i1 for i0, i1, _ in ranges):
             piece = every(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
-            yield padded(piece, [(i0, m - i1) for (i0, i1, _), m in zip(ranges, problem.out, strict=True)]) * k[tap]
+            piece = padded(piece, [(i0, m - i1) for (i0, i1, _), m in zip(ranges, problem.out, strict=True)])
+            yield piece * along_last(k[tap], x.ndim)
 
 
 def _shared_pad(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
     whole = padded(x, zip(problem.low, problem.high, strict=True))
     for tap in problem.every_tap:
         steps = zip(problem.rhs_dilation, tap, problem.out, problem.strides, strict=True)
-        yield every(whole, [(r * j, m, s) for r, j, m, s in steps]) * k[tap]
+        yield every(whole, [(r * j, m, s) for r, j, m, s in steps]) * along_last(k[tap], x.ndim)
 
 
 # With s = 1 an output i = q d + f, of phase f, meets the taps j with d l = q d + f + r j - p, that is with
@@ -91,7 +93,7 @@ def phases(problem: Problem, x: Array, k: Array) -> Array:
             numbers = jnp.stack([none if None in tap else k[tap] for tap in fed])
             shifted = every(whole, [(p + t, q, 1) for p, t, q in zip(low, shifts, quotients, strict=True)])
             yield shifted.reshape(problem.batch, *_paired(quotients, 1), problem.features) * numbers.reshape(
-                *_paired([1] * problem.ndim, *d), problem.features
+                1, *_paired([1] * problem.ndim, *d), problem.features
             )
 
     y = total(parts(), (problem.batch, *_paired(quotients, *d), problem.features), x.dtype)

@@ -13,6 +13,7 @@ from vjplib.compat import separate_call
 from vjplib.convolution import depthwise
 from vjplib.convolution.places import every, padded
 from vjplib.convolution.problem import Problem
+from vjplib.numerics import along_last
 
 Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]
@@ -191,8 +192,9 @@ def _parts(problem: Problem, groups: int) -> Iterator[tuple[Problem, slice, slic
 
 def _between_groups(problem: Problem, k: Array) -> Array:
     """Returns k, (*kernel, depth, features), as (*kernel, channels, features) with zeros between groups."""
-    same = jnp.arange(problem.groups)[:, None, None] == jnp.arange(problem.features) // problem.width
-    return jnp.where(same, k[..., None, :, :], 0).reshape(*problem.kernel, problem.channels, problem.features)
+    same = jnp.arange(problem.groups)[:, None, None] == jnp.arange(problem.features)[None, None, :] // problem.width
+    k = jnp.where(along_last(same, k.ndim + 1), k[..., None, :, :], 0)
+    return k.reshape(*problem.kernel, problem.channels, problem.features)
 
 
 def _within_groups(problem: Problem, dk: Array) -> Array:

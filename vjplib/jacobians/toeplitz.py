@@ -54,7 +54,7 @@ class BandedToeplitz(Jacobian):
     def dense(self) -> Float[Array, "n n"]:
         """J as a matrix."""
         (m, n), k = self.shape, self.kernel.size
-        place = jnp.arange(n) - jnp.arange(m)[:, None] + (k - 1) // 2
+        place = jnp.arange(n)[None, :] - jnp.arange(m)[:, None] + (k - 1) // 2
         return jnp.where((place >= 0) & (place < k), self.kernel[jnp.clip(place, 0, k - 1)], 0)
 
 

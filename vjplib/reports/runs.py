@@ -61,34 +61,44 @@ class Run:
             raise ValueError(f"must be by schema {SCHEMA}, has {found}; write it anew with `vjplib verify --json`")
         try:
             reports = tuple(map(_report, content["reports"]))
-            claims = None if content["claims"] is None else tuple(content["claims"])
+            claims = None if content["claims"] is None else tuple(map(_claim, content["claims"]))
             return cls(reports, dict(content["environment"]), str(content["effort"]), int(content["seed"]), claims)
         except KeyError as error:
             raise ValueError(f"must be by schema {SCHEMA}, lacks {error}") from error
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"must be by schema {SCHEMA}: {error}") from error
 
 
+def _claim(name: Any) -> str:
+    if not isinstance(name, str) or name not in CLAIMS:
+        raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {name!r:.60}")
+    return name
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    if not isinstance(content[key], str):
+        raise TypeError(f"{key} must be a string, got {content[key]!r:.60}")
+    return content[key]
+
+
 def _report(content: Mapping[str, Any]) -> Report:
-    return Report(str(content["name"]), tuple(map(_finding, content["findings"])), float(content["seconds"]))
+    return Report(_text(content, "name"), tuple(map(_finding, content["findings"])), float(content["seconds"]))
 
 
 def _finding(content: Mapping[str, Any]) -> Finding:
-    if content["claim"] not in CLAIMS:
-        raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {content['claim']!r}")
     if content["level"] not in get_args(Level):
-        raise ValueError(f"levels must be among {', '.join(get_args(Level))}, got {content['level']!r}")
+        raise ValueError(f"levels must be among {', '.join(get_args(Level))}, got {content['level']!r:.60}")
     ratio, index = content["ratio"], content["index"]
     return Finding(
-        content["claim"],
+        _claim(content["claim"]),
         content["level"],
-        content["message"],
-        content["argument"],
+        _text(content, "message"),
+        _text(content, "argument"),
         None if ratio is None else float(ratio),  # what is not finite is written as a string
         None if index is None else tuple(index),
-        content["case"],
-        content["trap"],
-        content["counterexample"],
+        _text(content, "case"),
+        _text(content, "trap"),
+        _text(content, "counterexample"),
         dict(content["data"]),
     )
 
@@ -119,6 +129,8 @@ def read(path: str | Path) -> Run:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON, and of UTF-8
         raise ValueError(f"{path} must be JSON: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path} must be JSON as `vjplib verify --json` writes it, is nested too deep") from None
     try:
         return Run.from_dict(content)
     except ValueError as error:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
 from vjplib.jacobians import BandedToeplitz, Dense
-from vjplib.numerics import as_form, cotangent_of, floating, form, wide, wide_dtype
+from vjplib.numerics import along_last, as_form, cotangent_of, floating, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule, Scaling
 
 
@@ -60,14 +60,14 @@ def reference(x, h, b=None, stride=1):
     positions = x.shape[-1 if h.ndim == 1 else -2]
     k, (low, high) = h.shape[0], lax.padtype_to_pads((positions,), h.shape[:1], (stride,), "SAME")[0]
     rows = jnp.arange(-(-positions // stride)) * stride
-    windows = rows[:, None] + jnp.arange(k)
+    windows = rows[:, None] + jnp.arange(k)[None, :]
     if h.ndim == 1:
         padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(low, high)])
         y = jnp.einsum("...mk,k->...m", padded[..., windows], h)
     else:
         padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(low, high), (0, 0)])
         y = jnp.einsum("...mki,kio->...mo", padded[..., windows, :], h)
-    return y if b is None else y + b
+    return y if b is None else y + jnp.broadcast_to(b, y.shape)
 
 
 def jacobian(x, h, b=None):
@@ -93,7 +93,7 @@ def fwd(x, h, b, stride):
     else:
         y = _convolve(_blocks(wide_x, h), _kernel(wide_h), stride)
         y = y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
-    y = y if b is None else y + wide(b)
+    y = y if b is None else y + along_last(wide(b), y.ndim)
     return y.astype(jnp.result_type(*given)), (x, h, None if b is None else form(b))
 
 

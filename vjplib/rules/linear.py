@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import as_form, cotangent_of, floating, form, wide, wide_dtype
+from vjplib.numerics import along_last, as_form, cotangent_of, floating, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 
 
@@ -47,7 +47,7 @@ def linear(
 
 def reference(x, W, b=None):
     y = jnp.einsum("...n,mn->...m", x, W)
-    return y if b is None else y + b
+    return y if b is None else y + jnp.broadcast_to(b, y.shape)
 
 
 def jacobian(x, W, b=None):
@@ -68,7 +68,7 @@ def fwd(x, W, b):
     b = floating("b", b)
     if b.shape != W.shape[:1]:
         raise ValueError(f"b must have shape (m,) with m the rows of W, got b {b.shape} and W {W.shape}")
-    return (y + wide(b)).astype(jnp.result_type(x, W, b)), (x, W, form(b))
+    return (y + along_last(wide(b), y.ndim)).astype(jnp.result_type(x, W, b)), (x, W, form(b))
 
 
 # y_i = sum_j W_ij x_j + b_i, so dy_i/dx_j = W_ij, dy_i/dW_kj = delta_ik x_j and dy_i/db_k = delta_ik.

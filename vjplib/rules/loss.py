@@ -179,7 +179,8 @@ def reference_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1,
     shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, where=kept, initial=-jnp.inf))
     shift = jnp.where(jnp.any(kept, -1, keepdims=True), shift, 0)
     total = jnp.sum(jnp.where(kept, jnp.exp(jnp.where(kept, logits - shift, 0)), 0), -1)
-    is_label = jnp.asarray(labels, jnp.int32)[..., None] % logits.shape[-1] == jnp.arange(logits.shape[-1])
+    places = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    is_label = jnp.asarray(labels, jnp.int32)[..., None] % logits.shape[-1] == places
     loss = jnp.log(total) - jnp.sum(jnp.where(is_label, logits - shift, 0), -1)
     return jnp.where(jnp.any(kept, -1), loss, 0)
 

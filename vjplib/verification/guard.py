@@ -18,7 +18,7 @@ from typing import Any, TextIO, TypeVar
 import jax
 import numpy as np
 
-from vjplib.compat import carried, custom_vjp_of, settings
+from vjplib.compat import carried, custom_vjp_of, leaks_unchecked, settings
 from vjplib.verification.report import Finding, said
 
 T = TypeVar("T")
@@ -94,8 +94,10 @@ class _Overheard:
 def watched(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) -> Iterator[None]:
     """Appends a finding for each thing outside that the functions changed, and undoes the change where that can be.
 
-    Watched are standard output, NumPy's and Python's random numbers, the settings of JAX, the environment, and the
-    global variables of the modules that the functions are written in.
+    Inside, JAX allows transfers between host and device and looks for no leaked tracers, whatever the user has set:
+    the verifier makes such transfers and keeps such tracers itself. Watched are standard output, NumPy's and Python's
+    random numbers, the settings of JAX, the environment, and the global variables of the modules that the functions are
+    written in.
 
     Args:
         functions: those under examination.
@@ -109,7 +111,8 @@ def watched(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) 
     environment, options, folder = dict(os.environ), settings(), os.getcwd()
     stdout, sys.stdout = sys.stdout, heard  # type: ignore[assignment]  # it passes the rest on
     try:
-        yield
+        with jax.transfer_guard("allow"), leaks_unchecked():
+            yield
     finally:
         replaced, sys.stdout = sys.stdout is not heard, stdout
         if heard.first:
