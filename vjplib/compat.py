@@ -148,11 +148,13 @@ def carried(f: Callable[[], T]) -> Callable[[], T]:
 
     Example:
         >>> import threading
+        >>> found = []
         >>> with x64():
-        ...     thread = threading.Thread(target=carried(lambda: print(jax.numpy.zeros(1).dtype)))
+        ...     thread = threading.Thread(target=carried(lambda: found.append(jax.numpy.zeros(1).dtype)))
         >>> thread.start()
         >>> thread.join()
-        float64
+        >>> found
+        [dtype('float64')]
     """
     context = copy_context()
     states = [state for state in vars(config).values() if isinstance(state, config.config_ext.Config)]
