@@ -290,3 +290,22 @@ def test_the_same_seed_gives_the_same_report_in_every_process(tmp_path):
         )
         runs.append([r["findings"] for r in json.loads((tmp_path / jobs).read_text())["reports"]])
     assert runs[0] == runs[1]
+
+
+def test_claims_shared_out_among_processes_give_the_report_of_one(tmp_path, monkeypatch):
+    import json
+
+    rules = """
+RULES = tuple(rule(name, bwd) for name, bwd in (("waves", lambda x, g: (1.001 * g * jnp.cos(x),)),))
+"""
+    (tmp_path / "wrongwaves.py").write_text(MODULE.partition("RULES =")[0] + rules)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    runs = []
+    for jobs in ("1", "3"):
+        assert main(["verify", "wrongwaves", "--quick", "--jobs", jobs, "--json", jobs]) == 1
+        (report,) = json.loads((tmp_path / jobs).read_text())["reports"]
+        runs.append(report["findings"])
+    assert runs[0] == runs[1]
+    assert {"V2", "V3", "V4", "V12"} <= {f["claim"] for f in runs[0]}
+    sys.modules.pop("wrongwaves")

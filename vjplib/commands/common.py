@@ -48,14 +48,14 @@ def add_effort(parser: argparse.ArgumentParser, quick: str, deep: str) -> Any:
     return effort
 
 
-def add_jobs(parser: argparse.ArgumentParser) -> None:
-    """Adds --jobs, how many processes are at work at a time."""
+def add_jobs(parser: argparse.ArgumentParser, each: str = "a rule in each") -> None:
+    """Adds --jobs, how many processes are at work at a time; each says what one of them works on."""
     parser.add_argument(
         "--jobs",
         type=seed,
         default=min(2, os.cpu_count() or 1),
         metavar="N",
-        help="processes at work at a time, a rule in each (default 2); 0 for this one alone, as for a debugger",
+        help=f"processes at work at a time, {each} (default 2); 0 for this one alone, as for a debugger",
     )
 
 

@@ -3,6 +3,7 @@
 import argparse
 import math
 from dataclasses import replace
+from itertools import chain, count
 from operator import attrgetter
 from typing import Any
 
@@ -25,6 +26,7 @@ from vjplib.reports import Run, changes, read, write_html, write_json, write_jun
 from vjplib.verification import CLAIMS
 from vjplib.verification.guard import TIME_LIMIT
 from vjplib.verification.report import Report
+from vjplib.verification.run import CHECKS
 
 
 def add(command: Command) -> None:
@@ -53,7 +55,7 @@ def add(command: Command) -> None:
         metavar="S",
         help="seconds that a claim may take (default 120)",
     )
-    add_jobs(verify)
+    add_jobs(verify, "a rule in each, or some claims of one if there are fewer rules")
 
 
 def earlier(path: str) -> Run:
@@ -115,8 +117,11 @@ def _reports(parsed: argparse.Namespace, effort: str, console: Console) -> list[
         "time_limit": parsed.time_limit,
     }
     if parsed.jobs:
-        running = workers.reports(tasks, options, parsed.jobs)
-        ended = dict(progress(running, console, lambda pair: pair[1].name, len(tasks)))
-        return [ended[i] for i in range(len(tasks))]
+        claims = [c for c in CLAIMS if c in (CHECKS[effort] if parsed.claims is None else parsed.claims)]
+        parts = [workers.shared_out(task, effort, claims, parsed.jobs // max(1, len(tasks))) for task in tasks]
+        running = workers.reports(list(chain.from_iterable(parts)), options, parsed.jobs)
+        ended = dict(progress(running, console, lambda pair: pair[1].name, sum(map(len, parts))))
+        numbers = count()
+        return [workers.joined([ended[next(numbers)] for _ in part]) for part in parts]
     options["time_limit"] = math.inf
     return [workers.examined(task, options) for task in progress(tasks, console, attrgetter("name"))]

@@ -176,7 +176,8 @@ def _figures(findings: Sequence[Finding]) -> Iterator[str]:
         yield f"<figure>{figure}<figcaption>error against float64, by size: {key} {_e(case)}</figcaption></figure>"
     for f in findings:
         if "sizes" in f.data:
-            key = '<span class="ours">rule</span> <span class="theirs">autodiff of the reference</span>'
+            key = '<span class="ours">rule</span>'
+            key += ' <span class="theirs">autodiff of the reference</span>' if "autodiff" in f.data else ""
             yield f"<figure>{plots.growth(f.data)}<figcaption>{key}</figcaption></figure>"
         if "remainder" in f.data and (figure := plots.taylor(f.data, f"remainder by step, {f.argument}")):
             key = '<span class="ours">measured</span> <span class="theirs">as its square</span>'

@@ -2,12 +2,13 @@
 
 Each dimension is enlarged alone. The program of forward and backward is traced at two large sizes, one twice the other,
 without computing: the base-2 logarithm of the ratio of its largest arrays, and of its multiplications and additions, is
-the exponent. The same is done for autodiff of the reference, which the rule must not exceed.
+the exponent. The same is done for autodiff of the reference, which the rule must not exceed where it grows faster than
+in proportion.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -112,7 +113,8 @@ def check(subject: Subject, compiled: bool = True) -> Iterator[Finding]:
 
     Args:
         subject: what to examine; its `resize` says how sizes change.
-        compiled: whether to compile at two sizes too, and measure the temporary bytes.
+        compiled: whether to compile at larger sizes too, and measure the temporary bytes; and to trace autodiff where
+            the rule grows in proportion at most, so that both are drawn.
     """
     if subject.resize is None or not subject.sizes:
         yield Finding("V8", "note", "the call has no dimension to enlarge", case=subject.case)
@@ -125,15 +127,17 @@ def _dimension(subject: Subject, dimension: str, size: int, compiled: bool) -> F
     sizes = (FACTOR * size, 2 * FACTOR * size)
     try:
         ours = [cost(_trace(subject, dimension, n, lambda s: s.call)) for n in sizes]
-        theirs = [cost(_trace(subject, dimension, n, lambda s: s.oracle)) for n in sizes]
+        memory, time = (_exponent(ours, part) for part in ("largest", "operations"))
+        proportional = max(memory, time) <= 1 + EXCESS
+        wanted = () if proportional and not compiled else sizes
+        theirs = [cost(_trace(subject, dimension, n, lambda s: s.oracle)) for n in wanted]
     except Exception as refusal:  # functions have their own words for sizes that they do not take
         message = f"{dimension} cannot be enlarged alone: {said(refusal)}"
         return Finding("V8", "skipped", message, case=subject.case)
     if not all(c.decided for c in ours):
         message = f"in {dimension}: a while loop of unknown length, growth undecided"
         return Finding("V8", "skipped", message, case=subject.case)
-    memory, time = (_exponent(ours, part) for part in ("largest", "operations"))
-    allowed = [max(1.0, _exponent(theirs, part)) + EXCESS for part in ("largest", "operations")]
+    allowed = [max(1.0, _exponent(theirs, part) if theirs else 0.0) + EXCESS for part in ("largest", "operations")]
     message = f"in {dimension}: largest array grows with exponent {memory:.2f}, operations {time:.2f}"
     failed = memory > allowed[0] or time > allowed[1]
     by_time = failed and memory <= allowed[0]
@@ -143,32 +147,36 @@ def _dimension(subject: Subject, dimension: str, size: int, compiled: bool) -> F
         failed = temporary > allowed[0]
     if failed:
         message += f"; autodiff of the reference: {allowed[0] - EXCESS:.2f} and {allowed[1] - EXCESS:.2f}"
-    known = dict(zip(sizes, zip(ours, theirs, strict=True), strict=True))
-    data = _drawn(subject, dimension, known, size if compiled else None)
+    data = _drawn(subject, dimension, sizes, ours, theirs, size if compiled else None)
     if not failed:
         return Finding("V8", "pass", message, case=subject.case, data=data)
     trap = "quadratic-time" if by_time else "n-by-n"
     return Finding("V8", "fail", message, case=subject.case, trap=trap, data=data)
 
 
-def _drawn(subject: Subject, dimension: str, costs: dict[int, tuple[Cost, Cost]], size: int | None) -> dict[str, Any]:
+def _drawn(
+    subject: Subject, dimension: str, sizes: Sequence[int], ours: list[Cost], theirs: list[Cost], size: int | None
+) -> dict[str, Any]:
     """Returns what is drawn of growth: sizes, and the costs of the rule and of autodiff at each.
 
     Args:
         subject: what is examined.
         dimension: the dimension that grows.
-        costs: those known already, the rule's and autodiff's, by size.
+        sizes: those traced.
+        ours: the rule's costs.
+        theirs: autodiff's, none if it was not traced.
         size: the dimension's size in the call, to trace at it too; None to trace no more.
     """
-    if size is not None:
-        ours, theirs = (_trace(subject, dimension, size, chosen) for chosen in (lambda s: s.call, lambda s: s.oracle))
-        costs[size] = (cost(ours), cost(theirs))
-    sizes = sorted(costs)
+    if size is not None and size not in sizes:
+        sizes = (size, *sizes)
+        ours = [cost(_trace(subject, dimension, size, lambda s: s.call)), *ours]
+        theirs = [cost(_trace(subject, dimension, size, lambda s: s.oracle)), *theirs]
 
-    def parts(whose: int) -> dict[str, list[int]]:
-        return {part: [getattr(costs[n][whose], part) for n in sizes] for part in ("largest", "operations")}
+    def parts(costs: list[Cost]) -> dict[str, list[int]]:
+        return {part: [getattr(c, part) for c in costs] for part in ("largest", "operations")}
 
-    return {"dimension": dimension, "sizes": sizes, "rule": parts(0), "autodiff": parts(1)}
+    drawn = {"dimension": dimension, "sizes": list(sizes), "rule": parts(ours)}
+    return drawn | ({"autodiff": parts(theirs)} if theirs else {})
 
 
 def _exponent(costs: list[Cost], part: str) -> float:

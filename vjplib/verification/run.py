@@ -111,8 +111,9 @@ def verify(
         reference: the same function, written so that JAX may differentiate it. None for what fn itself computes, the
             custom rules inside it stripped.
         effort: "quick" leaves out half precision that the call does not have itself, several devices (V6), power (V13),
-            forward over reverse but for its tracing, runs without jit, compiling at larger sizes, and other sizes of
-            the axes: "standard" makes each one and one more, "deep" some others too.
+            forward over reverse but for its tracing, checkpoint with all saved, runs without jit, compiling at larger
+            sizes, autodiff's growth where the rule's is in proportion, and other sizes of the axes: "standard" makes
+            each one and one more, "deep" some others too.
         claims: which to examine, as in `("V1", "V2")`; None for all that the effort includes.
         order_two: whether second derivatives are offered; False verifies that they are refused.
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.

@@ -28,7 +28,7 @@ def check(subject: Subject, eager: bool = True) -> Iterator[Finding]:
     Args:
         subject: what to examine.
         eager: whether to run without jit too, on device arrays and on NumPy arrays; slow to start, each operation being
-            compiled alone.
+            compiled alone. If so, checkpoint with all saved is tried too.
     """
     with x64():
         leaves = subject.leaves(np.float64)
@@ -41,7 +41,7 @@ def check(subject: Subject, eager: bool = True) -> Iterator[Finding]:
             yield _report(subject, "NumPy arguments, not jitted", lambda: pull(*host[0]), truth[0])
             yield _report(subject, "not jitted", lambda: pull(*pairs[0]), truth[0])
         yield _bitwise(subject, jitted, pairs[0])
-        yield from _together(subject, dict(_variants(subject, pull, jitted, pairs, truth)))
+        yield from _together(subject, dict(_variants(subject, pull, jitted, pairs, truth, eager)))
 
 
 def _changed(leaves: Leaves, subject: Subject) -> Leaves:
@@ -54,7 +54,7 @@ def _host(tree: Any) -> Any:
 
 
 def _variants(
-    subject: Subject, pull: Pull, jitted: Pull, pairs: list[tuple[Leaves, Leaves]], truth: list[Any]
+    subject: Subject, pull: Pull, jitted: Pull, pairs: list[tuple[Leaves, Leaves]], truth: list[Any], policy: bool
 ) -> Iterator[tuple[str, tuple[Callable[[], Any], Any]]]:
     """Yields each transform by name: a traceable function of nothing, and what it must return."""
     (xs, gs), (other_xs, other_gs) = pairs
@@ -72,11 +72,11 @@ def _variants(
     yield "vmap over cotangents alone", (_lazily(jax.vmap(pull, in_axes=(None, 0)), xs, both_gs), expected)
     scanned = _lazily(lambda x, g: jax.lax.map(lambda pair: pull(*pair), (x, g)), _stack(xs, other_xs), both_gs)
     yield "scan", (scanned, _both(*truth))
-    policies = {"checkpoint": None, "checkpoint, all saved": jax.checkpoint_policies.everything_saveable}
-    if subject.complex:  # JAX saves nothing complex under a policy: its reduce_precision refuses them
-        del policies["checkpoint, all saved"]
-    for label, policy in policies.items():
-        again = jax.checkpoint(subject.call, policy=policy)
+    policies: dict[str, Any] = {"checkpoint": None}
+    if policy and not subject.complex:  # JAX saves nothing complex under a policy: its reduce_precision refuses them
+        policies["checkpoint, all saved"] = jax.checkpoint_policies.everything_saveable
+    for label, chosen in policies.items():
+        again = jax.checkpoint(subject.call, policy=chosen)
         yield label, (_lazily(subject.pull(again), xs, gs), truth[0])
     if count > 1:
         for i, name in enumerate(subject.names):
