@@ -325,6 +325,8 @@ def _counts(windows, shape, count_include_pad):
         return count
     for axis, (side, n) in enumerate(zip(windows, shape, strict=True)):
         inside = np.sum((side.positions(n) >= 0) & (side.positions(n) < n), axis=1)
+        if np.all(inside == inside[:1]):  # as along the batch: what is the same everywhere takes no room
+            inside = inside[:1]
         count = count // side.size * inside.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return count
 
