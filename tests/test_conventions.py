@@ -234,7 +234,8 @@ def test_no_rule_leans_on_ranks_being_raised(rng):
                 call = case.call(rng)
                 floats = [i for i, a in enumerate(call.args) if np.issubdtype(a.dtype, np.floating)]
                 f = lambda *a, r=rule, c=call: r.fn(*a, **c.kwargs).sum()  # noqa: E731
-                jax.eval_shape(jax.grad(f, floats), *call.args)
+                dxs = jax.eval_shape(jax.grad(f, floats), *call.args)
+                assert [dx.shape for dx in dxs] == [call.args[i].shape for i in floats], rule.name
 
 
 def test_forward_mode_is_refused_by_jax():
