@@ -14,7 +14,8 @@ from vjplib.__main__ import main
 from vjplib.catalog import find
 from vjplib.rule import Case, Edge, Input, Rule, mask
 from vjplib.verification import linearity, order_two, value
-from vjplib.verification.mutants import Mutation, mutant, mutate, mutations
+from vjplib.verification.faults import Mutation
+from vjplib.verification.mutants import mutant, mutate, mutations
 from vjplib.verification.subject import Subject
 
 X, SQUARE, ROW = normal(3, 5), normal(3, 3), normal(5)

@@ -30,8 +30,9 @@ from vjplib.catalog import find, rules
 from vjplib.compat import x64
 from vjplib.rule import Edge, Rule
 from vjplib.verification import accuracy, contract, edges, linearity, order_two, transforms, value
+from vjplib.verification.faults import Mutation
 from vjplib.verification.measure import size_of
-from vjplib.verification.mutants import Mutant, Mutation, mutate, mutations
+from vjplib.verification.mutants import Mutant, mutate, mutations
 from vjplib.verification.report import Finding, said
 from vjplib.verification.run import at_case
 from vjplib.verification.subject import Leaves, Subject

@@ -1,0 +1,310 @@
+"""Faults: what is done wrong at one equation of a backward, and which of it makes sense there."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TAKEN, RETURNED = "what it is given", "what it returns"  # places of a backward that are no equation
+
+
+class Mutation(NamedTuple):
+    """One fault in a backward.
+
+    Args:
+        rule: the name of the custom_vjp.
+        primitive: of the equation; `TAKEN` or `RETURNED` for what the backward is given and returns.
+        number: which of the equations of this primitive, or which of the arrays given or returned.
+        operator: a key of `OPERATORS`.
+        detail: numbers that the operator takes.
+        where: file, line and function that the equation comes from.
+    """
+
+    rule: str
+    primitive: str
+    number: int
+    operator: str
+    detail: tuple[float, ...] = ()
+    where: str = ""
+
+    def __str__(self) -> str:
+        """Returns the operator, the equation and its place."""
+        detail = f" {', '.join(f'{d:g}' for d in self.detail)}" if self.detail else ""
+        return f"{self.operator}{detail} at {self.primitive} {self.number}{f', {self.where}' if self.where else ''}"
+
+
+class Site(NamedTuple):
+    """An equation, or an array given or returned, as an operator gets it.
+
+    Args:
+        name: the primitive, or what stands for it.
+        values: the inputs.
+        inputs: shape and dtype of each input.
+        literal: of each input, whether it is written in the program as a number.
+        params: the equation's parameters.
+        outputs: shape and dtype of each output.
+        bind: takes inputs and parameters to change; returns the outputs.
+    """
+
+    name: str
+    values: Sequence[Any]
+    inputs: Sequence[Any]
+    literal: Sequence[bool]
+    params: dict[str, Any]
+    outputs: Sequence[Any]
+    bind: Callable[..., Sequence[Any]]
+
+
+# ------------------------------------------------------------------------------------------------------------ operators
+
+ASYMMETRIC = {"sub", "div", "pow", "atan2", "rem", "select_n", "dot_general", "conv_general_dilated", "nextafter"}
+ARITHMETIC = {"add", "add_any", "sub", "mul", "div", "max", "min", "pow", "atan2"}
+REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"}
+CUMULATIVE = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"}
+UNARY = {"exp", "exp2", "log", "log1p", "expm1", "neg", "sqrt", "rsqrt", "square", "abs", "logistic", "tanh"}
+UNARY |= {"sin", "cos", "sign", "erf", "integer_pow", "not", "rev"}
+SUMMING = {"reduce_sum", "dot_general", "conv_general_dilated", "cumsum", "reduce_window_sum", "select_and_scatter_add"}
+INDEXED = {"gather", "scatter", "scatter-add", "scatter_add", "dynamic_slice", "dynamic_update_slice"}
+_COMPARISONS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt"}
+_PADDED = ("padding_config", "padding")
+THOUSANDTH = 1e-3
+OF_CONSTANTS = {"constant off by one", "factor"}  # what is done wrong with numbers that depend on nothing
+
+
+def _floating(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _finite(x: Any) -> bool:
+    return bool(np.isfinite(np.asarray(x).astype(np.float64)))
+
+
+def _long(x: Any) -> list[int]:
+    """Returns the axes of more than one element."""
+    return [axis for axis, n in enumerate(x.shape) if n > 1]
+
+
+def _along(x: Any, axis: int, kept: Callable[[Any], Any]) -> Any:
+    index = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    return jnp.where(kept(index), x, jnp.zeros_like(x))
+
+
+def _transposed(x: Any) -> Any:
+    return jnp.reshape(jnp.swapaxes(x, *_long(x)[-2:]), x.shape)
+
+
+def with_item(items: Sequence[Any], i: int, new: Any) -> list[Any]:
+    """Returns the items, the one at a place being new."""
+    return [new if k == i else item for k, item in enumerate(items)]
+
+
+def _of_output(change: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the operator that changes output number detail[0], by the rest of the detail."""
+
+    def operate(site: Site, i: float, *detail: float) -> Sequence[Any]:
+        outputs = site.bind(site.values)
+        return with_item(outputs, int(i), change(outputs[int(i)], *detail))
+
+    return operate
+
+
+def _of_operand(change: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the operator that changes input number detail[0], by the rest of the detail."""
+
+    def operate(site: Site, i: float, *detail: float) -> Sequence[Any]:
+        x = jnp.asarray(site.values[int(i)], site.inputs[int(i)].dtype)
+        return site.bind(with_item(site.values, int(i), change(x, *detail)))
+
+    return operate
+
+
+def _coarse(x: Any) -> Any:
+    return x.astype(jnp.bfloat16).astype(x.dtype) if _floating(x) else x
+
+
+def _lower_precision(site: Site) -> Sequence[Any]:
+    lowered = [
+        jnp.asarray(x, jnp.bfloat16) if _floating(like) else x for x, like in zip(site.values, site.inputs, strict=True)
+    ]
+    if site.params.get("preferred_element_type") is not None:
+        return site.bind(lowered, preferred_element_type=jnp.dtype(jnp.bfloat16))
+    return site.bind(lowered)
+
+
+def _alone(site: Site, i: float) -> Sequence[Any]:
+    x = site.values[int(i)]
+    return [-x if site.name == "sub" and int(i) == 1 else x]
+
+
+def _swapped(site: Site, i: float, j: float) -> Sequence[Any]:
+    values = list(site.values)
+    values[int(i)], values[int(j)] = values[int(j)], values[int(i)]
+    return site.bind(values)
+
+
+def _wrong_axis(site: Site, axis: float) -> Sequence[Any]:
+    key = "axes" if "axes" in site.params else "axis" if "axis" in site.params else "dimensions"
+    axes = site.params[key]
+    moved = (*axes[:-1], int(axis)) if isinstance(axes, tuple) else int(axis)
+    (y,) = site.bind(site.values, **{key: moved})
+    return [jnp.resize(y, site.outputs[0].shape)]
+
+
+def _first_slice(site: Site) -> Sequence[Any]:
+    x = site.values[0]
+    for axis in sorted(site.params["axes"], reverse=True):
+        x = jax.lax.index_in_dim(x, 0, axis, keepdims=False)
+    return [x]
+
+
+def _mean(site: Site) -> Sequence[Any]:
+    return [site.bind(site.values)[0] / int(np.prod([site.values[0].shape[a] for a in site.params["axes"]]))]
+
+
+def _padding_moved(site: Site, axis: float) -> Sequence[Any]:
+    key = next(k for k in _PADDED if k in site.params)
+    padding = list(site.params[key])
+    low, high, *rest = padding[int(axis)]
+    padding[int(axis)] = (low + 1, high - 1, *rest)
+    return site.bind(site.values, **{key: tuple(padding)})
+
+
+def _other_branch(site: Site) -> Sequence[Any]:
+    index = site.values[0]
+    return site.bind([(index + 1) % len(site.params["branches"]), *site.values[1:]])
+
+
+def _flag(name: str) -> Callable[[Site], Sequence[Any]]:
+    return lambda site: site.bind(site.values, **{name: not site.params[name]})
+
+
+def _exponent(site: Site, by: float) -> Sequence[Any]:
+    return site.bind(site.values, y=site.params["y"] + int(by))
+
+
+def _strictness(site: Site) -> Sequence[Any]:
+    compared = {"lt": jax.lax.lt, "le": jax.lax.le, "gt": jax.lax.gt, "ge": jax.lax.ge}
+    return [compared[_COMPARISONS[site.name]](*site.values)]
+
+
+OPERATORS: dict[str, Callable[..., Sequence[Any]]] = {
+    "operands swapped": _swapped,
+    "sign": _of_output(lambda y: -y),
+    "factor": _of_output(lambda y, factor: y * jnp.asarray(factor, y.dtype)),
+    "term dropped": _alone,
+    "case dropped": lambda site, i: [jnp.broadcast_to(site.values[int(i)], site.outputs[0].shape)],
+    "function dropped": lambda site: [site.values[0]],
+    "wrong axis": _wrong_axis,
+    "sum lost": _first_slice,
+    "mean for a sum": _mean,
+    "transposed": _of_output(_transposed),
+    "operand transposed": _of_operand(_transposed),
+    "reshaped for transposed": lambda site: [jnp.reshape(site.values[0], site.outputs[0].shape)],
+    "off by one": _of_output(lambda y, by, axis: jnp.roll(y, int(by), int(axis))),
+    "operand off by one": _of_operand(lambda x, axis: jnp.roll(x, 1, int(axis))),
+    "index off by one": _of_operand(lambda x: x + jnp.ones_like(x)),
+    "padding off by one": _padding_moved,
+    "first lost": _of_output(lambda y, axis: _along(y, int(axis), lambda index: index > 0)),
+    "last lost": _of_output(lambda y, axis: _along(y, int(axis), lambda index: index < y.shape[int(axis)] - 1)),
+    "lower precision": _lower_precision,
+    "rounded to bfloat16": _of_output(_coarse),
+    "detached": _of_output(jax.lax.stop_gradient),
+    "zero": _of_output(jnp.zeros_like),
+    "predicate negated": lambda site: site.bind([~site.values[0], *site.values[1:]]),
+    "strictness": _strictness,
+    "equality negated": lambda site: [~site.bind(site.values)[0]],
+    "constant off by one": _of_operand(lambda x: x + 1),
+    "exponent off by one": _exponent,
+    "other branch": _other_branch,
+    "other direction": _flag("reverse"),
+    "window reversed": lambda site, axis: site.bind([site.values[0], jnp.flip(site.values[1], int(axis))]),
+    "order reversed": lambda site: site.bind(list(site.values)[::-1]),
+}
+
+
+def proposals(site: Site) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Yields the operators that make sense at a site, each with its detail."""
+    for i, y in enumerate(site.outputs):
+        if getattr(y, "size", 0) == 0:
+            continue
+        yield from _proposed_of_output(i, y)
+    name, values = site.name, site.inputs
+    if name in (TAKEN, RETURNED) or not all(hasattr(y, "shape") for y in site.outputs):
+        return
+    first = site.outputs[0] if site.outputs else None
+    shapes = [(x.shape, x.dtype) for x in values]
+    pairs = [(i, j) for i, j in itertools.combinations(range(len(values)), 2) if shapes[i] == shapes[j]]
+    if name in ASYMMETRIC:
+        yield from (("operands swapped", pair) for pair in pairs if name != "select_n" or 0 not in pair)
+    if name in ARITHMETIC and first is not None:
+        for i, x in enumerate(values):
+            if not site.literal[i] and x.shape == first.shape:
+                yield "term dropped", (i,)
+    if name == "select_n":
+        yield from (("case dropped", (i,)) for i in range(1, len(values)))
+        if values[0].dtype == np.bool_:
+            yield "predicate negated", ()
+    if name in UNARY and first is not None and shapes[0] == (first.shape, first.dtype):
+        yield "function dropped", ()
+    yield from _proposed_of_axes(site)
+    for i, x in enumerate(values):
+        if site.literal[i] and x.size == 1 and x.dtype != np.bool_ and _finite(site.values[i]):
+            yield "constant off by one", (i,)
+        elif len(values) > 1 or name == "slice":
+            yield from (("operand off by one", (i, axis)) for axis in _long(x))
+        if name in INDEXED and jnp.issubdtype(x.dtype, jnp.integer):
+            yield "index off by one", (i,)
+        if name in ("dot_general", "conv_general_dilated") and len(_long(x)) > 1:
+            yield "operand transposed", (i,)
+    if name in SUMMING and _floating(values[0]):
+        yield "lower precision", ()
+    if name in _COMPARISONS:
+        yield "strictness", ()
+    if name in ("eq", "ne"):
+        yield "equality negated", ()
+    if name == "integer_pow":
+        yield from (("exponent off by one", (by,)) for by in (1, -1))
+    if name == "cond" and not site.params.get("branches_platforms"):
+        yield "other branch", ()
+    if "reverse" in site.params:
+        yield "other direction", ()
+
+
+def _proposed_of_output(i: int, y: Any) -> Iterator[tuple[str, tuple[float, ...]]]:
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        yield from (("off by one", (i, by, axis)) for axis in _long(y) for by in (1, -1))
+        return
+    yield from ((operator, (i,)) for operator in ("sign", "detached", "zero", "rounded to bfloat16"))
+    yield from (("factor", (i, 1 + by)) for by in (THOUSANDTH, -THOUSANDTH))
+    if len(_long(y)) > 1:
+        yield "transposed", (i,)
+    for axis in _long(y):
+        yield from (("off by one", (i, by, axis)) for by in (1, -1))
+        yield "first lost", (i, axis)
+        yield "last lost", (i, axis)
+
+
+def _proposed_of_axes(site: Site) -> Iterator[tuple[str, tuple[float, ...]]]:
+    name, params = site.name, site.params
+    if name in REDUCTIONS and params["axes"]:
+        yield "sum lost", ()
+        if name == "reduce_sum" and _floating(site.inputs[0]):
+            yield "mean for a sum", ()
+        yield from (("wrong axis", (a,)) for a in _long(site.inputs[0]) if a not in params["axes"])
+    if name in CUMULATIVE:
+        yield from (("wrong axis", (a,)) for a in _long(site.inputs[0]) if a != params["axis"])
+    if name == "rev":
+        yield from (("wrong axis", (a,)) for a in _long(site.inputs[0]) if a not in params["dimensions"])
+    if name == "transpose" and len(_long(site.inputs[0])) > 1:
+        yield "reshaped for transposed", ()
+    for key in _PADDED:
+        if isinstance(params.get(key), (tuple, list)):
+            yield from (("padding off by one", (axis,)) for axis in range(len(params[key])))
+    if name == "conv_general_dilated":
+        spatial = params["dimension_numbers"].rhs_spec[2:]
+        yield from (("window reversed", (axis,)) for axis in spatial if site.inputs[1].shape[axis] > 1)
+    if name == "concatenate" and len(site.inputs) > 1:
+        yield "order reversed", ()
