@@ -1,6 +1,7 @@
 """Diagnose: which of the known traps a failure is due to, where the failure itself shows it; else none is named."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -10,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from vjplib.compat import CustomVJP, opened, programs, recorded_custom_vjps
+from vjplib.compat import (
+    CustomVJP,
+    custom_vjp_of,
+    opened,
+    programs,
+    recorded_custom_vjps,
+    replaced_custom_vjp_calls,
+    traced_afresh,
+)
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap
 from vjplib.verification.subject import Answers, Leaves, Subject
 
@@ -23,6 +32,7 @@ UNTRACEABLE = (
 COARSE = 0.05  # what half precision may err, relative
 SHORTEST = 5  # axis of which an edge is told from the rest
 DEPTH = 4
+_tokens = itertools.count()
 
 
 def rules_called(subject: Subject) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
@@ -130,6 +140,39 @@ def _reached(value: Any, depth: int) -> Iterator[Any]:
 def optimizes_remat(subject: Subject) -> bool:
     """Returns whether a custom_vjp that the call calls was defined with optimize_remat=True."""
     return any(rule.optimize_remat for rule, _, _ in _or_nothing(subject))
+
+
+def refused_by_jax(run: Callable[[], Any], error: Exception) -> bool:
+    """Returns whether tracing raises the same where every custom_vjp has passes that cannot be wrong.
+
+    These keep nothing and return None, which stands for zero. JAX 0.10 with JAX_CUSTOM_VJP3=1 refuses jax.checkpoint of
+    any rule that has static arguments or a pytree for one.
+
+    Args:
+        run: what raised.
+        error: what it raised.
+    """
+    seen = False
+
+    def replaced(original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        rule = custom_vjp_of(fn)
+        if rule is None:
+            return original(fn, *args, **kwargs)
+        seen = True
+        given = inspect.signature(rule.primal).bind(*args, **kwargs)
+        given.apply_defaults()
+        nothing = (None,) * (len(given.args) - len(rule.static))
+        idle = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
+        idle.defvjp(lambda *args: (rule.primal(*args), None), lambda *given: nothing)
+        return original(idle, *args, **kwargs)
+
+    try:
+        with replaced_custom_vjp_calls(replaced), traced_afresh(f"idle {next(_tokens)}"):
+            jax.eval_shape(run)
+    except Exception as other:  # whatever JAX raises
+        return seen and type(other) is type(error) and str(other) == str(error)
+    return False
 
 
 def takes_symbolic_zeros(subject: Subject) -> bool:

@@ -20,8 +20,10 @@ from vjplib.verification.report import Finding
 from vjplib.verification.subject import Leaves, Static, Subject, kind_of, parameters
 from vjplib.verification.value import SCALES
 
-SECONDS = {True: 0.7, False: 4.0}  # in a hurry, and not
-EVALUATIONS = 600
+# In a hurry, and not: counts, not times, so that the same seed gives the same counterexample on a busy machine too.
+SHAPES = {True: 5, False: 20}  # each is compiled
+EVALUATIONS = {True: 150, False: 600}
+SECONDS = 30.0  # after which a function that takes long is let be
 VISIBLE = 1e-4  # an error, relative, that float32's rounding does not hide
 NEAR = 1e-3
 STEADY = 0.1
@@ -46,12 +48,18 @@ class _Point:
 
 
 class _Budget:
-    """Time and evaluations that are left."""
+    """Shapes and evaluations that are left."""
 
-    def __init__(self, seconds: float) -> None:
-        self.end, self.evaluations = time.perf_counter() + seconds, EVALUATIONS
+    def __init__(self, hurried: bool) -> None:
+        self.end = time.perf_counter() + SECONDS
+        self.shapes, self.evaluations = SHAPES[hurried], EVALUATIONS[hurried]
 
-    def left(self) -> bool:
+    def shape(self) -> bool:
+        """Returns whether another shape may be tried, and counts it."""
+        self.shapes -= 1
+        return self.shapes >= 0 and time.perf_counter() < self.end
+
+    def evaluation(self) -> bool:
         """Returns whether another evaluation may begin, and counts it."""
         self.evaluations -= 1
         return self.evaluations >= 0 and time.perf_counter() < self.end
@@ -88,7 +96,7 @@ def counterexample(subject: Subject, leaves: Leaves, gs: Leaves) -> str:
 
 
 def _shrunk(point: _Point) -> _Point:
-    budget = _Budget(SECONDS[point.subject.hurried])
+    budget = _Budget(point.subject.hurried)
     return _simpler(_smaller(point, budget), budget)
 
 
@@ -128,14 +136,14 @@ def _smaller(point: _Point, budget: _Budget) -> _Point:
     best, sizes = point, dict(subject.sizes)
     for n in (1, 2, 3):
         short = {name: min(n, size) for name, size in sizes.items()}
-        if short == sizes or not budget.left():
+        if short == sizes or not budget.shape():
             continue
         if found := _at_sizes(point, short):
             best, sizes = found, short
             break
     for name, size in sizes.items():
         for n in range(1, min(size, 3)):
-            if not budget.left():
+            if not budget.shape():
                 return best
             if found := _at_sizes(point, {**sizes, name: n}):
                 best, sizes = found, {**sizes, name: n}
@@ -172,7 +180,7 @@ def _simpler(point: _Point, budget: _Budget) -> _Point:
 
     def tried(leaves: Leaves, gs: Leaves) -> bool:
         nonlocal point
-        if not budget.left():
+        if not budget.evaluation():
             return False
         found = _failing(point.subject, leaves, gs, (point.wrong,))
         point = found or point

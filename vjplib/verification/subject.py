@@ -131,8 +131,11 @@ class Subject:
     def leaves(self, dtype: Any = None, scale: float = 1.0) -> Leaves:
         """Returns the differentiated leaves, times scale, in a dtype (their own for None), as NumPy arrays."""
         picked = (np.asarray(self._flat[0][i]) for i in self.differentiable)
-        with np.errstate(over="ignore", under="ignore"):
-            return tuple((leaf * scale).astype(kind_of(leaf.dtype, dtype)) for leaf in picked)
+        with np.errstate(over="ignore", under="ignore"):  # scaled in float64: half precision would overflow first
+            return tuple(
+                (leaf.astype(kind_of(leaf.dtype, np.float64)) * scale).astype(kind_of(leaf.dtype, dtype))
+                for leaf in picked
+            )
 
     @cached_property
     def complex(self) -> bool:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.diagnose import raised, takes_symbolic_zeros
+from vjplib.verification.diagnose import raised, refused_by_jax, takes_symbolic_zeros
 from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, roundings
 from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Leaves, Subject
@@ -130,7 +130,11 @@ def _each(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any]]) 
             jax.eval_shape(run)
             traced[name] = (run, expected)
         except Exception as error:  # whatever the rule raises under a transform is the finding
-            yield name, _raises(subject, name, error)
+            if refused_by_jax(run, error):
+                message = f"{name}: raises {said(error)}; so does JAX whatever the rule"
+                yield name, Finding("V4", "note", message, case=subject.case)
+            else:
+                yield name, _raises(subject, name, error)
     try:
         results = _host(subject.compiled(lambda: {name: run() for name, (run, _) in traced.items()})())
         runs = {name: (lambda result=result: result) for name, result in results.items()}
