@@ -336,6 +336,19 @@ def test_a_script_is_run_and_watched(tmp_path, capsys, monkeypatch, error, end, 
     assert (rule["calls"], rule["differentiated"]) == (5, 5)
 
 
+def test_a_function_that_leaves_the_program_is_no_success(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path / "leaving.py"
+    file.write_text("import sys, jax\ndef loss(x=1.0):\n    jax.grad(jax.nn.relu)(x)\n    sys.exit(0)\n")
+    assert main(["audit", f"{file}:loss", "--quick"]) == 1
+    assert "SystemExit: status 0" in capsys.readouterr().out
+    file.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(SystemExit) as left:
+        main(["audit", f"{file}:loss"])
+    assert left.value.code == 2
+    assert "leaving.py cannot be imported: SystemExit: 0" in capsys.readouterr().err
+
+
 def test_a_function_of_a_file_with_its_arguments(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     file = tmp_path / "losses.py"

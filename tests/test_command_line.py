@@ -110,10 +110,14 @@ def test_nothing_decided_is_not_success(capsys, module):
 @pytest.mark.parametrize("command", ["verify", "bench"])
 def test_an_unknown_target_is_told_what_exists(capsys, command):
     message = refused(capsys, command, "sofmax")
-    assert message.startswith(f"vjplib {command}: target must be a module or one of ")
-    assert " conv1d, " in message
+    assert message.startswith(
+        f"vjplib {command}: target must be a rule, or a module that can be imported, got 'sofmax'; "
+    )
+    assert "did you mean 'softmax'?" in message
+    message = refused(capsys, command, "nothing.like.it")
+    assert "the rules are conv1d, " in message
     assert ", relu, " in message
-    assert "got 'sofmax'" in message
+    assert "got 'nothing.like.it'" in message
 
 
 @pytest.mark.parametrize(
@@ -139,6 +143,8 @@ def test_a_module_that_cannot_be_imported_is_named(capsys, module, tmp_path):
     (tmp_path / "broken.py").write_text("import vjplib\n1 / 0\n")
     message = refused(capsys, "verify", "broken")
     assert message == "vjplib verify: broken cannot be imported: ZeroDivisionError: division by zero\n"
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
+    assert refused(capsys, "verify", "leaving") == "vjplib verify: leaving cannot be imported: SystemExit: 0\n"
 
 
 def test_bench_prints_and_writes(capsys, module, tmp_path):

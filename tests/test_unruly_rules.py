@@ -309,3 +309,25 @@ RULES = tuple(rule(name, bwd) for name, bwd in (("waves", lambda x, g: (1.001 * 
     assert runs[0] == runs[1]
     assert {"V2", "V3", "V4", "V12"} <= {f["claim"] for f in runs[0]}
     sys.modules.pop("wrongwaves")
+
+
+def test_what_a_rule_does_to_the_run_is_told_by_whichever_process_sees_it(tmp_path, monkeypatch, capfd):
+    rules = """
+@jax.custom_jvp
+def slope(x):
+    return jnp.cos(x)
+
+@slope.defjvp
+def slope_jvp(xs, ts):
+    np.random.rand()
+    return jnp.cos(xs[0]), -jnp.sin(xs[0]) * ts[0]
+
+RULES = (rule("waves", lambda x, g: (g * slope(x),)),)
+"""
+    (tmp_path / "drawing.py").write_text(MODULE.partition("RULES =")[0] + rules)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    for jobs in ("1", "3"):
+        assert main(["verify", "drawing", "--quick", "--jobs", jobs]) == 1
+        assert "V4 transforms FAIL draws from NumPy's global random numbers" in " ".join(capfd.readouterr().out.split())
+    sys.modules.pop("drawing")

@@ -137,13 +137,20 @@ def test_groups_of_the_batch_become_groups_of_channels(layout, rng):
 
 
 @pytest.mark.parametrize(
-    ("batch", "features", "counts"),
-    [(5, 4, (2, 1)), (6, 3, (2, 1)), (6, 4, (0, 1)), (6, 4, (-2, 1)), (6, 4, (2, 3))],
+    ("batch", "features", "depth", "counts"),
+    [
+        (5, 4, 3, (2, 1)),
+        (6, 3, 3, (2, 1)),
+        (6, 4, 5, (2, 1)),
+        (6, 4, 3, (0, 1)),
+        (6, 4, 3, (-2, 1)),
+        (6, 4, 3, (2, 3)),
+    ],
 )
-def test_groups_that_do_not_fit_are_refused_under_a_map_as_without(batch, features, counts):
+def test_groups_that_do_not_fit_are_refused_under_a_map_as_without(batch, features, depth, counts):
     def convolve(x):
         groups = {"batch_group_count": counts[0], "feature_group_count": counts[1]}
-        return vjplib.conv_general_dilated(x, jnp.ones((features, 3, 3)), (1,), "SAME", **groups)
+        return vjplib.conv_general_dilated(x, jnp.ones((features, depth, 3)), (1,), "SAME", **groups)
 
     x = jnp.ones((4, batch, 3, 8))
     with pytest.raises(ValueError, match="group_count") as alone:

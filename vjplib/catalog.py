@@ -1,5 +1,6 @@
 """Finds every record: in the library's own rules, or in any module that ends in RULES."""
 
+import difflib
 import importlib
 import inspect
 import pkgutil
@@ -66,8 +67,12 @@ def find(target: str) -> tuple[Rule, ...]:
     except ModuleNotFoundError as error:
         if error.name is None or not (path == error.name or path.startswith(f"{error.name}.")):
             raise
-        names = ", ".join(rule.name for rule in own)
-        raise ValueError(f"target must be a module or one of {names}; got {target!r}") from None
+        names = [rule.name for rule in own]
+        near = difflib.get_close_matches(path, names, 1)
+        known = f"did you mean {near[0]!r}?" if near else f"the rules are {', '.join(names)}"
+        raise ValueError(f"target must be a rule, or a module that can be imported, got {target!r}; {known}") from None
+    if not known:
+        raise ValueError(f"{path} must hold a rule, its RULES are empty")
     found = tuple(rule for rule in known if name in ("", rule.name))
     if not found:
         raise ValueError(f"{path} must hold a rule named {name!r}, has {', '.join(rule.name for rule in known)}")

@@ -4,7 +4,6 @@
 short: what was found, a counterexample where one was made, and the command that shows it again.
 """
 
-import inspect
 import os
 import re
 import shlex
@@ -120,7 +119,7 @@ class Proof:
         if self.claim == "V2":
             failures += [f for f in report.findings if f.claim == "V12"]
         heading = f"{self.sheet.name}: {self.claim} {CLAIMS[self.claim]} fails"
-        return "\n".join(_lines(heading, failures, self.sheet.fn, self._command()))
+        return "\n".join(_lines(heading, failures, self._command()))
 
     def _command(self) -> str:
         effort, seed = effort_and_seed(self.sheet.effort)
@@ -269,30 +268,20 @@ def verified(target: Rule | Callable[..., Any], *args: Any, **options: Any) -> R
         if not report.failures:
             findings = [f for f in report.findings if f.level == "skipped"]
             heading += ", for no claim was decided"
-        raise ClaimError(
-            report, "\n".join(_lines(heading, findings, target.fn if isinstance(target, Rule) else target, _again()))
-        )
+        raise ClaimError(report, "\n".join(_lines(heading, findings, _again())))
     return report
 
 
-def _lines(heading: str, findings: Sequence[Finding], fn: Any, command: str) -> Iterator[str]:
+def _lines(heading: str, findings: Sequence[Finding], command: str) -> Iterator[str]:
     yield heading
     yield from (f"  {f}" for f in findings[:MOST])
     if len(findings) > MOST:
         yield f"  and {len(findings) - MOST} more"
     for source in dict.fromkeys(f.counterexample.strip() for f in findings if f.counterexample):
-        yield f"\nA counterexample:\n\n{_imported(fn)}{source}\n"
+        yield f"\nA counterexample:\n\n{source}\n"
         break
     if command:
         yield f"To see it again: {command}"
-
-
-def _imported(fn: Any) -> str:
-    """Returns the line that imports a function under its own name, or nothing where none does."""
-    name = getattr(fn, "__name__", "")
-    module = getattr(inspect.unwrap(fn), "__module__", "") if callable(fn) else ""
-    known = getattr(sys.modules.get(module), name, None) is fn
-    return f"from {module} import {name}\n" if known else ""
 
 
 def effort_and_seed(effort: Effort) -> tuple[Effort, int]:

@@ -102,7 +102,7 @@ def _function(parsed: Any) -> Callable[[], str]:
         spec.loader.exec_module(module)
         args = getattr(module, "ARGS", ())
         args = args() if callable(args) else args
-    except Exception as error:  # whatever the user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
         return parsed.error(f"{file} cannot be imported: {type(error).__name__}: {error}")
     fn = getattr(module, name, None)
     if not callable(fn):
@@ -118,6 +118,8 @@ def _steps(fn: Callable[..., Any], args: Any, steps: int) -> str:
     try:
         for _ in range(steps):
             jax.block_until_ready(fn(*args))
+    except SystemExit as leave:  # no way for a function to end, with whatever status
+        return f"SystemExit: status {leave.code or 0}"
     except Exception as error:  # what was met until then is examined
         return _told(error)
     return ""

@@ -120,7 +120,7 @@ def places_of(parsed: argparse.Namespace) -> list[tuple[Rule, str | None, int]]:
                 found.setdefault(id(rule), (rule, target, i))
         except ValueError as error:
             parsed.error(str(error))
-        except Exception as error:  # whatever the user's module raises while it is imported
+        except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
             parsed.error(f"{target} cannot be imported: {type(error).__name__}: {error}")
     return list(found.values()) or [(rule, None, i) for i, rule in enumerate(rules())]
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from vjplib.compat import patient
 from vjplib.verification import guard
+from vjplib.verification.guard import PRINTS
 from vjplib.verification.report import CLAIMS, Finding, Report, said
 
 DEVICES = 4
@@ -55,14 +56,14 @@ def shared_out(task: Task, effort: str, claims: Sequence[str], parts: int) -> li
     """
     takes = _QUICK if effort == "quick" else _STANDARD
     groups: list[list[str]] = [[] for _ in range(max(1, min(parts, MOST_PARTS, len(claims))))]
-    for claim in sorted(claims, key=lambda c: -takes.get(c, 0)):
-        min(groups, key=lambda group: sum(takes.get(c, 0) for c in group)).append(claim)
+    for claim in sorted(claims, key=lambda c: -takes.get(c, 1)):
+        min(groups, key=lambda group: sum(takes.get(c, 1) for c in group)).append(claim)
     ordered = [tuple(c for c in CLAIMS if c in group) for group in groups]
     return [task._replace(claims=group) for group in ordered] if len(ordered) > 1 else [task]
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """Returns the reports on parts of one record's claims as one; what several tell stands once.
+    """Returns the reports on parts of one record's claims as one; what several tell alike stands once.
 
     Example:
         >>> died = Finding("V1", "fail", "the process died")
@@ -72,11 +73,16 @@ def joined(reports: Sequence[Report]) -> Report:
     if len(reports) == 1:
         return reports[0]
     findings: list[Finding] = []
-    for finding in (f for report in reports for f in report.findings):
-        if finding not in findings:
-            findings.append(finding)
+    for report in reports:
+        told = set(map(_what, findings))
+        findings += [f for f in report.findings if _what(f) not in told]
     ordered = sorted(findings, key=lambda f: list(CLAIMS).index(f.claim))
     return Report(reports[0].name, tuple(ordered), max(report.seconds for report in reports))
+
+
+def _what(finding: Finding) -> Any:
+    """Returns what makes findings of two processes one: of what a rule prints either, whatever its first line."""
+    return PRINTS if finding.message.startswith(PRINTS) else finding
 
 
 class _Worker:
@@ -190,11 +196,12 @@ def _work(pipe: Connection, beaten: Any, path: list[str]) -> None:
 def examined(task: Task, options: Mapping[str, Any]) -> Report:
     """Returns the report of a task, in this process."""
     from vjplib.catalog import find, rules
-    from vjplib.verification.run import verify_rule
+    from vjplib.verification.run import verify_part
 
     try:
         rule = (rules() if task.target is None else find(task.target))[task.number]
-        return verify_rule(rule, **options if task.claims is None else {**options, "claims": task.claims})
+        others = {name: value for name, value in options.items() if name != "claims"}
+        return verify_part(rule, task.claims or options["claims"], options["claims"], **others)
     except Exception as error:  # a record that cannot be read fails, and the rules after it are examined all the same
         return Report(task.name, (Finding("V1", "fail", f"the record cannot be used: {said(error)}"),))
 

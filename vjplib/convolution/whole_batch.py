@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vjplib.compat import mapped
@@ -43,8 +44,12 @@ def whole_batch(convolve: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, arguments.get("dimension_numbers"))
         groups = arguments.get("batch_group_count", 1)
         if groups != 1:
-            batch, features = lhs.shape[dimensions.lhs_spec[0]], rhs.shape[dimensions.rhs_spec[0]]
-            if groups < 1 or batch % groups or features % groups or arguments.get("feature_group_count", 1) != 1:
+            (batch, channels), (features, depth) = (
+                [a.shape[i] for i in spec[:2]] for a, spec in ((lhs, dimensions.lhs_spec), (rhs, dimensions.rhs_spec))
+            )
+            others = arguments.get("feature_group_count", 1)
+            counts = all(isinstance(n, (int, np.integer)) for n in (groups, others)) and groups > 0 and others == 1
+            if not counts or batch % groups or features % groups or channels != depth:
                 return convolve(lhs, rhs, **arguments)  # lax says what is wrong
             arguments |= {"batch_group_count": 1, "feature_group_count": groups}
             return call(_regrouped(lhs, groups, *dimensions.lhs_spec[:2]), rhs, **arguments)

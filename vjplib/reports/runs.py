@@ -62,7 +62,10 @@ class Run:
         try:
             reports = tuple(map(_report, content["reports"]))
             claims = None if content["claims"] is None else tuple(map(_claim, content["claims"]))
-            return cls(reports, dict(content["environment"]), str(content["effort"]), int(content["seed"]), claims)
+            seed = content["seed"]
+            if type(seed) is not int or seed < 0:
+                raise TypeError(f"seed must be an integer of at least 0, got {seed!r:.60}")
+            return cls(reports, dict(content["environment"]), _text(content, "effort"), seed, claims)
         except KeyError as error:
             raise ValueError(f"must be by schema {SCHEMA}, lacks {error}") from error
         except (TypeError, AttributeError, OverflowError) as error:
@@ -82,13 +85,18 @@ def _text(content: Mapping[str, Any], key: str) -> str:
 
 
 def _report(content: Mapping[str, Any]) -> Report:
-    return Report(_text(content, "name"), tuple(map(_finding, content["findings"])), float(content["seconds"]))
+    seconds = content["seconds"]
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"seconds must be a number, got {seconds!r:.60}")
+    return Report(_text(content, "name"), tuple(map(_finding, content["findings"])), float(seconds))
 
 
 def _finding(content: Mapping[str, Any]) -> Finding:
     if content["level"] not in get_args(Level):
         raise ValueError(f"levels must be among {', '.join(get_args(Level))}, got {content['level']!r:.60}")
     ratio, index = content["ratio"], content["index"]
+    if index is not None and not (isinstance(index, list) and all(type(i) is int for i in index)):
+        raise TypeError(f"index must be a list of integers, got {index!r:.60}")
     return Finding(
         _claim(content["claim"]),
         content["level"],

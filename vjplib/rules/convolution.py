@@ -73,7 +73,7 @@ def reference(x, h, b=None, stride=1):
 def jacobian(x, h, b=None):
     k, n = h.size, x.size
     padded = jnp.pad(x, ((k - 1) // 2, k // 2))
-    shifted = padded[jnp.arange(n)[:, None] + jnp.arange(k)]
+    shifted = padded[jnp.arange(n)[:, None] + jnp.arange(k)[None, :]]
     return (BandedToeplitz(h, n), Dense(shifted), Dense(jnp.ones((n, 1), x.dtype)))[: 2 if b is None else 3]
 
 

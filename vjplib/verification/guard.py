@@ -23,6 +23,7 @@ from vjplib.verification.report import Finding, said
 
 T = TypeVar("T")
 CHECK = "vjplib check"  # the name of the threads
+PRINTS = "prints while it is traced or run"
 TIME_LIMIT = 120.0  # seconds that one claim at one call may take
 
 
@@ -116,7 +117,7 @@ def watched(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) 
     finally:
         replaced, sys.stdout = sys.stdout is not heard, stdout
         if heard.first:
-            findings.append(Finding("V1", "note", f"prints while it is traced or run: {heard.first[:60]!r}"))
+            findings.append(Finding("V1", "note", f"{PRINTS}: {heard.first[:60]!r}"))
         if replaced:
             findings.append(_changed("replaces sys.stdout"))
         if os.getcwd() != folder:

@@ -231,6 +231,28 @@ def verify_rule(
         >>> verify_rule(find("sigmoid")[0], effort="quick", claims=("V1", "V7")).ok
         True
     """
+    return verify_part(rule, claims, claims, effort=effort, seed=seed, time_limit=time_limit)
+
+
+def verify_part(
+    rule: Rule,
+    claims: Sequence[str] | None,
+    whole: Sequence[str] | None,
+    *,
+    effort: Effort = "standard",
+    seed: int = 0,
+    time_limit: float = TIME_LIMIT,
+) -> Report:
+    """Returns what `verify_rule` does for some of the claims, and what of the whole is seen from outside meanwhile.
+
+    Args:
+        rule: the record.
+        claims: which to examine; None for all that the effort includes.
+        whole: which the report is of, once all parts are done: what the rule does to the run is told if these hold it.
+        effort: as `verify_rule` has it.
+        seed: of all random numbers.
+        time_limit: seconds that a claim may take at one case.
+    """
     start = time.perf_counter()
     selected, run = dict(_selected(effort, claims, seed)), _Run(time_limit)
     others = selected if effort == "deep" else _OTHER_CASES[effort]
@@ -248,7 +270,7 @@ def verify_rule(
             named = at_case(rule, rule.cases[0], seed)
             jobs += [_Job("V10", lambda s, part=part: edges.check_named(s, part), named) for part in _alike(rule.edges)]
         findings = run.all(jobs)
-    return _report(rule.name, findings, run, start, claims)
+    return _report(rule.name, findings, run, start, whole)
 
 
 def _alike(named: Sequence[Edge]) -> list[list[Edge]]:

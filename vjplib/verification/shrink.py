@@ -5,6 +5,8 @@ as long as the failure stays. A kink is no counterexample: where moving the numb
 much, they are not taken.
 """
 
+import inspect
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -266,7 +268,14 @@ def _source(point: _Point) -> str:
     lines.append(f"right = {_written(theirs[point.wrong])}")
     lines.append(f'print("{_name(point)}:", given, "should be", right)')
     head = ["import jax", "import jax.numpy as jnp", *["import numpy as np"][: any("float0" in line for line in lines)]]
-    return "\n".join([*head, *lines]) + "\n"
+    return "\n".join([*head, *_imported(subject.fn, called), *lines]) + "\n"
+
+
+def _imported(fn: Callable[..., Any], name: str) -> list[str]:
+    """Returns the line that imports a function under its name, or none where nothing does."""
+    module = getattr(inspect.unwrap(fn), "__module__", "")
+    known = module != "__main__" and getattr(sys.modules.get(module), name, None) is fn
+    return [f"from {module} import {name}"] if known else []
 
 
 class _NotWritableError(Exception):
