@@ -65,10 +65,13 @@ WRITTEN = {
     "a complex rule": (*WRONG["the conjugate in multiply"][:2], {}),
     "a tree, integers, a switch and a second output": (
         lambda p, n, *, twice: rule(
-            lambda p: add(p, n, twice=twice),
-            lambda p: (add(p, n, twice=twice), p),
-            lambda p, g: ({"a": jnp.full_like(p["a"], g[0]) * n, "b": jnp.full_like(p["b"], g[0])},),
-        )(p),
+            lambda p, n: add(p, n, twice=twice),
+            lambda p, n: (add(p, n, twice=twice), (p, n)),
+            lambda res, g: (
+                {"a": jnp.full_like(res[0]["a"], g[0]) * res[1], "b": jnp.full_like(res[0]["b"], g[0])},
+                None,
+            ),
+        )(p, n),
         ({"a": normal(5), "b": normal(5)}, np.arange(5)),
         {"twice": 2},
     ),
