@@ -143,8 +143,11 @@ def test_a_module_that_cannot_be_imported_is_named(capsys, module, tmp_path):
     (tmp_path / "broken.py").write_text("import vjplib\n1 / 0\n")
     message = refused(capsys, "verify", "broken")
     assert message == "vjplib verify: broken cannot be imported: ZeroDivisionError: division by zero\n"
-    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
-    assert refused(capsys, "verify", "leaving") == "vjplib verify: leaving cannot be imported: SystemExit: 0\n"
+    (tmp_path / "exits_when_imported.py").write_text("import sys\nsys.exit(0)\n")
+    assert (
+        refused(capsys, "verify", "exits_when_imported")
+        == "vjplib verify: exits_when_imported cannot be imported: SystemExit: 0\n"
+    )
 
 
 def test_bench_prints_and_writes(capsys, module, tmp_path):
