@@ -315,11 +315,11 @@ SCRIPT = """
 @pytest.mark.parametrize(
     ("error", "end", "status", "said"),
     [
-        ("/ 2", "", 0, "1 rules met with 1 shapes: 1 pass"),
+        ("/ 2", "", 0, "1 rule met with 1 shape: 1 pass"),
         ("/ 3", "", 1, "FAIL"),
         ("/ 2", "raise KeyError('lost')", 1, "KeyError: 'lost'"),
         ("/ 2", "sys.exit(3)", 1, "SystemExit: status 3"),
-        ("/ 2", "sys.exit()", 0, "1 rules met with 1 shapes: 1 pass"),
+        ("/ 2", "sys.exit()", 0, "1 rule met with 1 shape: 1 pass"),
     ],
 )
 def test_a_script_is_run_and_watched(tmp_path, capsys, monkeypatch, error, end, status, said):

@@ -20,7 +20,7 @@ from vjplib.rule import Rule
 from vjplib.verification import CLAIMS, NotVerifiedError, Report, verify, verify_rule
 from vjplib.verification import assert_verified as assert_verified
 from vjplib.verification.report import Finding
-from vjplib.verification.run import CHECKS, Effort
+from vjplib.verification.run import CHECKS, Effort, must_be_known
 
 F = TypeVar("F", bound=Callable[..., Any])
 MOST = 5
@@ -149,7 +149,7 @@ def parametrize(
         A decorator of a test function.
 
     Raises:
-        TypeError: a target is none of these.
+        TypeError: a target is none of these, or claims is a single string.
         ValueError: a target names nothing; effort or claims are not known; there is no target.
 
     Example:
@@ -163,10 +163,7 @@ def parametrize(
     """
     import pytest
 
-    if effort not in CHECKS:
-        raise ValueError(f"effort must be one of {', '.join(CHECKS)}, got {effort!r}")
-    if unknown := [c for c in claims or () if c not in CLAIMS]:
-        raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
+    must_be_known(effort, claims)
     chosen = [c for c in CLAIMS if (c in CHECKS[effort] and c != "V12" if claims is None else c in claims)]
     sheets = [sheet for target in targets for sheet in _sheets(target, effort)]
     if not sheets:

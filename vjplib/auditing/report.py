@@ -133,7 +133,7 @@ class AuditReport:
         count = {v: sum(rule.verdict == v for rule in self.rules) for v in ("pass", "fail", "note", "undecided")}
         said = ", ".join(f"{n} {v}" for v, n in count.items() if n)
         names = len({(rule.name, rule.source) for rule in self.rules})
-        return f"{names} rules met with {len(self.rules)} shapes: {said}"
+        return f"{_counted(names, 'rule')} met with {_counted(len(self.rules), 'shape')}: {said}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as JSON has it: a number that is not finite becomes a string."""
@@ -234,6 +234,10 @@ def _share(rule: AuditedRule) -> str:
     if rule.recomputed:
         return "remat"
     return "-" if rule.share is None else f"{rule.share:.0%}"
+
+
+def _counted(n: int, thing: str) -> str:
+    return f"{n} {thing}{'' if n == 1 else 's'}"
 
 
 def _bytes(n: float) -> str:

@@ -103,6 +103,7 @@ def _function(parsed: Any) -> Callable[[], str]:
         args = getattr(module, "ARGS", ())
         args = args() if callable(args) else args
     except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
+        sys.modules.pop(path.stem, None)
         return parsed.error(f"{file} cannot be imported: {type(error).__name__}: {error}")
     fn = getattr(module, name, None)
     if not callable(fn):

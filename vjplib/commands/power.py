@@ -48,7 +48,7 @@ def _power(parsed: argparse.Namespace) -> int:
     for line in power.without_mutants(scores, parsed.mutants):
         console.print(line, markup=False, soft_wrap=True)
     for alarm in (alarm for alarm in alarms.alarms if alarm.by == "vjplib"):
-        text = f"false alarm: {alarm.rule}, run {alarm.run} ({alarm.call}): {alarm.message}"
+        text = f"alarm, false if the rule is right: {alarm.rule}, run {alarm.run} ({alarm.call}): {alarm.message}"
         console.print(text, markup=False, soft_wrap=True, style="bold red")
     return 0 if power.enough(scores, alarms) else 1
 

@@ -3,7 +3,7 @@
 import argparse
 import math
 from dataclasses import replace
-from itertools import chain, count
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
@@ -117,11 +117,12 @@ def _reports(parsed: argparse.Namespace, effort: str, console: Console) -> list[
         "time_limit": parsed.time_limit,
     }
     if parsed.jobs:
-        claims = [c for c in CLAIMS if c in (CHECKS[effort] if parsed.claims is None else parsed.claims)]
-        parts = [workers.shared_out(task, effort, claims, parsed.jobs // max(1, len(tasks))) for task in tasks]
-        running = workers.reports(list(chain.from_iterable(parts)), options, parsed.jobs)
-        ended = dict(progress(running, console, lambda pair: pair[1].name, sum(map(len, parts))))
-        numbers = count()
-        return [workers.joined([ended[next(numbers)] for _ in part]) for part in parts]
+        chosen = [c for c in CLAIMS if c in (CHECKS[effort] if parsed.claims is None else parsed.claims)]
+        parts = [part for task in tasks for part in workers.shared_out(task, effort, chosen, parsed.jobs // len(tasks))]
+        running = workers.reports(parts, options, parsed.jobs)
+        ended = dict(progress(running, console, lambda pair: pair[1].name, len(parts)))
+        # The parts of one task lie side by side, and differ in their claims alone.
+        grouped = groupby(range(len(parts)), key=lambda i: parts[i]._replace(claims=None))
+        return [workers.joined([ended[i] for i in group]) for _, group in grouped]
     options["time_limit"] = math.inf
     return [workers.examined(task, options) for task in progress(tasks, console, attrgetter("name"))]

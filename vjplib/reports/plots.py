@@ -158,7 +158,7 @@ def _curves(title: str, ours: Sequence[tuple[float, float]], theirs: Sequence[tu
     parts = [_line(left, at, width - 14, at, "grid") + _text(left - 6, at + 4, t, "end") for at, t in y.ticks(4)]
     parts += [_line(at, 26, at, bottom, "grid") + _text(at, bottom + 15, t, "middle") for at, t in x.ticks(4)]
     parts.append(_text(left, 14, title))
-    for pairs, kind in ((theirs, "theirs"), (ours, "ours")) if theirs else ((ours, "ours"),):
+    for pairs, kind in (*([(theirs, "theirs")] if theirs else ()), (ours, "ours")):
         places = [(x.at(a), y.at(b)) for a, b in pairs]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         parts.append(f'<polyline points="{path}" class="{kind}"/>')

@@ -125,7 +125,7 @@ def verify(
         A `Report`: `.ok`, `.findings` and `.failures`; prints as a table.
 
     Raises:
-        TypeError: fn is not callable, or args is not a tuple or list.
+        TypeError: fn is not callable, args is not a tuple or list, or claims is a single string.
         ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative, effort or claims
             are not known, or time_limit is not positive.
 
@@ -394,13 +394,30 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
     )
 
 
+def must_be_known(effort: str, claims: Sequence[str] | None) -> None:
+    """Refuses an effort and claims that do not exist.
+
+    Raises:
+        TypeError: claims is a single string.
+        ValueError: the effort, or one of the claims, is not known.
+
+    Example:
+        >>> must_be_known("quick", "V2")
+        Traceback (most recent call last):
+        TypeError: claims must be a sequence of names, such as ('V2',), got 'V2'
+    """
+    if effort not in CHECKS:
+        raise ValueError(f"effort must be one of {', '.join(CHECKS)}, got {effort!r}")
+    if isinstance(claims, str):
+        raise TypeError(f"claims must be a sequence of names, such as ('V2',), got {claims!r}")
+    if unknown := sorted(set(claims or ()) - set(CLAIMS)):
+        raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
+
+
 def _selected(effort: str, claims: Sequence[str] | None, seed: int = 0) -> list[tuple[str, Check]]:
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
-    if effort not in CHECKS:
-        raise ValueError(f"effort must be one of {', '.join(CHECKS)}, got {effort!r}")
-    if unknown := sorted(set(claims or ()) - set(CLAIMS)):
-        raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
+    must_be_known(effort, claims)
     checks = CHECKS[effort] if claims is None else {**CHECKS["standard"], **CHECKS[effort]}
     return [(claim, check) for claim, check in checks.items() if claims is None or claim in claims]
 
