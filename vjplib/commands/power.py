@@ -41,7 +41,7 @@ def _power(parsed: argparse.Namespace) -> int:
         write_json(parsed.json, content | power.to_dict(scores, alarms))
     for table in power.tables(scores, alarms):
         console.print(table)
-    if not power.has_chex():
+    if "chex" not in power.others():
         console.print("chex is not installed, so that its check was not asked")
     for line in power.survivors(scores):
         console.print(f"survived: {line}", markup=False, soft_wrap=True, style="bold red")
