@@ -1,0 +1,47 @@
+"""Every import from JAX that is experimental, private or has moved between the supported lines, in one package."""
+
+from jax.extend.core import Literal as Literal
+from jax.extend.core import Primitive as Primitive
+
+from vjplib.compat.configuration import carried as carried
+from vjplib.compat.configuration import hasty_options as hasty_options
+from vjplib.compat.configuration import leaks_unchecked as leaks_unchecked
+from vjplib.compat.configuration import patient as patient
+from vjplib.compat.configuration import settings as settings
+from vjplib.compat.configuration import x64 as x64
+from vjplib.compat.custom_rules import CustomJVP as CustomJVP
+from vjplib.compat.custom_rules import CustomVJP as CustomVJP
+from vjplib.compat.custom_rules import Differentiable as Differentiable
+from vjplib.compat.custom_rules import as_written as as_written
+from vjplib.compat.custom_rules import backwards_where_written as backwards_where_written
+from vjplib.compat.custom_rules import custom_jvp_of as custom_jvp_of
+from vjplib.compat.custom_rules import custom_vjp as custom_vjp
+from vjplib.compat.custom_rules import custom_vjp_of as custom_vjp_of
+from vjplib.compat.custom_rules import is_plain_array as is_plain_array
+from vjplib.compat.custom_rules import is_symbolic_zero as is_symbolic_zero
+from vjplib.compat.custom_rules import mark_of as mark_of
+from vjplib.compat.custom_rules import perturbed as perturbed
+from vjplib.compat.custom_rules import recorded_custom_vjps as recorded_custom_vjps
+from vjplib.compat.custom_rules import remade as remade
+from vjplib.compat.custom_rules import replaced_custom_jvp_calls as replaced_custom_jvp_calls
+from vjplib.compat.custom_rules import replaced_custom_vjp_calls as replaced_custom_vjp_calls
+from vjplib.compat.custom_rules import replaced_vjp as replaced_vjp
+from vjplib.compat.custom_rules import require_passes as require_passes
+from vjplib.compat.custom_rules import symbolic_zero_aval as symbolic_zero_aval
+from vjplib.compat.custom_rules import symbolic_zero_of as symbolic_zero_of
+from vjplib.compat.custom_rules import traced_afresh as traced_afresh
+from vjplib.compat.jaxprs import INLINED as INLINED
+from vjplib.compat.jaxprs import bound as bound
+from vjplib.compat.jaxprs import evaluated as evaluated
+from vjplib.compat.jaxprs import holds_custom_vjp as holds_custom_vjp
+from vjplib.compat.jaxprs import interpreted as interpreted
+from vjplib.compat.jaxprs import opened as opened
+from vjplib.compat.jaxprs import programs as programs
+from vjplib.compat.jaxprs import source_of as source_of
+from vjplib.compat.jaxprs import strip_custom_rules as strip_custom_rules
+from vjplib.compat.jaxprs import used_inputs as used_inputs
+from vjplib.compat.jaxprs import without_dead_code as without_dead_code
+from vjplib.compat.placing import as_varying as as_varying
+from vjplib.compat.placing import automatic as automatic
+from vjplib.compat.placing import mapped as mapped
+from vjplib.compat.placing import separate_call as separate_call

@@ -1,0 +1,87 @@
+"""JAX's settings and XLA's flags, and the threads that they hold in."""
+
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import cache
+from typing import Any, TypeVar
+
+import jax
+from jax._src import config
+
+T = TypeVar("T")
+
+
+def x64() -> Any:
+    """Returns a context in which float64 stays float64, whatever the user's setting."""
+    return jax.enable_x64(True)
+
+
+def leaks_unchecked() -> Any:
+    """Returns a context in which JAX does not look for tracers that outlive their trace."""
+    return config.check_tracer_leaks(False)
+
+
+@cache
+def hasty_options() -> dict[str, Any] | None:
+    """Returns options of `jax.jit` by which the CPU's compiler takes the least time, None where it takes none of them.
+
+    What is computed is the same, slower: for programs that run a few times on small arrays. They are for a jit that
+    stands inside no other.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    hasty = {"xla_backend_optimization_level": 0}
+    for options in (hasty | {"xla_cpu_use_fusion_emitters": False}, hasty):
+        try:
+            jax.jit(lambda: 1, compiler_options=options).lower().compile()
+        except Exception:  # an option that this version does not know
+            continue
+        return options
+    return None
+
+
+def patient(flags: str) -> str:
+    """Returns XLA's flags, with time for devices made of one processor to wait for one another.
+
+    A process whose devices wait longer than 40 seconds is ended by XLA, and on a busy machine they may.
+
+    Example:
+        >>> patient("--xla_force_host_platform_device_count=4")
+        '--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=3600'
+        >>> patient("--xla_cpu_collective_call_terminate_timeout_seconds=9")
+        '--xla_cpu_collective_call_terminate_timeout_seconds=9'
+    """
+    name = "--xla_cpu_collective_call_terminate_timeout_seconds"
+    return flags if name in flags else f"{flags} {name}=3600".strip()
+
+
+def carried(f: Callable[[], T]) -> Callable[[], T]:
+    """Returns f as it runs in this thread's contexts of JAX (x64, precision, mesh, ...), for another thread to run.
+
+    Example:
+        >>> import threading
+        >>> found = []
+        >>> with x64():
+        ...     thread = threading.Thread(target=carried(lambda: found.append(jax.numpy.zeros(1).dtype)))
+        >>> thread.start()
+        >>> thread.join()
+        >>> found
+        [dtype('float64')]
+    """
+    context = copy_context()
+    states = [state for state in vars(config).values() if isinstance(state, config.config_ext.Config)]
+    held = [(state, state.get_local()) for state in states if state.get_local() is not config.config_ext.unset]
+
+    def run() -> T:
+        for state, value in held:
+            state.set_local(value)
+            if hook := getattr(state, "_update_thread_local_hook", None):
+                hook(value)
+        return context.run(f)
+
+    return run
+
+
+def settings() -> dict[str, Any]:
+    """Returns every setting of `jax.config`, by name, as it holds for all threads."""
+    return {name: state.get_global() for name, state in config.config_states.items()}

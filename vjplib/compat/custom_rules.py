@@ -1,0 +1,319 @@
+"""What a custom_vjp or custom_jvp is made of, and what happens where one is called."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
+from threading import RLock
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
+
+import jax
+import numpy as np
+from jax._src import api, source_info_util
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.experimental.xla_metadata import set_xla_metadata
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+T = TypeVar("T")
+
+
+class Differentiable(Protocol[P, R]):
+    """The type of a custom_vjp: called as the function it was made of is, with the rule attached to it."""
+
+    __name__: str
+    fwd: Callable[..., Any] | None
+    bwd: Callable[..., Any] | None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Returns what the function returns."""
+        ...
+
+    def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
+        """Attaches the forward and the backward pass."""
+        ...
+
+
+if TYPE_CHECKING:
+
+    def custom_vjp(
+        fun: Callable[P, T], nondiff_argnums: Sequence[int] = (), nondiff_argnames: Sequence[str] = ()
+    ) -> Differentiable[P, T]:
+        """`jax.custom_vjp`, typed so that the rule keeps its function's signature."""
+        ...
+else:
+    custom_vjp = jax.custom_vjp
+
+
+class CustomVJP(NamedTuple):
+    """What a custom_vjp is made of, under either of JAX's implementations (`jax_custom_vjp3`).
+
+    Args:
+        primal: the function it was given.
+        fwd: its forward pass.
+        bwd: its backward pass.
+        static: which positional arguments are not differentiated, by nondiff_argnums or nondiff_argnames.
+        symbolic_zeros: whether the passes take symbolic zeros.
+        name: the primal's name.
+        optimize_remat: whether the forward is to be optimized for rematerialization.
+    """
+
+    primal: Callable[..., Any]
+    fwd: Callable[..., Any]
+    bwd: Callable[..., Any]
+    static: frozenset[int]
+    symbolic_zeros: bool
+    name: str
+    optimize_remat: bool = False
+
+
+def custom_vjp_of(fn: Any) -> CustomVJP | None:
+    """Returns the parts of a custom_vjp, None for any other function.
+
+    Example:
+        >>> custom_vjp_of(jax.numpy.sin) is None
+        True
+    """
+    if not isinstance(fn, _implementations()):
+        return None
+    primal = getattr(fn, "fun", None) or fn.f
+    static = fn.nondiff_argnums if hasattr(fn, "nondiff_argnums") else fn.static_argnums
+    symbolic = fn.symbolic_zeros if hasattr(fn, "symbolic_zeros") else fn.symz
+    remat = bool(getattr(fn, "optimize_remat", False) or getattr(fn, "opt_remat", False))
+    name = getattr(primal, "__name__", type(primal).__name__)  # a partial has none
+    return CustomVJP(primal, fn.fwd, fn.bwd, frozenset(static), bool(symbolic), name, remat)
+
+
+def require_passes(rule: CustomVJP) -> None:
+    """Refuses a custom_vjp that has no forward and backward pass yet.
+
+    Raises:
+        ValueError: it has none.
+
+    Example:
+        >>> require_passes(custom_vjp_of(jax.custom_vjp(jax.numpy.sin)))
+        Traceback (most recent call last):
+        ValueError: fn must have its passes: call sin.defvjp(fwd, bwd) first
+    """
+    if rule.fwd is None or rule.bwd is None:
+        raise ValueError(f"fn must have its passes: call {rule.name}.defvjp(fwd, bwd) first")
+
+
+def _implementations() -> tuple[type, ...]:
+    """Returns the classes that `jax.custom_vjp(f)` may be of: with jax_custom_vjp3 it makes an object of another."""
+    return tuple({jax.custom_vjp, type(jax.custom_vjp(lambda x: x))})
+
+
+_replacements: list[Callable[..., Any]] = []
+_originals: dict[type, Callable[..., Any]] = {}
+_patching = RLock()
+
+
+@contextmanager
+def replaced_custom_vjp_calls(call: Callable[..., Any]) -> Iterator[None]:
+    """Every call of a custom_vjp inside the context is call(original, fn, *args, **kwargs) instead.
+
+    The class is patched for all threads. Contexts may nest, and overlap in any order; the last one is asked first.
+
+    Args:
+        call: takes what a call does otherwise, the custom_vjp, and the arguments.
+    """
+
+    def mine(*given: Any, **kwargs: Any) -> Any:
+        return call(*given, **kwargs)
+
+    with _patching:
+        if not _replacements:
+            for kind in _implementations():
+                _originals[kind] = original = kind.__call__
+                kind.__call__ = _dispatching(original)
+        _replacements.append(mine)
+    try:
+        yield
+    finally:
+        with _patching:
+            _replacements.remove(mine)
+            if not _replacements:
+                for kind, original in _originals.items():
+                    kind.__call__ = original
+                _originals.clear()
+
+
+def _dispatching(original: Callable[..., Any]) -> Callable[..., Any]:
+    def ask(calls: tuple[Callable[..., Any], ...], fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if not calls:
+            return original(fn, *args, **kwargs)
+        return calls[-1](partial(ask, calls[:-1]), fn, *args, **kwargs)
+
+    return lambda self, *args, **kwargs: ask(tuple(_replacements), self, *args, **kwargs)
+
+
+class CustomJVP(NamedTuple):
+    """What a custom_jvp is made of.
+
+    Args:
+        primal: the function it was given.
+        jvp: its rule.
+        static: which positional arguments are not differentiated.
+    """
+
+    primal: Callable[..., Any]
+    jvp: Callable[..., Any]
+    static: frozenset[int]
+
+
+def custom_jvp_of(fn: Any) -> CustomJVP | None:
+    """Returns the parts of a custom_jvp, None for any other function.
+
+    Example:
+        >>> custom_jvp_of(jax.numpy.sin) is None
+        True
+    """
+    if not isinstance(fn, jax.custom_jvp) or fn.jvp is None:
+        return None
+    return CustomJVP(fn.fun, fn.jvp, frozenset(fn.nondiff_argnums))
+
+
+@contextmanager
+def replaced_custom_jvp_calls(call: Callable[..., Any]) -> Iterator[None]:
+    """Every call of a custom_jvp inside the context is call(original, fn, *args, **kwargs) instead.
+
+    The class is patched for all threads; such contexts must not overlap other than by nesting.
+    """
+    original = jax.custom_jvp.__call__
+    jax.custom_jvp.__call__ = lambda self, *args, **kwargs: call(original, self, *args, **kwargs)
+    try:
+        yield
+    finally:
+        jax.custom_jvp.__call__ = original
+
+
+@contextmanager
+def replaced_vjp(call: Callable[..., Any]) -> Iterator[None]:
+    """Every call of `jax.vjp` inside the context, those of `jax.grad` too, is call(original, *args, **kwargs) instead.
+
+    JAX's module is patched for all threads; such contexts must not overlap other than by nesting. A name that another
+    module has imported `jax.vjp` by before stays as it is.
+    """
+    original = api.vjp
+
+    @wraps(original)
+    def replacing(*args: Any, **kwargs: Any) -> Any:
+        return call(original, *args, **kwargs)
+
+    api.vjp = jax.vjp = replacing
+    try:
+        yield
+    finally:
+        api.vjp = jax.vjp = original
+
+
+def remade(rule: CustomVJP, bwd: Callable[..., Any]) -> Any:
+    """Returns a custom_vjp of the same parts, with another backward."""
+    same = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
+    options = {"optimize_remat": True} if rule.optimize_remat else {}
+    same.defvjp(rule.fwd, bwd, symbolic_zeros=rule.symbolic_zeros, **options)
+    return same
+
+
+@contextmanager
+def traced_afresh(token: str) -> Iterator[None]:
+    """In this context functions that `jax.jit` has traced before are traced again, once for each token."""
+    with set_xla_metadata(vjplib=token):
+        yield
+
+
+@contextmanager
+def recorded_custom_vjps() -> Iterator[list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]]:
+    """Records every call of a custom_vjp made inside the context: its parts, arguments and keyword arguments.
+
+    Calls made by other threads meanwhile are recorded too.
+    """
+    calls = []
+
+    def recorded(original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append((custom_vjp_of(fn), args, kwargs))
+        return original(fn, *args, **kwargs)
+
+    with replaced_custom_vjp_calls(recorded):
+        yield calls
+
+
+_ENTER, _LEAVE = "vjplib: a backward begins", "vjplib: a backward ends"
+_tokens = itertools.count()
+
+
+@contextmanager
+def backwards_where_written() -> Iterator[None]:
+    """In this context equations of a custom_vjp's backward come from the lines it is written on, not from its call.
+
+    JAX gives them the call's. Where a backward begins and ends stands in the program too, for `mark_of` to tell.
+    """
+
+    def call(original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
+        rule = custom_vjp_of(fn)
+        assert rule is not None
+
+        def bwd(*given: Any) -> Any:
+            with as_written():
+                dxs = rule.bwd(*given[:-2], *_marked(given[-2:], _ENTER))
+                return _marked(dxs, _LEAVE)
+
+        return original(remade(rule, bwd), *args, **kwargs)
+
+    with replaced_custom_vjp_calls(call), traced_afresh(f"where written {next(_tokens)}"):
+        yield
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """In this context equations come from the lines of the functions called in it, not from those that called them."""
+    context = source_info_util._source_info_context
+    outer, context.context = context.context, source_info_util.new_source_info()
+    try:
+        yield
+    finally:
+        context.context = outer
+
+
+def _marked(tree: Any, text: str) -> Any:
+    """Returns a pytree each array of which has gone through an equation that names it."""
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, text) if is_plain_array(leaf) else leaf, tree)
+
+
+def is_plain_array(leaf: Any) -> bool:
+    """Returns whether a leaf is an array with numbers in it: no symbolic zero, no float0, no random key, no text."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or dtype == jax.dtypes.float0:
+        return False
+    return not jax.numpy.issubdtype(dtype, jax.dtypes.extended)
+
+
+def mark_of(eqn: Any) -> bool | None:
+    """Returns True for the equations with which a backward begins, False for those it ends with, None for others.
+
+    They stand in programs that are traced in `backwards_where_written`, one for each array, and change nothing.
+    """
+    name = eqn.params.get("name") if eqn.primitive.name == "name" else None
+    return {_ENTER: True, _LEAVE: False}.get(name) if isinstance(name, str) else None
+
+
+def is_symbolic_zero(a: Any) -> bool:
+    """Returns whether a is a symbolic zero, as a backward with symbolic_zeros=True gets and may return."""
+    return isinstance(a, SymbolicZero)
+
+
+def symbolic_zero_of(y: Any) -> SymbolicZero:
+    """Returns the symbolic zero that stands for the cotangent of an output."""
+    return SymbolicZero(jax.typeof(y).to_tangent_aval())
+
+
+def perturbed(x: Any) -> CustomVJPPrimal:
+    """Returns an argument as a forward pass with symbolic_zeros=True gets it, marked as differentiated."""
+    return CustomVJPPrimal(x, True)
+
+
+def symbolic_zero_aval(a: Any) -> Any:
+    """Returns the shape and dtype of a symbolic zero, anything else as it is."""
+    return a.aval if isinstance(a, SymbolicZero) else a

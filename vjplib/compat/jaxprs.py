@@ -1,0 +1,162 @@
+"""Walking through programs: what stands in a jaxpr, and what it computes without custom rules."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax._src import source_info_util
+from jax._src.interpreters import partial_eval
+from jax.extend.core import Jaxpr, Literal
+
+
+def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns f without the custom derivative rules inside it, so that JAX differentiates what f computes.
+
+    The rules of `jax.custom_vjp` and `jax.custom_jvp` are replaced by the functions they were given for, through jit,
+    scan, while, cond and checkpoint.
+
+    Args:
+        f: a function of arrays that returns a pytree of arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> wrong = jax.custom_vjp(jnp.sin)
+        >>> wrong.defvjp(lambda x: (jnp.sin(x), None), lambda res, g: (0 * g,))
+        >>> float(jax.grad(wrong)(0.0)), float(jax.grad(strip_custom_rules(wrong))(0.0))
+        (0.0, 1.0)
+    """
+
+    def stripped(*args: Any) -> Any:
+        closed, out = jax.make_jaxpr(f, return_shape=True)(*args)
+        values = _evaluate(*opened(closed), jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(out), values)
+
+    return stripped
+
+
+def programs(params: Mapping[str, Any]) -> list[tuple[str, Jaxpr, list[Any]]]:
+    """Returns the programs among an equation's parameters: the parameter's name, the jaxpr and its constants."""
+    named = ((n, v) for n, vs in params.items() for v in (vs if isinstance(vs, (tuple, list)) else (vs,)))
+    held = ((name, _program(value)) for name, value in named)
+    return [(name, *opened(program)) for name, program in held if program is not None]
+
+
+def _program(value: Any) -> Any:
+    """Returns the jaxpr that a parameter is, or that the primitive object of the newer custom_vjp holds, or None."""
+    value = getattr(getattr(value, "traced", None), "jaxpr", value)
+    return value if isinstance(getattr(value, "jaxpr", value), Jaxpr) else None  # closed over its constants, or not
+
+
+def opened(item: Any) -> tuple[Jaxpr, list[Any]]:
+    """Returns a jaxpr, closed or not, and the constants that it holds."""
+    return getattr(item, "jaxpr", item), list(getattr(item, "consts", ()))
+
+
+_CUSTOM = {"custom_jvp_call", "custom_vjp_call", "call_hi_primitive"}
+INLINED = frozenset({"jit", "pjit", "remat2", "checkpoint", "closed_call"})
+_INLINED = _CUSTOM | INLINED
+
+
+def holds_custom_vjp(program: Any) -> bool:
+    """Returns whether a jaxpr, or a program inside it, calls a custom_vjp."""
+    jaxpr, _ = opened(program)
+    return any(
+        eqn.primitive.name in ("custom_vjp_call", "call_hi_primitive")
+        or any(holds_custom_vjp(inner) for _, inner, _ in programs(eqn.params))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _holds_custom_rule(jaxpr: Jaxpr) -> bool:
+    return any(
+        eqn.primitive.name in _CUSTOM or any(_holds_custom_rule(inner) for _, inner, _ in programs(eqn.params))
+        for eqn in jaxpr.eqns
+    )
+
+
+def bound(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
+    """Returns the outputs of an equation at these inputs, with these parameters in place of its own."""
+    given = {**eqn.params, **params}
+    with eqn.ctx.manager:
+        outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(given))
+    return outputs if eqn.primitive.multiple_results else (outputs,)
+
+
+def evaluated(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    after: Callable[[Any, Sequence[Any]], Sequence[Any]],
+    bind: Callable[..., Sequence[Any]] = bound,
+) -> list[Any]:
+    """Returns what a jaxpr computes, each custom rule in it by its primal, each equation's outputs passed through.
+
+    Args:
+        jaxpr: the program; what it inlines, as jit does, is evaluated equation by equation too.
+        consts: the values of its constants.
+        args: the values of its arguments.
+        after: takes an equation and its outputs, and returns what to use in their place.
+        bind: takes an equation, its inputs and changed parameters, and returns its outputs; values may be anything
+            that it makes of them.
+    """
+    return interpreted(jaxpr, consts, args, lambda eqn, values: _applied(eqn, values, after, bind))
+
+
+def interpreted(
+    jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], apply: Callable[[Any, list[Any]], Sequence[Any]]
+) -> list[Any]:
+    """Returns what a jaxpr computes, the outputs of each equation being apply(equation, values of its inputs)."""
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+    def read(v: Any) -> Any:
+        return v.val if isinstance(v, Literal) else env[v]
+
+    for eqn in jaxpr.eqns:
+        env.update(zip(eqn.outvars, apply(eqn, [read(v) for v in eqn.invars]), strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def without_dead_code(jaxpr: Jaxpr) -> Jaxpr:
+    """Returns a program without the equations that no output of it depends on."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
+
+
+def used_inputs(jaxpr: Jaxpr) -> list[bool]:
+    """Returns of each input of a program whether an output depends on it."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=False)[1]
+
+
+def source_of(eqn: Any) -> str:
+    """Returns file, line and function of the user's code that an equation comes from."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Evaluates a jaxpr, each custom rule in it by its primal."""
+    return evaluated(jaxpr, consts, args, lambda eqn, outputs: outputs)
+
+
+def _applied(
+    eqn: Any,
+    values: list[Any],
+    after: Callable[[Any, Sequence[Any]], Sequence[Any]],
+    bind: Callable[..., Sequence[Any]],
+) -> Sequence[Any]:
+    inner = programs(eqn.params)
+    if eqn.primitive.name in _INLINED and inner:
+        _, jaxpr, consts = inner[0]
+        return evaluated(jaxpr, consts, values, after, bind)
+    params = {name: _stripped_parameter(value) for name, value in eqn.params.items()} if inner else {}
+    return after(eqn, bind(eqn, values, **params))
+
+
+def _stripped_parameter(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        items = [_stripped_parameter(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if _program(value) is None:
+        return value
+    jaxpr, consts = opened(value)
+    if not _holds_custom_rule(jaxpr):
+        return value
+    return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, consts, args))(*(v.aval for v in jaxpr.invars))

@@ -1,0 +1,82 @@
+"""How a program is compiled and placed: calls kept apart, axes that map or shard."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax._src.core import trace_ctx
+from jax._src.interpreters.batching import BatchTrace, BatchTracer
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import AxisType, auto_axes, get_abstract_mesh
+
+
+def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
+    """Returns f jitted, and kept a call of its own in the compiled CPU program.
+
+    XLA:CPU fuses shifted slices into whatever consumes them and recomputes them there; a call that may not be inlined
+    stays as fast as it is alone, however its result is used. The attribute is one that only the CPU compiler reads, so
+    use this inside the CPU branch of `jax.lax.platform_dependent`.
+
+    Args:
+        f: a function of arrays.
+        jit_options: options of `jax.jit`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(separate_call(jnp.sin)(0.0))
+        0.0
+    """
+    jitted = jax.jit(f, **jit_options)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return jitted(*args, **kwargs)
+
+    return call
+
+
+def mapped(x: Any) -> bool:
+    """Returns whether the innermost transformation at work is `jax.vmap`, and x has an axis that it maps over.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> seen = []
+        >>> _ = jax.vmap(lambda x, y: seen.append((mapped(x), mapped(y))), in_axes=(0, None))(jnp.ones(2), 1.0)
+        >>> seen
+        [(True, False)]
+    """
+    trace = trace_ctx.trace
+    return isinstance(trace, BatchTrace) and isinstance(x, BatchTracer) and x._trace.tag is trace.tag
+
+
+def automatic(f: Callable[..., Any], result: jax.ShapeDtypeStruct) -> Callable[..., Any]:
+    """Returns f, under a mesh with explicit axes to be partitioned by the compiler, as it is under automatic ones.
+
+    Slices and reshapes of sharded dimensions are refused where axes are explicit, though they partition well.
+
+    Args:
+        f: a function of arrays.
+        result: what it returns, with the sharding that is to come out.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> automatic(jnp.sin, jax.ShapeDtypeStruct((), jnp.float32)) is jnp.sin
+        True
+    """
+    if not any(kind == AxisType.Explicit for kind in get_abstract_mesh().axis_types):
+        return f
+    return auto_axes(f, out_sharding=result.sharding)
+
+
+def as_varying(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
+    """Returns a cotangent summed over the mesh axes of `jax.shard_map` along which it varies and its primal does not.
+
+    Shards that share a value each have a part of its cotangent. Outside shard_map, and where it does not keep account
+    (check_vma=False), this changes nothing.
+
+    Example:
+        >>> float(as_varying(jax.numpy.ones(()), jax.numpy.zeros(())))
+        1.0
+    """
+    axes = jax.typeof(cotangent).manual_axis_type.varying - jax.typeof(primal).manual_axis_type.varying
+    return jax.lax.psum(cotangent, tuple(sorted(axes))) if axes else cotangent
