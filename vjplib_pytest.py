@@ -55,15 +55,33 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Tells each proof which of its fellows will run in this process, to share their work."""
-    testing = sys.modules.get("vjplib.testing")
-    if testing is None:
-        return
     one_of_many = hasattr(session.config, "workerinput")  # that pytest-xdist started
     for item in session.items:
-        for value in getattr(getattr(item, "callspec", None), "params", {}).values():
+        for _, proof in _proofs(item):
             grouped = "@" in item.nodeid.rpartition("]")[2]  # where it keeps groups it appends their names
-            if isinstance(value, testing.Proof) and (grouped or not one_of_many):
-                value.sheet.expected.add(value.claim)
+            if grouped or not one_of_many:
+                proof.sheet.expected.add(proof.claim)
+
+
+def _proofs(item: pytest.Item) -> list[tuple[str, Any]]:
+    """Returns the proofs that a test is given, by the names of its arguments; none where vjplib is not used."""
+    testing = sys.modules.get("vjplib.testing")
+    if testing is None:
+        return []
+    given = getattr(getattr(item, "callspec", None), "params", {})
+    return [(name, value) for name, value in given.items() if isinstance(value, testing.Proof)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Fails a test that returns without a word to its proof: it would pass whatever the rule does."""
+    given = _proofs(item)
+    for _, proof in given:
+        proof.sheet.asked.discard(proof.claim)
+    yield
+    for name, proof in given:
+        if proof.claim not in proof.sheet.asked:
+            pytest.fail(f"the test must call {name}(), and does not: nothing is verified", pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -249,6 +249,16 @@ def test_a_seed_that_is_none_is_refused(tests, seed):
     assert f"must be an integer of at least 0, got {seed}" in result.stderr.str()
 
 
+def test_a_test_that_does_not_call_its_proof_fails(tests):
+    forgetful = parametrized("'waverules'").replace("    proof()", "    proof")
+    result = tests(forgetful, factor=0.5)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["the test must call proof(), and does not: nothing is verified"])
+    tests(forgetful.replace("    proof", "    raise KeyError")).assert_outcomes(failed=2)
+    reading = forgetful.replace("    proof", "    assert proof.report.ok")
+    tests(reading).assert_outcomes(passed=2)
+
+
 def test_strict_markers_are_content(tests):
     tests(parametrized("'waverules'", claims=("V1",)), "--strict-markers").assert_outcomes(passed=1)
 

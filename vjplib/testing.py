@@ -48,6 +48,7 @@ class Sheet:
         effort: at which it is examined unless the command line says deep.
         target: what names the function on vjplib's command line; empty if nothing does.
         expected: claims that are to be asked for, examined together with the first.
+        asked: claims that were asked for.
         known: by claim the report that tells of it, or what was raised in its place.
     """
 
@@ -57,11 +58,13 @@ class Sheet:
     effort: Effort
     target: str = ""
     expected: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
     known: dict[tuple[str, str, int], Report | Exception] = field(default_factory=dict)
 
     def report(self, claim: str) -> Report:
         """Returns a report that tells of the claim."""
         __tracebackhide__ = True
+        self.asked.add(claim)
         effort, seed = effort_and_seed(self.effort)
         if (claim, effort, seed) not in self.known:
             wanted = {claim, *self.expected}
@@ -135,8 +138,9 @@ def parametrize(
 ) -> Callable[[F], F]:
     """Gives a test for each function and claim, with ids such as `softmax-V2`, under pytest.
 
-    The test takes an argument `proof` and calls it. Claims of one function are examined together where they run in one
-    process: always without pytest-xdist, and with its `--dist=loadgroup`.
+    The test takes an argument `proof` and calls it; one that neither calls it nor reads its report fails. Claims of one
+    function are examined together where they run in one process: always without pytest-xdist, and with its
+    `--dist=loadgroup`.
 
     Args:
         *targets: records, each a `Rule`, a tuple of them, a module that ends in RULES or what names them on the command
