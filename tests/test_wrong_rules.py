@@ -38,6 +38,16 @@ def test_failure_names_argument_claim_error_and_worst_index():
     assert "worst at (0,)" in " ".join(str(report).split())
 
 
+def test_a_wrong_second_derivative_is_placed():
+    fault = FAULTS["second order wrong, first right"]
+    report = vjplib.verify(fault.fn, fault.args, claims=("V5",))
+    said = {finding.message for finding in report.failures}
+    assert said == {
+        "reverse over reverse differs from the oracle in the derivative with respect to x",
+        "forward over reverse differs from the oracle in the derivative of the cotangent of x",
+    }
+
+
 def test_assert_verified_raises_with_the_report():
     fault = FAULTS["sign"]
     with pytest.raises(vjplib.NotVerifiedError, match="cotangent of x") as caught:
