@@ -159,6 +159,11 @@ BAD = {
         "targets must have a floating dtype",
     ),
     "verify, not callable": (lambda: vl.verify(3, (X,)), TypeError, "fn must be callable, got 3"),
+    "verify, a rule without passes": (
+        lambda: vl.verify(jax.custom_vjp(jnp.sin), (X,)),
+        ValueError,
+        r"fn must have its passes: call sin\.defvjp\(fwd, bwd\) first",
+    ),
     "verify, args an array": (lambda: vl.verify(jnp.sin, X), TypeError, "args must be a tuple"),
     "verify, nothing to differentiate": (
         lambda: vl.verify(jnp.sin, (INTEGERS,)),

@@ -173,5 +173,7 @@ def test_an_inner_rule_is_looked_at_too():
 
 @pytest.mark.parametrize("fn", [jnp.sin, 3, jax.custom_jvp(jnp.sin)])
 def test_what_is_no_custom_vjp_is_refused(fn):
+    with pytest.raises(ValueError, match=r"fn must have its passes: call <lambda>\.defvjp\(fwd, bwd\) first"):
+        debug_rule(jax.custom_vjp(lambda x: x))
     with pytest.raises(TypeError, match=r"fn must be a jax\.custom_vjp, got "):
         debug_rule(fn)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vjplib.compat import CustomVJP, custom_vjp_of, replaced_custom_vjp_calls, symbolic_zero_aval
+from vjplib.compat import CustomVJP, custom_vjp_of, replaced_custom_vjp_calls, require_passes, symbolic_zero_aval
 
 
 class ContractError(TypeError):
@@ -53,6 +53,7 @@ def debug_rule(fn: Callable[..., Any]) -> Callable[..., Any]:
         A `jax.custom_vjp` of the same signature; `optimize_remat`, if fn has it, does not apply.
 
     Raises:
+        ValueError: fn has no passes yet, for want of `defvjp`.
         TypeError: fn is no custom_vjp. Called, a `ContractError`, which is a TypeError: the forward pass returns
             another tree, shape, dtype or weak type than the primal, or the backward another number of cotangents, tree,
             shape or dtype than the arguments'; None stands for zeros, and integers take None or float0.
@@ -77,6 +78,7 @@ def debug_rule(fn: Callable[..., Any]) -> Callable[..., Any]:
     rule = custom_vjp_of(fn)
     if rule is None:
         raise TypeError(f"fn must be a jax.custom_vjp, got {fn!r}")
+    require_passes(rule)
     checked = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
 
     def fwd(*args: Any) -> Any:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import custom_vjp_of
+from vjplib.compat import custom_vjp_of, require_passes
 from vjplib.rule import Case, Edge, Rule
 from vjplib.verification import (
     accuracy,
@@ -126,8 +126,8 @@ def verify(
 
     Raises:
         TypeError: fn is not callable, args is not a tuple or list, or claims is a single string.
-        ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative, effort or claims
-            are not known, or time_limit is not positive.
+        ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative or is a custom_vjp
+            without `defvjp`, effort or claims are not known, or time_limit is not positive.
 
     Example:
         >>> import vjplib
@@ -172,6 +172,8 @@ def _at_call(
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of positional arguments, got {type(args).__name__}")
     parts = custom_vjp_of(fn)
+    if parts:
+        require_passes(parts)
     static = parts.static if parts else ()
     arrays = tuple(Static(a) if i in static or _is_static(a) else jax.tree.map(_array, a) for i, a in enumerate(args))
     sizes = _axis_sizes(arrays)
