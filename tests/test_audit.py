@@ -260,6 +260,17 @@ def test_the_caller_may_say_what_is_by_design():
     assert report.ok
     assert report.rules[0].verdict == "note"
     assert "a gift" in report.rules[0].reason
+    assert report.unmet == ()
+
+
+def test_what_is_by_design_and_not_met_is_told():
+    with watching() as watch:
+        jax.nn.relu(X)
+    report = examined(watch, effort="quick", by_design={"relu": "a gift", "rellu": "a slip"})
+    assert report.unmet == ("rellu",)
+    assert "rellu, which is said to differ by design, was not met" in str(report)
+    assert "rellu, which" in report.to_markdown()
+    assert json.loads(report.to_json())["unmet"] == ["rellu"]
 
 
 def test_reports_are_text_of_80_columns_json_and_markdown():
@@ -271,7 +282,9 @@ def test_reports_are_text_of_80_columns_json_and_markdown():
     back = json.loads(report.to_json())
     assert back["ok"] is False
     assert [rule["verdict"] for rule in back["rules"]] == ["fail", "pass"]
-    assert report.to_markdown().count("\n") == 3
+    heading, _, *lines = report.to_markdown().splitlines()
+    assert heading.endswith(": 2 rules met with 2 shapes: 1 pass, 1 fail")
+    assert [line.count("|") for line in lines] == [11] * 4
 
 
 def test_bad_options_are_refused():
@@ -353,8 +366,11 @@ def test_a_function_of_a_file_with_its_arguments(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     file = tmp_path / "losses.py"
     file.write_text("import jax, jax.numpy as jnp\nARGS = (jnp.ones(3),)\nloss = lambda x: jnp.sum(jax.nn.relu(x))\n")
-    assert main(["audit", f"{file}:loss", "--quick", "--steps", "2", "--seed", "1"]) == 0
+    written = tmp_path / "audit.md"
+    words = ["--quick", "--steps", "2", "--seed", "1", "--markdown", str(written)]
+    assert main(["audit", f"{file}:loss", *words]) == 0
     assert "1 pass" in capsys.readouterr().out
+    assert "| relu (custom_jvp) |" in written.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

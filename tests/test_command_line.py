@@ -130,6 +130,7 @@ def test_an_unknown_target_is_told_what_exists(capsys, command):
         (["verify", "--quick", "--deep"], "argument --deep: not allowed with argument --quick"),
         (["bench", "--json", "nowhere/out.json"], "argument --json: must lie in a folder that exists"),
         (["verify", "--json", "."], "argument --json: must be a file that can be written, got ."),
+        (["verify", "--json", "a", "--html", "./a"], "--json and --html must be different files, got a for both"),
         (["prove"], "invalid choice: 'prove'"),
         ([], "the following arguments are required: COMMAND"),
     ],

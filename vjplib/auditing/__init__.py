@@ -125,15 +125,20 @@ def examined(
             found = found._replace(verdict="note", reason=reason)
         taken[rule] = taken.get(rule, 0.0) + found.seconds
         rows.append(_row(group, found, total, bool(watch.gradients)))
-    return AuditReport(name, order(rows), raised, total, time.perf_counter() - start)
+    met = {name for row in rows for name in _names(row.name)}
+    unmet = tuple(name for name in by_design or () if name not in met)
+    return AuditReport(name, order(rows), raised, total, time.perf_counter() - start, unmet)
+
+
+def _names(rule: str) -> tuple[str, str]:
+    """Returns the names by which a caller may call a rule: its own, and the last part of it."""
+    return rule, rule.rsplit(".", 1)[-1]
 
 
 def _known(group: Group, by_design: Mapping[str, str] | None) -> str | None:
     reasons = by_design or {}
-    names = (group.name, group.name.rsplit(".", 1)[-1])
-    return next(
-        (f"by design, as the caller says: {reasons[n] or 'no reason given'}" for n in names if n in reasons), None
-    )
+    said_so = (reasons[n] or "no reason given" for n in _names(group.name) if n in reasons)
+    return next((f"by design, as the caller says: {reason}" for reason in said_so), None)
 
 
 def _row(group: Group, found: Examined, total: int, gradients: bool) -> AuditedRule:

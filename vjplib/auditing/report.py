@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vjplib.auditing.examine import Verdict
-from vjplib.verification.report import Finding, as_json
+from vjplib.verification.report import Finding, as_json, in_markdown
 
 _SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "undecided": "?"}
 _STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "undecided": "dim"}
@@ -88,6 +88,7 @@ class AuditReport:
         raised: what the program raised, in a line; empty if it ended well.
         kept: the bytes that all gradients of the program keep for their backward passes.
         seconds: how long examining took.
+        unmet: the rules that the caller said to differ by design, and that were not met.
     """
 
     name: str
@@ -95,6 +96,7 @@ class AuditReport:
     raised: str = ""
     kept: int = 0
     seconds: float = 0.0
+    unmet: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -114,8 +116,8 @@ class AuditReport:
 
     def print(self, console: Console) -> None:
         """Prints the table, what it means, and for each rule where it stands and why it is judged so."""
-        if self.raised:
-            console.print(Text(f"{self.name} raised {self.raised}; what was met until then:", "bold red"))
+        for line in self._warnings():
+            console.print(Text(line, "bold red"))
         if not self.rules:
             console.print(Text(f"{self.name}: no custom_vjp and no custom_jvp was met"))
             return
@@ -126,6 +128,12 @@ class AuditReport:
             for line in _lines(number, rule):
                 console.print(Text(line), soft_wrap=False)
         console.print(Text(self.summary, "bold"))
+
+    def _warnings(self) -> Iterator[str]:
+        if self.raised:
+            yield f"{self.name} raised {self.raised}; what was met until then:"
+        for name in self.unmet:
+            yield f"{name}, which is said to differ by design, was not met"
 
     @property
     def summary(self) -> str:
@@ -139,22 +147,24 @@ class AuditReport:
         """Returns the report as JSON has it: a number that is not finite becomes a string."""
         rules = [{**asdict(rule), "ok": rule.ok} for rule in self.rules]
         head = {"name": self.name, "ok": self.ok, "raised": self.raised, "kept": self.kept, "seconds": self.seconds}
-        return as_json({**head, "rules": rules})
+        return as_json({**head, "unmet": list(self.unmet), "rules": rules})
 
     def to_json(self) -> str:
         """Returns `to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=2)
 
     def to_markdown(self) -> str:
-        """Returns the report as a Markdown table, one row a rule and shapes."""
-        rows = [
+        """Returns the report as Markdown: what it comes to, and a table of one row a rule and shapes."""
+        rows = [in_markdown(f"{self.name}: {self.summary}"), ""]
+        rows += [f"**{in_markdown(line)}**\n" for line in self._warnings()]
+        rows += [
             "| rule | defined at | calls | arguments | verdict | error | x autodiff's | kept | share | remark |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for rule in self.rules:
             cells = (f"{rule.name} ({rule.kind})", rule.source, f"{rule.calls}", rule.shapes, rule.verdict)
             cells += (_error(rule), _relative(rule), _kept(rule), _share(rule), rule.reason)
-            rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+            rows.append("| " + " | ".join(map(in_markdown, cells)) + " |")
         return "\n".join(rows)
 
 

@@ -12,7 +12,17 @@ from typing import Any
 
 from rich.console import Console
 
-from vjplib.commands.common import Command, add_effort, count, json_path, progress, seconds, seed, write_json
+from vjplib.commands.common import (
+    Command,
+    add_effort,
+    count,
+    json_path,
+    must_differ,
+    progress,
+    seconds,
+    seed,
+    write_json,
+)
 
 
 def add(command: Command) -> None:
@@ -43,6 +53,7 @@ def add(command: Command) -> None:
         help="a rule whose derivative differs from autodiff's on purpose: noted, and no failure",
     )
     audit.add_argument("--json", type=json_path, metavar="FILE", help="write the report to this file too")
+    audit.add_argument("--markdown", type=json_path, metavar="FILE", help="write the report to this file as Markdown")
     audit.add_argument(
         "--run",
         nargs=argparse.REMAINDER,
@@ -57,6 +68,7 @@ def _audit(parsed: argparse.Namespace) -> int:
 
     if (parsed.target is None) == (not parsed.script):
         parsed.error("one of FILE.py:FUNCTION and --run SCRIPT.py must be given")
+    must_differ(parsed, "json", "markdown")
     reasons = dict(_reason(parsed, text) for text in parsed.by_design)
     console = Console(highlight=False)
     program = _script(parsed) if parsed.script else _function(parsed)
@@ -75,6 +87,8 @@ def _audit(parsed: argparse.Namespace) -> int:
     )
     if parsed.json:
         write_json(parsed.json, report.to_dict())
+    if parsed.markdown:
+        parsed.markdown.write_text(report.to_markdown() + "\n", encoding="utf-8", errors="backslashreplace")
     report.print(console)
     return 0 if report.ok else 1
 

@@ -102,6 +102,16 @@ def json_path(text: str) -> Path:
     return path
 
 
+def must_differ(parsed: argparse.Namespace, *options: str) -> None:
+    """Refuses a file that two options would write to, of which the second would overwrite the first's."""
+    taken: dict[Path, str] = {}
+    for option in options:
+        if path := getattr(parsed, option):
+            other = taken.setdefault(path.resolve(), option)
+            if other != option:
+                parsed.error(f"--{other} and --{option} must be different files, got {path} for both")
+
+
 def rules_of(parsed: argparse.Namespace) -> tuple[Rule, ...]:
     """Returns the records that the targets name, each once; all of the library's where none is named."""
     return tuple(rule for rule, _, _ in places_of(parsed))

@@ -17,6 +17,7 @@ from vjplib.commands.common import (
     add_targets,
     claims,
     json_path,
+    must_differ,
     places_of,
     progress,
     seconds,
@@ -70,6 +71,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     from vjplib.bench import environment
     from vjplib.verification.report import remarks, table
 
+    must_differ(parsed, "json", "markdown", "junit", "html")
     console = Console(highlight=False)
     effort = parsed.effort or "standard"
     reports = _reports(parsed, effort, console)

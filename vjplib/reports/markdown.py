@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vjplib.reports.changes import Change, changes
 from vjplib.reports.runs import Run
-from vjplib.verification.report import CLAIMS, SIGNS, Finding
+from vjplib.verification.report import CLAIMS, SIGNS, Finding, in_markdown
 
 _SECTIONS = (("fail", "Failures"), ("skipped", "Undecided"), ("note", "Notes"))
 
@@ -28,7 +28,7 @@ def _lines(run: Run, changed: Sequence[Change] | None) -> Iterator[str]:
     verified = sum(r.ok for r in run.reports)
     yield f"{verified} of {len(run.reports)} rules verified; effort {run.effort}, seed {run.seed}."
     yield ""
-    yield from (f"- {_text(key)}: {_text(str(value))}" for key, value in run.environment.items())
+    yield from (f"- {in_markdown(key)}: {in_markdown(str(value))}" for key, value in run.environment.items())
     yield ""
     claims = [c for c in CLAIMS if any(r.level(c) for r in run.reports)]
     yield "| rule | " + "".join(f"{c} {CLAIMS[c]} | " for c in claims) + "seconds |"
@@ -37,10 +37,10 @@ def _lines(run: Run, changed: Sequence[Change] | None) -> Iterator[str]:
         levels = [r.level(c) for c in claims]
         cells = [SIGNS[level] if level else "-" for level in levels]
         cells = [f"**{cell}**" if cell == SIGNS["fail"] else cell for cell in cells]
-        yield f"| {_text(r.name)} | " + "".join(f"{cell} | " for cell in cells) + f"{r.seconds:.1f} |"
+        yield f"| {in_markdown(r.name)} | " + "".join(f"{cell} | " for cell in cells) + f"{r.seconds:.1f} |"
     if changed is not None:
         yield from ("", "## Changes", "")
-        yield from (f"- {'**regression** ' if c.regression else ''}{_text(str(c))}" for c in changed)
+        yield from (f"- {'**regression** ' if c.regression else ''}{in_markdown(str(c))}" for c in changed)
         if not changed:
             yield "None."
     for level, title in _SECTIONS:
@@ -50,7 +50,7 @@ def _lines(run: Run, changed: Sequence[Change] | None) -> Iterator[str]:
         if found:
             yield from ("", f"## {title}", "")
             for name, f in found:
-                yield f"- {_text(name)}: {_text(str(f))}"
+                yield f"- {in_markdown(name)}: {in_markdown(str(f))}"
                 yield from _source(f)
 
 
@@ -64,14 +64,3 @@ def _source(f: Finding) -> Iterator[str]:
         yield from (f"  {line}".rstrip() for line in f.counterexample.strip().splitlines())
         yield f"  {fence}"
         yield ""
-
-
-def _text(text: str) -> str:
-    r"""Returns text of one line that stays text in Markdown, tables included.
-
-    Example:
-        >>> print(_text("<script> of a|b * c"))
-        &lt;script> of a\|b \* c
-    """
-    joined = " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
-    return "".join(f"\\{letter}" if letter in "\\|*`[]" else letter for letter in joined)

@@ -145,8 +145,7 @@ class Report:
         rows = ["| claim | result | case | argument | finding |", "|---|---|---|---|---|"]
         for f in self.findings:
             cells = (f"{f.claim} {CLAIMS[f.claim]}", SIGNS[f.level], f.case, f.argument, f.message)
-            shown = (" ".join(cell.replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells)
-            rows.append("| " + " | ".join(shown) + " |")
+            rows.append("| " + " | ".join(map(in_markdown, cells)) + " |")
         return "\n".join(rows)
 
 
@@ -157,6 +156,17 @@ def as_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [as_json(v) for v in value]
     return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def in_markdown(text: str) -> str:
+    r"""Returns text of one line that stays text in Markdown, tables included.
+
+    Example:
+        >>> print(in_markdown("<script> of a|b * c"))
+        &lt;script> of a\|b \* c
+    """
+    joined = " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
+    return "".join(f"\\{letter}" if letter in "\\|*`[]" else letter for letter in joined)
 
 
 def table(reports: Sequence[Report], width: int = 80) -> Group:
