@@ -72,14 +72,18 @@ def _proofs(item: pytest.Item) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in given.items() if isinstance(value, testing.Proof)]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Forgets what an earlier run of the test asked; a fixture may call the proof as well as the test itself."""
+    for _, proof in _proofs(item):
+        proof.sheet.asked.discard(proof.claim)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Fails a test that returns without a word to its proof: it would pass whatever the rule does."""
-    given = _proofs(item)
-    for _, proof in given:
-        proof.sheet.asked.discard(proof.claim)
     yield
-    for name, proof in given:
+    for name, proof in _proofs(item):
         if proof.claim not in proof.sheet.asked:
             pytest.fail(f"the test must call {name}(), and does not: nothing is verified", pytrace=False)
 

@@ -257,6 +257,8 @@ def test_a_test_that_does_not_call_its_proof_fails(tests):
     tests(forgetful.replace("    proof", "    raise KeyError")).assert_outcomes(failed=2)
     reading = forgetful.replace("    proof", "    assert proof.report.ok")
     tests(reading).assert_outcomes(passed=2)
+    fixture = "import pytest\n\n@pytest.fixture\ndef shown(proof):\n    proof()\n"
+    tests(fixture + forgetful.replace("(proof)", "(shown, proof)")).assert_outcomes(passed=2)
 
 
 def test_strict_markers_are_content(tests):

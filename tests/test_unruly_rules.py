@@ -331,3 +331,15 @@ RULES = (rule("waves", lambda x, g: (g * slope(x),)),)
         assert main(["verify", "drawing", "--quick", "--jobs", jobs]) == 1
         assert "V4 transforms FAIL draws from NumPy's global random numbers" in " ".join(capfd.readouterr().out.split())
     sys.modules.pop("drawing")
+
+
+def test_what_jax_sets_when_a_kernel_is_first_asked_for_is_no_fault(monkeypatch):
+    monkeypatch.delenv("MOSAIC_GPU_CUDA_ROOT", raising=False)
+
+    def as_pallas_does(x):
+        os.environ["MOSAIC_GPU_CUDA_ROOT"] = "/somewhere"
+        return jnp.sin(x)
+
+    report = vjplib.verify(as_pallas_does, (np.array([0.5, -1.0], np.float32),), effort="quick")
+    assert report.ok, report
+    assert os.environ["MOSAIC_GPU_CUDA_ROOT"] == "/somewhere"

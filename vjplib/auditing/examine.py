@@ -417,7 +417,7 @@ def _judged(name: str, e: Error, where: str, excuse: str | None) -> Finding:
     if e.known == 0:
         return Finding("V2", "skipped", f"{where}: undecided, the oracle is NaN there", **at)
     if e.ratio > 1:
-        return Finding("V2", "skipped", f"{where}: undecided, no worse than autodiff, which is unstable there", **at)
+        return Finding("V2", "skipped", f"{where}: undecided, {e.excuse}", **at)
     if e.known < 1:
         return Finding("V2", "note", f"{where}: the oracle is NaN at {1 - e.known:.0%} of it, undecided there", **at)
     return Finding("V2", "pass", f"{where}: equals the float64 oracle", **at)

@@ -119,7 +119,7 @@ class AuditReport:
         for line in self._warnings():
             console.print(Text(line, "bold red"))
         if not self.rules:
-            console.print(Text(f"{self.name}: no custom_vjp and no custom_jvp was met"))
+            console.print(Text(f"{self.name}: {self.summary}"))
             return
         rows = _merged(self.rules)
         console.print(_table(rows))
@@ -141,6 +141,8 @@ class AuditReport:
         count = {v: sum(rule.verdict == v for rule in self.rules) for v in ("pass", "fail", "note", "undecided")}
         said = ", ".join(f"{n} {v}" for v, n in count.items() if n)
         names = len({(rule.name, rule.source) for rule in self.rules})
+        if not self.rules:
+            return "no custom_vjp and no custom_jvp was met"
         return f"{_counted(names, 'rule')} met with {_counted(len(self.rules), 'shape')}: {said}"
 
     def to_dict(self) -> dict[str, Any]:

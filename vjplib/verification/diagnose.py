@@ -20,7 +20,7 @@ from vjplib.compat import (
     replaced_custom_vjp_calls,
     traced_afresh,
 )
-from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap
+from vjplib.verification.measure import relative_gap
 from vjplib.verification.subject import Answers, Leaves, Subject
 
 UNTRACEABLE = (
@@ -190,11 +190,12 @@ def values(subject: Subject, leaves: Leaves, gs: Leaves, found: Answers) -> dict
         found: the answers there, on the host.
     """
     traps: dict[str, str] = {}
+    digits = float(np.sqrt(subject.eps))
     for i, (p, y, o) in enumerate(zip(found.primal, found.ys, found.true_ys, strict=True)):
-        if _equal(p, o) and not _equal(y, o):
+        if _equal(p, o, digits) and not _equal(y, o, digits):
             names = (f"output {i}", f"output {i} of the forward pass", *["output of the forward pass"][i:])
             traps |= dict.fromkeys(names, "forward-is-not-the-primal")
-    wrong = [i for i, pair in enumerate(zip(found.dxs, found.true_dxs, strict=True)) if not _equal(*pair)]
+    wrong = [i for i, pair in enumerate(zip(found.dxs, found.true_dxs, strict=True)) if not _equal(*pair, digits)]
     if not wrong:
         return traps
     uniform = _at_uniform_cotangents(subject, leaves, gs)
@@ -207,22 +208,22 @@ def values(subject: Subject, leaves: Leaves, gs: Leaves, found: Answers) -> dict
             continue
         if r.shape != o.shape or r.dtype != o.dtype or not np.all(np.isfinite(o)) or not np.all(np.isfinite(r)):
             continue
-        alike = [j for j, other in enumerate(found.true_dxs) if j != i and _equal(r, other) and np.any(r)]
+        alike = [j for j, other in enumerate(found.true_dxs) if j != i and _equal(r, other, digits) and np.any(r)]
         if not np.any(r):
             trap = "forgotten-gradient"
         elif conjugates[i]:
             trap = "conjugate-missing"
-        elif np.iscomplexobj(o) and (_equal(r, o.real + 0j) or _equal(r.real + 0j, o.real + 0j)):
+        elif np.iscomplexobj(o) and (_equal(r, o.real + 0j, digits) or _equal(r.real + 0j, o.real + 0j, digits)):
             trap = "real-and-complex"
         elif any(found.true_dxs[j].shape == o.shape for j in alike):
             trap = "permuted-cotangents"
-        elif uniform[i]:
-            trap = "non-uniform-cotangent"
         elif lower and relative_gap(r, o) < COARSE:
             trap = "low-precision-inside"
-        elif _at_the_edge(r, o):
+        elif uniform[i]:
+            trap = "non-uniform-cotangent"
+        elif _at_the_edge(r, o, digits):
             trap = "edge-of-the-image"
-        elif _same_total(r, o) and _has_equal_axes(leaves, gs, o):
+        elif _same_total(r, o, digits) and _has_equal_axes(leaves, gs, o):
             trap = "summed-over-the-wrong-axis"
         else:
             continue
@@ -230,19 +231,19 @@ def values(subject: Subject, leaves: Leaves, gs: Leaves, found: Answers) -> dict
     return traps
 
 
-def _equal(r: np.ndarray, o: np.ndarray) -> bool:
-    return relative_gap(r, o) <= HALF_THE_DIGITS
+def _equal(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
+    return relative_gap(r, o) <= digits
 
 
 def _at_uniform_cotangents(subject: Subject, leaves: Leaves, gs: Leaves) -> list[bool]:
     """Returns of each argument whether its cotangent is right, and not zero, where those of the outputs are uniform."""
     if all(g.size <= 1 for g in gs):
         return [False] * len(leaves)
-    right = [True] * len(leaves)
+    right, digits = [True] * len(leaves), float(np.sqrt(subject.eps))
     for level in (1.0, 3.0):
         found = jax.tree.map(np.asarray, subject.answers(leaves, tuple(np.full_like(g, level) for g in gs)))
         for i, (r, o) in enumerate(zip(found.dxs, found.true_dxs, strict=True)):
-            right[i] = right[i] and _equal(r, o) and bool(np.any(o))
+            right[i] = right[i] and _equal(r, o, digits) and bool(np.any(o))
     return right
 
 
@@ -251,13 +252,13 @@ def _conjugates(subject: Subject, leaves: Leaves, gs: Leaves) -> list[bool]:
     if not any(map(np.iscomplexobj, leaves)):
         return [False] * len(leaves)
     found = jax.tree.map(np.asarray, subject.answers(leaves, tuple(g.real.astype(g.dtype) for g in gs)))
-    pairs = zip(found.dxs, found.true_dxs, strict=True)
-    return [np.iscomplexobj(o) and _equal(r, np.conj(o)) and not _equal(r, o) for r, o in pairs]
+    pairs, digits = zip(found.dxs, found.true_dxs, strict=True), float(np.sqrt(subject.eps))
+    return [np.iscomplexobj(o) and _equal(r, np.conj(o), digits) and not _equal(r, o, digits) for r, o in pairs]
 
 
-def _at_the_edge(r: np.ndarray, o: np.ndarray) -> bool:
+def _at_the_edge(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
     """Returns whether only entries at the start or the end of an axis differ."""
-    differs = np.abs(r - o) > HALF_THE_DIGITS * np.max(np.abs(o), initial=0.0)
+    differs = np.abs(r - o) > digits * np.max(np.abs(o), initial=0.0)
     for axis, n in enumerate(o.shape):
         inside = np.take(differs, range(1, n - 1), axis) if n >= SHORTEST else np.array([True])
         if not inside.any():
@@ -265,8 +266,8 @@ def _at_the_edge(r: np.ndarray, o: np.ndarray) -> bool:
     return False
 
 
-def _same_total(r: np.ndarray, o: np.ndarray) -> bool:
-    return bool(np.isclose(np.sum(r), np.sum(o), rtol=HALF_THE_DIGITS, atol=HALF_THE_DIGITS * np.max(np.abs(o))))
+def _same_total(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
+    return bool(np.isclose(np.sum(r), np.sum(o), rtol=digits, atol=digits * np.max(np.abs(o))))
 
 
 def _has_equal_axes(leaves: Leaves, gs: Leaves, o: np.ndarray) -> bool:

@@ -133,6 +133,8 @@ def watched(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) 
             for name in changed:
                 jax.config.update(name, options[name])
             findings.append(_changed(f"changes the settings of JAX: {', '.join(changed)}"))
+        # JAX sets variables of Mosaic's when it is first asked for a kernel.
+        environment |= {name: value for name, value in os.environ.items() if name.startswith("MOSAIC_")}
         if changed := _differences(environment, dict(os.environ)):
             os.environ.clear()
             os.environ.update(environment)

@@ -43,7 +43,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         gs = subject.cotangents(leaves)
         found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
         gaps = [relative_gap(r, o) for r, o in zip(found.dxs, found.true_dxs, strict=True)]
-        if all(gap <= HALF_THE_DIGITS for gap in gaps) or not all(np.isfinite(o).all() for o in found.true_dxs):
+        if all(gap <= subject.digits(gap) for gap in gaps) or not all(np.isfinite(o).all() for o in found.true_dxs):
             yield from shrink.check(subject)
             return
         if not all(np.isfinite(r).all() for r in found.dxs):

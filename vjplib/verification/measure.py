@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
+from vjplib.verification.subject import HALF_THE_DIGITS as HALF_THE_DIGITS
 from vjplib.verification.subject import Leaves, Subject
 
-HALF_THE_DIGITS = float(np.sqrt(np.finfo(np.float64).eps))
 SLACK = 8.0
 UNSTABLE = 64.0
 ROUNDINGS = 64.0  # halves of a unit in the last place of the usual size that answers in float64 may differ by
 DRAWS = 4
+MANIFEST = 0.1  # relative, an error that is more than that of few digits
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Error:
 
     Args:
         ratio: in units of the tolerance; above 1 it is too large.
-        excused: the same, with autodiff's error as the tolerance however large it is.
+        excused: the same, with autodiff's error as the tolerance however large it is, and with rounding of numbers of
+            the inputs' size allowed for; above 1 it is a fault.
         index: where it is worst.
         relative: as a multiple of autodiff's, by root mean square; infinite where only autodiff makes no error.
         lost: whether autodiff's answer is not finite where the oracle's is.
@@ -51,6 +53,15 @@ class Error:
     known: float
     size: float = 0.0
     of_autodiff: float = 0.0
+
+    @property
+    def excuse(self) -> str:
+        """Why an error above the tolerance is no fault."""
+        if self.unstable and self.of_autodiff > MANIFEST:
+            return "no worse than autodiff of the reference, which gives other values in float64, as random numbers do"
+        if self.unstable:
+            return "no worse than autodiff of the reference, which is unstable there"
+        return "no more than the rounding of numbers as large as the inputs, which the rule may keep, explains"
 
 
 class Oracle(NamedTuple):
@@ -124,8 +135,8 @@ def roundings(
 
     It is far below the `usual` size, and matters only where a function saturates so far that nearly nothing is left.
     """
-    unit = ROUNDINGS * float(np.finfo(np.float64).eps) / 2
-    return [unit * size_of(a) / HALF_THE_DIGITS for a in usual(subject, leaves, gs, of)]
+    unit = ROUNDINGS * subject.eps / 2
+    return [unit * size_of(a) / float(np.sqrt(subject.eps)) for a in usual(subject, leaves, gs, of)]
 
 
 def unit_of(leaves: Sequence[np.ndarray]) -> float:
@@ -140,6 +151,7 @@ def error(
     draws: Sequence[np.ndarray],
     unit: float,
     usual: np.ndarray | None = None,
+    reach: float = 1.0,
 ) -> Error:
     """Returns the error of one array in units of its tolerance.
 
@@ -150,6 +162,8 @@ def error(
         draws: the changes of o under rounding.
         unit: half a unit in the last place, relative.
         usual: the oracle's answer at inputs of the usual size; None for o itself.
+        reach: the size of the inputs, if above one. What a rule keeps may be as large, and be rounded by that many
+            units: exponentiated again, as the logarithm of a sum of exponentials is, it errs by as much, relatively.
 
     Where autodiff errs more than 64 times what rounding explains it is unstable, and rounding alone is the measure.
     """
@@ -161,6 +175,7 @@ def error(
             [as_parts(d) for d in draws],
             unit,
             None if usual is None else as_parts(usual),
+            reach,
         )
         return replace(e, index=e.index[:-1])
     dtype = r.dtype
@@ -183,7 +198,7 @@ def error(
         floor = max([unit * norm(scale), unit * norm(given), tiny, *(norm(d) for d in changes)])
         autodiff = norm(of_autodiff)
         tolerance = max(floor, autodiff) if np.isfinite(autodiff) else floor
-        excused.append(norm(wrong) / (SLACK * tolerance))
+        excused.append(norm(wrong) / (SLACK * max(tolerance, reach * unit * max(norm(scale), norm(given)))))
         if autodiff > UNSTABLE * floor:
             unstable, tolerance = True, floor
         ratios.append(norm(wrong) / (SLACK * tolerance))
@@ -200,6 +215,16 @@ def error(
         ours / (_rms(scale) or 1.0),
         theirs / (_rms(scale) or 1.0),
     )
+
+
+def reach_of(leaves: Sequence[np.ndarray]) -> float:
+    """Returns the size of the largest finite number among the leaves, at least one.
+
+    Example:
+        >>> reach_of([np.float32([0.5, -3, np.inf])])
+        3.0
+    """
+    return max([1.0, *(size_of(wide(np.asarray(a))) for a in leaves)])
 
 
 def wide(x: np.ndarray) -> np.ndarray:

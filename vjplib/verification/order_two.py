@@ -9,7 +9,7 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.verification.diagnose import lower_precision, optimizes_remat, raised
-from vjplib.verification.measure import DRAWS, HALF_THE_DIGITS, SLACK, relative_gap, roundings, size_of
+from vjplib.verification.measure import DRAWS, SLACK, relative_gap, roundings, size_of
 from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Answers, Leaves, Subject, normal_of
 
@@ -90,10 +90,11 @@ def _suspected(
 def _trap(subject: Subject, at: tuple[Leaves, Leaves], first: Answers, found: Any, expected: Any, scale: float) -> str:
     """Returns the trap where the first derivatives are right, and the second are zero or of few digits."""
     first = jax.tree.map(np.asarray, first)
-    if any(relative_gap(r, o) > HALF_THE_DIGITS for r, o in zip(first.dxs, first.true_dxs, strict=True)):
+    gaps = [relative_gap(r, o) for r, o in zip(first.dxs, first.true_dxs, strict=True)]
+    if any(gap > subject.digits(gap) for gap in gaps):
         return lower_precision(subject, *at, max(map(relative_gap, first.dxs, first.true_dxs)))
     pairs = [(np.asarray(r), np.asarray(o)) for r, o in zip(*map(jax.tree.leaves, (found, expected)), strict=True)]
-    wrong = [(r, o) for r, o in pairs if relative_gap(r, o, scale) > HALF_THE_DIGITS]
+    wrong = [(r, o) for r, o in pairs if (gap := relative_gap(r, o, scale)) > subject.digits(gap)]
     if any(not np.any(r) for r, _ in wrong):
         return "second-order-zero"
     return lower_precision(subject, *at, max(relative_gap(r, o, scale) for r, o in wrong))
@@ -104,7 +105,7 @@ def _is_rounding(
 ) -> bool:
     """Returns whether derivatives differ by no more than the oracle's move where each input is rounded in float64."""
     rng = np.random.default_rng((subject.seed, 8))
-    unit = float(np.finfo(np.float64).eps) / 2
+    unit = subject.eps / 2
     program = subject.compiled(lambda p: second(subject.pull(subject.oracle), *p))
     moved = [
         jax.tree.leaves(program(jax.tree.map(lambda a: a * (1 + unit * rng.uniform(-1, 1, np.shape(a))), point)))
@@ -113,7 +114,8 @@ def _is_rounding(
     for i, (r, o) in enumerate(zip(*map(jax.tree.leaves, (found, expected)), strict=True)):
         r, o = np.asarray(r), np.asarray(o)
         noise = SLACK * max(size_of(np.asarray(part[i]) - o) for part in moved)
-        if relative_gap(r, o, scale) > HALF_THE_DIGITS and not size_of(r - o) <= noise:
+        gap = relative_gap(r, o, scale)
+        if gap > subject.digits(gap) and not size_of(r - o) <= noise:
             return False
     return all(np.isfinite(np.asarray(r)).all() for r in jax.tree.leaves(found))
 
@@ -137,7 +139,7 @@ def _forwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves
 
 def _compare(subject: Subject, mode: str, found: Any, expected: Any, scale: float = 0.0) -> Finding:
     gaps = [
-        (relative_gap(np.asarray(r), np.asarray(o), scale) / HALF_THE_DIGITS, part)
+        ((gap := relative_gap(np.asarray(r), np.asarray(o), scale)) / subject.digits(gap), part)
         for r, o, part in zip(*map(jax.tree.leaves, (found, expected)), _parts(subject, mode, found), strict=True)
     ]
     worst, at = max(gaps)

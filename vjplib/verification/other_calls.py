@@ -35,7 +35,7 @@ def _at_other_sizes(subject: Subject, effort: str) -> Iterator[Finding]:
                 continue
             other = _at_size(subject, name, n, size)
             if other.runs:
-                found[size] = shown(other, list(value.check(other, scales=(1.0,))))
+                found[size] = shown(other, list(value.check(other, (1.0,), subject)))
         trap = _trap_of_sizes(subject, name, n, {size: not _fails(fs) for size, fs in found.items()})
         failures = [f for findings in found.values() for f in findings if f.level == "fail"]
         for findings in found.values():
@@ -87,7 +87,7 @@ def _at_other_values(subject: Subject, effort: str) -> Iterator[Finding]:
             other = subject.at(args, kwargs, f"{name} made {other_value!r}")
             if other.runs:
                 tried = True
-                findings = shown(other, list(value.check(other, scales=(1.0,))))
+                findings = shown(other, list(value.check(other, (1.0,), subject)))
                 trap = "one-static-value" if _fails(findings) and value.right(subject) else ""
                 for f in findings:
                     yield replace(f, trap=trap) if trap and f.level == "fail" else f

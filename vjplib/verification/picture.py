@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.measure import HALF_THE_DIGITS
+from vjplib.verification.measure import relative_gap
 from vjplib.verification.subject import Subject
 
 MOST = 40
@@ -49,13 +49,14 @@ def jacobians(subject: Subject) -> dict[str, dict[str, Any]]:
     for k, (name, leaf) in enumerate(zip(subject.names, leaves, strict=True)):
         if ours and leaf.size:
             ours_k, theirs_k = (np.stack([row[k] for row in rows]) for rows in (ours, theirs))
-            pictures[name] = _picture(ours_k, theirs_k) | {"of": [count, int(leaf.size)]}
+            pictures[name] = _picture(subject, ours_k, theirs_k) | {"of": [count, int(leaf.size)]}
     return pictures
 
 
-def _picture(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+def _picture(subject: Subject, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     size = np.max(np.abs(theirs), initial=0.0, where=np.isfinite(theirs))
+    digits = subject.digits(relative_gap(ours, theirs))
     with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(ours - theirs) <= HALF_THE_DIGITS * size) & (ours != theirs) & ~np.isnan(theirs)
+        wrong = ~(np.abs(ours - theirs) <= digits * size) & (ours != theirs) & ~np.isnan(theirs)
     signs = np.where(ours == 0, ".", np.where(ours < 0, "-", "+"))
     return {"rows": ["".join(row) for row in signs], "wrong": np.argwhere(wrong).tolist()}

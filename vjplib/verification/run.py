@@ -110,7 +110,8 @@ def verify(
         kwargs: keyword arguments, not differentiated.
         reference: the same function, written so that JAX may differentiate it. None for what fn itself computes, the
             custom rules inside it stripped.
-        effort: "quick" leaves out half precision that the call does not have itself, several devices (V6), power (V13),
+        effort: "quick" leaves out half precision that the call does not have itself, but for its contract (V1), several
+            devices (V6), power (V13),
             forward over reverse but for its tracing, checkpoint with all saved, runs without jit, compiling at larger
             sizes, autodiff's growth where the rule's is in proportion, and other sizes of the axes: "standard" makes
             each one and one more, "deep" some others too.

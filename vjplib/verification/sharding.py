@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import CustomVJP, custom_vjp_of, opened, patient, programs, x64
-from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap
+from vjplib.verification.measure import relative_gap
 from vjplib.verification.report import Finding, said
 from vjplib.verification.subject import Subject
 from vjplib.verification.ways import MOST_DEVICES, here
@@ -181,7 +181,7 @@ def _agrees(subject: Subject) -> bool:
     except Exception:  # which V2 reports
         return False
     pairs = zip((*found.ys, *found.dxs), (*found.true_ys, *found.true_dxs), strict=True)
-    return all(relative_gap(r, o) <= HALF_THE_DIGITS for r, o in pairs)
+    return all(gap <= subject.digits(gap) for gap in (relative_gap(r, o) for r, o in pairs))
 
 
 def answer() -> None:

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import hasty_options, strip_custom_rules
+from vjplib.compat import hasty_options, opened, programs, strip_custom_rules, x64
 from vjplib.verification.report import said
 
 Leaves = tuple[Any, ...]
 T = TypeVar("T")
 SMALL = 100_000  # elements
+HALF_THE_DIGITS = float(np.sqrt(np.finfo(np.float64).eps))
 
 
 @jax.tree_util.register_pytree_node_class
@@ -155,9 +156,27 @@ class Subject:
 
         def run(leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
             ys, back = jax.vjp(f, *leaves)
-            return ys, back(tuple(gs))
+            # A function may return one dtype whatever it is given.
+            return ys, back(tuple(g if g.dtype == y.dtype else g.astype(y.dtype) for g, y in zip(gs, ys, strict=True)))
 
         return run
+
+    @cached_property
+    def eps(self) -> float:
+        """The step between numbers near one of the coarsest dtype that the oracle casts to, where it is given float64.
+
+        A function may compute in float32 whatever it is given: what it comes to is known to the digits of that.
+        """
+        try:
+            with x64():
+                program = jax.make_jaxpr(self.oracle)(*self.leaves(np.float64))
+        except Exception:  # what the function raises is for the claims to report
+            return float(np.finfo(np.float64).eps)
+        return max(float(np.finfo(np.float64).eps), _coarsest(opened(program)[0]))
+
+    def digits(self, gap: float) -> float:
+        """Returns what a relative gap in float64 is measured by: half the digits that the oracle has."""
+        return HALF_THE_DIGITS if gap <= HALF_THE_DIGITS else float(np.sqrt(self.eps))
 
     def outputs(self, leaves: Leaves) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Returns the shape and dtype of each floating output leaf."""
@@ -244,6 +263,25 @@ class Subject:
     def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> "Subject":
         """Returns the same subject at another call."""
         return replace(self, args=args, kwargs=kwargs, case=case)
+
+
+def _coarsest(jaxpr: Any) -> float:
+    """Returns the largest eps among the floating dtypes of 16 bits and more that a program casts wider ones to."""
+    coarsest = 0.0
+    for eqn in jaxpr.eqns:
+        inner = programs(eqn.params)
+        if not inner:
+            given, made = ([e for v in part if (e := _eps_of(v.aval))] for part in (eqn.invars, eqn.outvars))
+            coarsest = max([coarsest, *(e for e in made if given and e > min(given))])
+        coarsest = max([coarsest, *(_coarsest(program) for _, program, _ in inner)])
+    return coarsest
+
+
+def _eps_of(aval: Any) -> float | None:
+    dtype = getattr(aval, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 16:
+        return None
+    return float(jnp.finfo(dtype).eps)
 
 
 def kind_of(own: Any, dtype: Any) -> Any:

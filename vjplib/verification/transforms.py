@@ -160,11 +160,12 @@ def _report(subject: Subject, name: str, run: Callable[[], Any], expected: Any) 
         leaves = subject.leaves(np.float64)
         size = max(roundings(subject, leaves, subject.cotangents(leaves, 1), subject.pullback))
         gap = max(relative_gap(r, o, size) for r, o in pairs)
-    if gap > HALF_THE_DIGITS:
+    digits = subject.digits(gap)
+    if gap > digits:
         message = f"{name}: differs from the plain pullback by {gap:.1e} of its size"
         trap = "symbolic-zeros" if name in _alone_names(subject) and takes_symbolic_zeros(subject) else ""
-        return Finding("V4", "fail", message, ratio=gap / HALF_THE_DIGITS, case=subject.case, trap=trap)
-    return Finding("V4", "pass", name, ratio=gap / HALF_THE_DIGITS, case=subject.case)
+        return Finding("V4", "fail", message, ratio=gap / digits, case=subject.case, trap=trap)
+    return Finding("V4", "pass", name, ratio=gap / digits, case=subject.case)
 
 
 def _alone_names(subject: Subject) -> set[str]:

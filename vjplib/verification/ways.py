@@ -195,7 +195,8 @@ class _Ways:
             *((f"output {i}", y, o) for i, (y, o) in enumerate(zip(ys, true_ys, strict=True))),
             *((f"cotangent of {n}", r, o) for n, r, o in zip(self.subject.names, dxs, true_dxs, strict=True)),
         ]
-        coarse = float(np.sqrt(max(jnp.finfo(a.dtype).eps for a in (*true_ys, *true_dxs)))) / HALF_THE_DIGITS
+        eps = max(self.subject.eps, *(float(jnp.finfo(a.dtype).eps) for a in (*true_ys, *true_dxs)))
+        coarse = float(np.sqrt(eps)) / HALF_THE_DIGITS
         gaps = [(relative_gap(r, o, biggest * _NOISE / HALF_THE_DIGITS) / coarse, argument) for argument, r, o in rows]
         gap, argument = max(gaps)
         ratio = gap / HALF_THE_DIGITS
