@@ -202,3 +202,24 @@ def test_no_false_alarm_on_the_librarys_rules_at_random_sizes(record):
         for number in range(3):
             subject = at_case(record, case, number, **case.sizes(rng))
             assert not [f for f in examine(subject, claims=("V9",)) if f.level == "fail"]
+
+
+def test_a_clip_in_the_backward_of_a_kernel_that_adds_in_float32_is_named():
+    """What the trap is looked for by, the casts of the oracle's backward, does not exist."""
+
+    def kernel(x, w, y):
+        y[...] = jnp.matmul(x[...], w[...], preferred_element_type=jnp.float32).astype(y.dtype)
+
+    def matmul(x, w):
+        shape = jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), x.dtype)
+        return pl.pallas_call(kernel, out_shape=shape, interpret=True)(x, w)
+
+    def bwd(bound, res, g):
+        x, w = res
+        return matmul(jnp.clip(g, -bound, bound), w.T), matmul(x.T, g)
+
+    for bound, level in ((np.inf, "pass"), (0.5, "fail")):
+        fn = rule(matmul, lambda x, w: (matmul(x, w), (x, w)), lambda res, g, bound=bound: bwd(bound, res, g))
+        report = vjplib.verify(fn, (normal(3, 7), normal(7, 5)), effort="quick", claims=("V3",))
+        assert report.level("V3") == level, report
+        assert not any("raises" in f.message for f in report.findings), report

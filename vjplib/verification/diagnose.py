@@ -288,7 +288,11 @@ def casts(jaxpr: Any, bits: int) -> Iterator[str]:
 
 def _casts_lower(subject: Subject, leaves: Leaves, gs: Leaves) -> bool:
     """Returns whether the passes, and not the oracle, cast to a lower precision than that of the arguments."""
-    ours, theirs = (opened(jax.make_jaxpr(subject.pull(f))(leaves, gs))[0] for f in (subject.call, subject.oracle))
+    ours = opened(jax.make_jaxpr(subject.pull(subject.call))(leaves, gs))[0]
+    if subject.undifferentiable is None:
+        theirs = opened(jax.make_jaxpr(subject.pull(subject.oracle))(leaves, gs))[0]
+    else:
+        theirs = opened(jax.make_jaxpr(subject.oracle)(*leaves))[0]
     bits = min(jnp.finfo(a.dtype).bits for a in leaves)
     return bool(set(casts(ours, bits)) - set(casts(theirs, bits)))
 
