@@ -189,10 +189,12 @@ def test_arrays_that_make_no_jacobian_are_refused_at_use(jacobian, message):
 @KINDS
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
 def test_the_float_dtype_is_kept(kind, dtype):
+    def products(J, v):
+        return J.vjp(v), J.jvp(v), J.dense(), (J @ J).dense(), (Dense(v[None]) @ J).dense()
+
     with jax.enable_x64(True):
         J = jax.tree.map(lambda leaf: leaf.astype(dtype), STRUCTURES[kind])
-        v = normal(0, N, dtype=dtype)
-        results = J.vjp(v), J.jvp(v), J.dense(), (J @ J).dense(), (Dense(v[None]) @ J).dense()
+        results = jax.eval_shape(products, J, normal(0, N, dtype=dtype))
     assert {r.dtype for r in results} == {jnp.dtype(dtype)}
 
 
