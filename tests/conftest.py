@@ -1,5 +1,6 @@
 """Slow proofs run on request: pytest -m deep, pytest -m sweep. Four devices are made of the processor's cores."""
 
+import gc
 import os
 
 import jax
@@ -10,6 +11,9 @@ from vjplib.compat import patient
 pytest_plugins = "pytester"
 os.environ["XLA_FLAGS"] = patient(os.environ.get("XLA_FLAGS", ""))
 jax.config.update("jax_num_cpu_devices", 4)  # for what is claimed of shards; read when the first array is made
+gc.set_threshold(
+    50_000, 50, 1_000
+)  # tracing makes millions of objects: collected at every 700th, they take a tenth of the time
 
 
 def pytest_collection_modifyitems(config, items):
