@@ -1,5 +1,7 @@
 """Random calls of lax.conv_general_dilated, over its whole argument space."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,45 @@ import vjplib
 
 
 def random_call(rng, largest=8):
-    """Returns shapes and keyword arguments of a call that lax accepts."""
-    while True:
+    """Return shapes and keyword arguments of a call that lax accepts."""
+    return _accepted(lambda: _drawn(rng, largest))
+
+
+def unusual_call(rng, largest=20):
+    """Return a call that lax accepts, most of its pads one-sided, cropping or longer than the kernel reaches."""
+
+    def drawn():
         lhs, rhs, kwargs = _drawn(rng, largest)
+        pads = tuple(_unusual_pads(rng, n) for n in _space(kwargs["dimension_numbers"][1], rhs))
+        return lhs, rhs, kwargs | {"padding": pads}
+
+    return _accepted(drawn)
+
+
+def _space(spec, shape):
+    return [n for e, n in zip(spec, shape, strict=True) if e not in "IO"]
+
+
+def _unusual_pads(rng, taps):
+    beyond = int(rng.integers(taps, 2 * taps + 4))
+    cut = -int(rng.integers(1, 4))
+    usual = int(rng.integers(0, taps))
+    pads = [
+        (beyond, 0),
+        (0, beyond),
+        (cut, 0),
+        (0, cut),
+        (cut, beyond),
+        (beyond, beyond),
+        (beyond, cut),
+        (usual, usual),
+    ]
+    return pads[int(rng.integers(len(pads)))]
+
+
+def _accepted(draw):
+    while True:
+        lhs, rhs, kwargs = draw()
         try:
             jax.eval_shape(
                 lambda x, k, kwargs=kwargs: lax.conv_general_dilated(x, k, **kwargs), *map(_aval, (lhs, rhs))
@@ -72,19 +110,23 @@ def _drawn(rng, largest):
     )
 
 
-def differences(rng, lhs, rhs, kwargs):
-    """Returns how far y, dx and dk lie from lax's in float64, as shares of the largest entry."""
-    with jax.enable_x64(True):
-        x, k = (jnp.asarray(rng.standard_normal(shape)) for shape in (lhs, rhs))
+def differences(rng, lhs, rhs, kwargs, dtype: Any = np.float64):
+    """Return how far y, dx and dk in a dtype lie from lax's in float64, as shares of the largest entry."""
+    x, k = (rng.standard_normal(shape).astype(dtype) for shape in (lhs, rhs))
+    y = jax.eval_shape(lambda x, k: lax.conv_general_dilated(x, k, **kwargs), x, k)
+    g = np.cos(np.arange(y.size)).reshape(y.shape).astype(dtype)
 
-        def products(convolution):
+    # Everything is an argument: XLA folds what is constant, and by another convolution than the one it would run.
+    def products(convolution):
+        def run(x, k, g):
             y, back = jax.vjp(lambda x, k: convolution(x, k, **kwargs), x, k)
-            return y, *back(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+            return y, *back(g)
 
-        ours = jax.jit(lambda: products(vjplib.conv_general_dilated))()
-        theirs = jax.jit(lambda: products(lax.conv_general_dilated))()
-        assert [(a.shape, a.dtype) for a in ours] == [(a.shape, a.dtype) for a in theirs]
-        return [
-            float(np.max(np.abs(a - b), initial=0) / max(np.max(np.abs(b), initial=0), 1e-300))
-            for a, b in zip(ours, theirs, strict=True)
-        ]
+        return jax.jit(run)
+
+    with jax.enable_x64(True):
+        ours = products(vjplib.conv_general_dilated)(x, k, g)
+        theirs = products(lax.conv_general_dilated)(*(a.astype(np.float64) for a in (x, k, g)))
+    assert [(a.shape, a.dtype) for a in ours] == [(a.shape, dtype) for a in theirs]
+    pairs = [(np.asarray(a, np.float64), np.asarray(b)) for a, b in zip(ours, theirs, strict=True)]
+    return [float(np.max(np.abs(a - b), initial=0) / max(np.max(np.abs(b), initial=0), 1e-300)) for a, b in pairs]

@@ -45,3 +45,4 @@ from vjplib.compat.placing import as_varying as as_varying
 from vjplib.compat.placing import automatic as automatic
 from vjplib.compat.placing import mapped as mapped
 from vjplib.compat.placing import separate_call as separate_call
+from vjplib.compat.shapes import is_symbolic as is_symbolic

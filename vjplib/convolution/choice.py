@@ -1,10 +1,12 @@
 """Choice: which formulation serves a convolution on CPU, decided by its sizes alone, in one table for each product."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 
+from vjplib.compat import is_symbolic
 from vjplib.convolution import dense, depthwise, grouped, phased
 from vjplib.convolution.problem import Problem
 
@@ -38,6 +40,12 @@ def kernel(problem: Problem, x: jax.Array, g: jax.Array) -> jax.Array:
 XLA = Formulation("XLA's convolution", "no formulation known is faster here", lambda problem: True, None)
 
 OUTPUT: tuple[Formulation, ...] = (
+    Formulation(
+        "places alone",
+        "pads or dilations so large that x cannot be padded: the places that each tap reaches are multiplied alone",
+        lambda problem: problem.sprawls,
+        dense.places,
+    ),
     Formulation("a matrix product", "one tap: no window, all places at once", dense.product_applies, dense.taps),
     Formulation(
         "a matrix product of patches",
@@ -110,6 +118,12 @@ OUTPUT: tuple[Formulation, ...] = (
 """For y, and for dx, which is the y of the transposed problem: the first that applies is used."""
 
 KERNEL: tuple[Formulation, ...] = (
+    Formulation(
+        "places alone",
+        "pads or dilations so large that x cannot be padded: the places that each tap reaches are multiplied alone",
+        lambda problem: problem.sprawls,
+        dense.kernel_places,
+    ),
     Formulation("a matrix product", "one tap: no window, all places at once", dense.product_applies, dense.kernel_taps),
     Formulation(
         "a matrix product of patches",
@@ -166,13 +180,23 @@ EXCHANGED = Formulation(
 """For dk where none of these applies, nor any to the transposed problem."""
 
 
+TYPICAL_BATCH = 32
+"""What a choice takes a batch for whose size `jax.export` does not know yet; each formulation serves any batch."""
+
+
+def _sized(problem: Problem) -> Problem:
+    return replace(problem, batch=TYPICAL_BATCH) if is_symbolic(problem.batch) else problem
+
+
 def output_formulation(problem: Problem) -> Formulation:
     """Returns what computes y of a problem on CPU."""
+    problem = _sized(problem)
     return next(formulation for formulation in OUTPUT if formulation.applies(problem))
 
 
 def kernel_formulation(problem: Problem) -> Formulation:
     """Returns what computes dk of a problem on CPU, with x and y in exchanged roles where only that serves."""
+    problem = _sized(problem)
     direct = next(formulation for formulation in KERNEL if formulation.applies(problem))
     if direct is not XLA:
         return direct

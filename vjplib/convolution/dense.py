@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vjplib.compat import is_symbolic
 from vjplib.convolution.places import every, padded, total
 from vjplib.convolution.problem import Problem
-from vjplib.convolution.xla import conv_general_dilated
+from vjplib.convolution.xla import canonical
 from vjplib.numerics import along_last
 
 Array = jax.Array
@@ -176,6 +177,33 @@ def taps(problem: Problem, x: Array, k: Array) -> Array:
     return total(parts, (problem.batch, *problem.out, problem.features), x.dtype)
 
 
+def places(problem: Problem, x: Array, k: Array) -> Array:
+    """Return y of any problem, in groups too, from the places alone that each tap brings together: x is not padded."""
+    k = k.reshape(*problem.kernel, problem.depth, problem.groups, problem.width)
+
+    def part(tap: Sequence[int], met: Sequence[Meeting]) -> Array:
+        product = jnp.einsum("...gd,dgw->...gw", _grouped(problem, _of_x(x, met)), k[tap])
+        return _spread(problem, met, product.reshape(*product.shape[:-2], problem.features))
+
+    parts = (part(tap, met) for tap, met in meetings(problem))
+    return total(parts, (problem.batch, *problem.out, problem.features), x.dtype)
+
+
+def kernel_places(problem: Problem, x: Array, g: Array) -> Array:
+    """Return dk of any problem, in groups too, from the places alone that each tap brings together."""
+    found, none = dict(meetings(problem)), jnp.zeros((problem.depth, problem.groups, problem.width), x.dtype)
+
+    def part(met: Sequence[Meeting]) -> Array:
+        return jnp.einsum("...gd,...gw->dgw", _grouped(problem, _of_x(x, met)), _grouped(problem, _of_y(g, met)))
+
+    parts = [part(found[tap]) if tap in found else none for tap in problem.every_tap]
+    return jnp.stack(parts).reshape(*problem.kernel, problem.depth, problem.features)
+
+
+def _grouped(problem: Problem, a: Array) -> Array:
+    return a.reshape(*a.shape[:-1], problem.groups, -1)
+
+
 def multiples(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y where x has one channel, a sum of multiples of it, as each tap meets it: one pass over y."""
     x = _whole(problem, x)
@@ -200,7 +228,7 @@ def columns(problem: Problem, x: Array, k: Array) -> Array:
 # Features come before space, so that what is long comes last: a loop whose last axis is few features fills no vector.
 def planes(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y as `columns` does, each feature of a tap a plane, with rows last where there are more than places."""
-    rows_last = problem.batch > problem.size[-1]
+    rows_last = not is_symbolic(problem.batch) and problem.batch > problem.size[-1]
     x = jnp.moveaxis(x, (-1, 0), (0, -1)) if rows_last else jnp.moveaxis(x, -1, 0)
     table = jnp.swapaxes(k.reshape(problem.taps, problem.channels, problem.features), 1, 2)
     products = jnp.tensordot(table, x, 1)
@@ -312,20 +340,11 @@ def kernel_slabs(problem: Problem, x: Array, g: Array) -> Array:
 
 def convolved(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y, by XLA's convolution where that has two dimensions at most, which it is made for."""
-    if problem.taps == 1:
+    if problem.taps == 1 and not is_symbolic(*problem.size, *problem.out):
         return taps(problem, x, k)
     if problem.ndim > 2:
         return slabs(problem, x, k)
-    space = "HW"[: problem.ndim]
-    return conv_general_dilated(
-        x,
-        k,
-        problem.strides,
-        list(zip(problem.low, problem.high, strict=True)),
-        problem.lhs_dilation,
-        problem.rhs_dilation,
-        (f"N{space}C", f"{space}IO", f"N{space}C"),
-    )
+    return canonical(problem, x, k)
 
 
 # s i + r j = d l + p, read for j: a convolution of x by g, with channels as batch and batch as channels, stride r and

@@ -11,6 +11,9 @@ from jax import lax
 
 Sizes = tuple[int, ...]
 
+MOST_PADDED = 2**26
+"""Numbers of one row of x, padded, beyond which no formulation makes it unless the arrays themselves are large."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -97,6 +100,17 @@ class Problem:
     def macs(self) -> int:
         """Multiplications of the direct sum, those with padding included."""
         return self.batch * math.prod(self.out) * self.taps * self.depth * self.features
+
+    @property
+    def sprawls(self) -> bool:
+        """Whether x padded and dilated is too large to be made: gigabytes, beside small arrays."""
+        ends = zip(self.size, self.low, self.high, self.lhs_dilation, strict=True)
+        whole = math.prod(max(0, d * (n - 1) + 1 + max(0, low) + max(0, high)) for n, low, high, d in ends)
+        x, k, y = (
+            channels * math.prod(sizes)
+            for channels, sizes in ((self.channels, self.size), (self.depth, self.kernel), (self.features, self.out))
+        )
+        return self.channels * whole > max(MOST_PADDED, 64 * (x + self.features * k + y))
 
     @cached_property
     def transposed(self) -> "Problem":

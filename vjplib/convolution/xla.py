@@ -1,9 +1,9 @@
 """XLA's own convolution, as `jax.lax` calls it, and the way from its arguments to a `Problem` and back."""
 
-import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vjplib.compat import separate_call
+from vjplib.compat import is_symbolic, separate_call
 from vjplib.convolution.problem import Problem
 
 # Taken once: `vjplib.use_in_lax` puts this library's functions in their places.
@@ -32,7 +32,7 @@ class Call:
         rhs: shape of the kernel.
         out: shape of y.
         strides: one a spatial dimension.
-        padding: (low, high) a spatial dimension.
+        padding: (low, high) a spatial dimension, or the string given.
         lhs_dilation: one a spatial dimension.
         rhs_dilation: one a spatial dimension.
         dimensions: where batch, features and space lie in the three arrays.
@@ -40,13 +40,14 @@ class Call:
         batch_groups: batch_group_count.
         precision: for platforms that know several.
         preferred_element_type: dtype of y, None for that of x.
+        out_sharding: sharding of y under explicit axes, or None.
     """
 
     lhs: tuple[int, ...]
     rhs: tuple[int, ...]
     out: tuple[int, ...]
     strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
+    padding: tuple[tuple[int, int], ...] | str
     lhs_dilation: tuple[int, ...]
     rhs_dilation: tuple[int, ...]
     dimensions: lax.ConvDimensionNumbers
@@ -54,9 +55,10 @@ class Call:
     batch_groups: int
     precision: Any
     preferred_element_type: Any
+    out_sharding: Any = None
 
     def __call__(self, x: Array, k: Array) -> Array:
-        """Returns y, computed by XLA's convolution."""
+        """Return y, computed by XLA's convolution as lax calls it."""
         return conv_general_dilated(
             x,
             k,
@@ -69,17 +71,86 @@ class Call:
             self.batch_groups,
             self.precision,
             self.preferred_element_type,
+            self.out_sharding,
         )
 
-    def input_cotangent(self, g: Array, k: Array, x: Array) -> Array:
-        """Returns dx by XLA's convolution, as JAX transposes it; of x only shape and dtype count."""
-        (dx,) = jax.linear_transpose(lambda x: self(x, k), x)(g)
-        return dx
+    @cached_property
+    def pads(self) -> tuple[tuple[int, int], ...]:
+        """The padding as (low, high) a spatial dimension."""
+        if not isinstance(self.padding, str):
+            return self.padding
+        kernel = (self.rhs[i] for i in self.dimensions.rhs_spec[2:])
+        window = [(k - 1) * r + 1 for k, r in zip(kernel, self.rhs_dilation, strict=True)]
+        sizes = [self.lhs[i] for i in self.dimensions.lhs_spec[2:]]
+        return tuple(lax.padtype_to_pads(sizes, window, self.strides, self.padding))
 
-    def kernel_cotangent(self, g: Array, x: Array, k: Array) -> Array:
-        """Returns dk by XLA's convolution, as JAX transposes it; of k only shape and dtype count."""
-        (dk,) = jax.linear_transpose(lambda k: self(x, k), k)(g)
-        return dk
+    @cached_property
+    def safe(self) -> "Call":
+        """The convolution of `pad(x)` that gives the same y, and that XLA:CPU computes rightly."""
+        if not self.misread:
+            return self
+        lhs, padding, dilation = list(self.lhs), list(self.pads), list(self.lhs_dilation)
+        for axis, (at, (low, high, interior)) in enumerate(zip(self.dimensions.lhs_spec[2:], self.excess, strict=True)):
+            if (low, high, interior) != (0, 0, 0):
+                lhs[at] = low + (lhs[at] - 1) * (interior + 1) + 1 + high
+                padding[axis], dilation[axis] = (0, 0), 1
+        return replace(self, lhs=tuple(lhs), padding=tuple(padding), lhs_dilation=tuple(dilation))
+
+    @cached_property
+    def excess(self) -> tuple[tuple[int, int, int], ...]:
+        """What `lax.pad` must add to each spatial axis of x (low, high, interior), zeros where XLA:CPU pads rightly."""
+        if self.known and not self.empty and self.problem.sprawls:
+            return ((0, 0, 0),) * len(self.strides)
+        low, high = zip(*self.pads, strict=True) if self.pads else ((), ())
+        return tuple(map(excess, *self._space, self.strides, low, high, self.lhs_dilation, self.rhs_dilation))
+
+    @property
+    def _space(self) -> list[list[int]]:
+        """The spatial sizes of x, of the kernel and of y."""
+        shapes = zip((self.lhs, self.rhs, self.out), self.dimensions, strict=True)
+        return [[shape[i] for i in spec[2:]] for shape, spec in shapes]
+
+    @cached_property
+    def met(self) -> tuple[tuple[int, int], ...]:
+        """The taps [first, end) of each spatial axis of the kernel that reach x from any place of y."""
+        n, k, m = self._space
+        low = (low for low, _ in self.pads)
+        axes = zip(n, k, m, self.strides, low, self.lhs_dilation, self.rhs_dilation, strict=True)
+        ends = [(-((s * (m - 1) - p) // r), (d * (n - 1) + p) // r + 1, k) for n, k, m, s, p, d, r in axes]
+        return tuple((min(max(0, first), k), max(min(max(0, first), k), min(k, end))) for first, end, k in ends)
+
+    @cached_property
+    def trimmed(self) -> "Call":
+        """The same convolution by a kernel that is cut to the taps that are met."""
+        if not self.known or self.empty or self.met == tuple((0, k) for k in self._space[1]):
+            return self
+        rhs, padding = list(self.rhs), list(self.pads)
+        for axis, (at, (first, end)) in enumerate(zip(self.dimensions.rhs_spec[2:], self.met, strict=True)):
+            (low, high), r = padding[axis], self.rhs_dilation[axis]
+            padding[axis], rhs[at] = (low - r * first, high - r * (rhs[at] - end)), end - first
+        return replace(self, rhs=tuple(rhs), padding=tuple(padding))
+
+    def trim(self, k: Array) -> Array:
+        """Return the kernel of `trimmed`."""
+        met = dict(zip(self.dimensions.rhs_spec[2:], self.met, strict=True))
+        first, end = zip(*(met.get(i, (0, n)) for i, n in enumerate(k.shape)), strict=True)
+        return lax.slice(k, first, end)
+
+    @property
+    def misread(self) -> bool:
+        """Whether XLA:CPU may compute this convolution or a derivative of it wrongly, and `on_cpu` does not."""
+        return any(map(any, self.excess))
+
+    def pad(self, x: Array) -> Array:
+        """Return x with its excess padded or cut: the argument of `safe`."""
+        if not self.misread:
+            return x
+        pads = dict(zip(self.dimensions.lhs_spec[2:], self.excess, strict=True))
+        return lax.pad(x, jnp.zeros((), x.dtype), [pads.get(i, (0, 0, 0)) for i in range(x.ndim)])
+
+    def on_cpu(self, x: Array, k: Array) -> Array:
+        """Return y by XLA's convolution, of an x padded outside of it where XLA:CPU would misread pads."""
+        return self.safe(self.pad(x), k)
 
     @property
     def problem(self) -> Problem:
@@ -96,7 +167,7 @@ class Call:
             features=features,
             # What a stride, or a dilation, of a single place steps over is nothing.
             strides=tuple(s if m > 1 else 1 for s, m in zip(self.strides, out, strict=True)),
-            low=tuple(low for low, _ in self.padding),
+            low=tuple(low for low, _ in self.pads),
             lhs_dilation=tuple(d if n > 1 else 1 for d, n in zip(self.lhs_dilation, size, strict=True)),
             rhs_dilation=tuple(r if n > 1 else 1 for r, n in zip(self.rhs_dilation, kernel, strict=True)) or ones,
             groups=self.feature_groups * self.batch_groups,
@@ -140,8 +211,76 @@ class Call:
 
     @property
     def empty(self) -> bool:
-        """Whether any of the three arrays has no element."""
-        return 0 in (math.prod(self.lhs), math.prod(self.rhs), math.prod(self.out))
+        """Whether any of the three arrays is known to have no element."""
+        return any(n == 0 for shape in (self.lhs, self.rhs, self.out) for n in shape)
+
+    @property
+    def known(self) -> bool:
+        """Whether every size but the batch's is known while tracing, as those of `jax.export` may not be."""
+        first = 1 if self.batch_groups == 1 else 0
+        shapes = zip((self.lhs, self.out), self.dimensions[::2], strict=True)
+        return not is_symbolic(*self.rhs, *(shape[i] for shape, spec in shapes for i in spec[first:]))
+
+
+# XLA:CPU misreads float32 where a pad is negative or exceeds the kernel's reach: its size less one, dilated
+# (openxla/xla#48713). JAX differentiates a convolution by others, which read s i + r j = d l + p for another of the
+# three indices, with another of the three arrays as kernel, again for each order: six convolutions in all. With h the
+# high pad less what the stride leaves unused, each pads by low and h, or by a reach less low and h, so that
+#   0 <= low, h <= reach of k and of y,   reach of k - low, reach of k - h <= reach of x
+# make all six right. Any other axis is padded by lax.pad: three of the six then have no pad, and three a whole reach.
+def excess(n: int, k: int, m: int, s: int, low: int, high: int, d: int, r: int) -> tuple[int, int, int]:
+    """Return what `lax.pad` must add to one axis of x (low, high, interior), zeros where XLA:CPU pads rightly.
+
+    Args:
+        n: size of x along the axis.
+        k: size of the kernel.
+        m: size of y.
+        s: stride.
+        low: the pad before x, negative to cut.
+        high: the pad after x.
+        d: dilation of x.
+        r: dilation of the kernel.
+
+    Returns:
+        Zeros if no derivative of the convolution pads beyond a reach, or an array is empty. A symbolic size (of
+        `jax.export`) counts as too small; with a stride JAX cannot differentiate it, and the forward alone counts.
+
+    Example:
+        >>> excess(8, 3, 10, 1, 2, 2, 1, 1), excess(8, 3, 10, 1, 4, 0, 1, 1), excess(8, 2, 4, 2, 0, 1, 1, 1)
+        ((0, 0, 0), (4, 0, 0), (0, 0, 0))
+    """
+    if n == 0 or k == 0 or m == 0:
+        return 0, 0, 0
+    reach_x, reach_k, reach_y = d * (n - 1), r * (k - 1), s * (m - 1)
+    if is_symbolic(n, k, m):
+        string = is_symbolic(low, high)  # "SAME" alone pads by what is not known, within reach
+        within = string or (s > 1 and 0 <= min(low, high) <= max(low, high) <= reach_k)
+        return (0, 0, 0) if within else (low, high, d - 1)
+    h = reach_y + reach_k - reach_x - low
+    if high <= reach_k and all(max(0, reach_k - reach_x) <= p <= min(reach_k, reach_y) for p in (low, h)):
+        return 0, 0, 0
+    return low, h, d - 1
+
+
+def canonical(problem: Problem, x: Array, k: Array) -> Array:
+    """Return y of a problem with one group, by XLA's convolution of arrays in canonical form, on CPU."""
+    n = problem.ndim
+    lhs, rhs = (0, n + 1, *range(1, n + 1)), (n + 1, n, *range(n))
+    call = Call(
+        x.shape,
+        k.shape,
+        (x.shape[0], *problem.out, problem.features),
+        problem.strides,
+        tuple(zip(problem.low, problem.high, strict=True)),
+        problem.lhs_dilation,
+        problem.rhs_dilation,
+        lax.ConvDimensionNumbers(lhs, rhs, lhs),
+        1,
+        1,
+        None,
+        None,
+    )
+    return call.on_cpu(x, k)
 
 
 def call_of(
@@ -151,30 +290,30 @@ def call_of(
     *,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int] | None,
-    rhs_dilation: Sequence[int] | None,
-    dimension_numbers: Any,
-    feature_group_count: int,
-    batch_group_count: int,
-    precision: Any,
-    preferred_element_type: Any,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    out_sharding: Any = None,
 ) -> Call:
-    """Returns the call that these arguments make, which lax has found right, with y its result."""
+    """Return the call that these arguments make, which lax has found right, with y its result."""
     dimensions = conv_dimension_numbers(lhs, rhs, dimension_numbers)
     ones = (1,) * (len(lhs) - 2)
     strides, d, r = (
         tuple(map(operator.index, ones if given is None else given))
         for given in (window_strides, lhs_dilation, rhs_dilation)
     )
-    if isinstance(padding, str):
-        window = [(rhs[i] - 1) * e + 1 for i, e in zip(dimensions.rhs_spec[2:], r, strict=True)]
-        padding = lax.padtype_to_pads([lhs[i] for i in dimensions.lhs_spec[2:]], window, strides, padding)
+    if not isinstance(padding, str):
+        padding = tuple((operator.index(low), operator.index(high)) for low, high in padding)
     return Call(
         tuple(lhs),
         tuple(rhs),
         tuple(y.shape),
         strides,
-        tuple((operator.index(low), operator.index(high)) for low, high in padding),
+        padding,
         d,
         r,
         lax.ConvDimensionNumbers(*map(tuple, dimensions)),
@@ -182,6 +321,7 @@ def call_of(
         operator.index(batch_group_count),
         tuple(precision) if isinstance(precision, list) else precision,
         None if preferred_element_type is None else y.dtype,
+        out_sharding,
     )
 
 

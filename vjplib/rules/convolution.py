@@ -4,6 +4,7 @@ As everywhere in deep learning the kernel is not flipped: the sum is a correlati
 """
 
 import math
+import operator
 from functools import partial
 
 import jax
@@ -13,13 +14,15 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
+from vjplib.compat import as_varying, automatic, custom_vjp, is_symbolic, separate_call
+from vjplib.convolution.dense import convolved, kernel_convolved
+from vjplib.convolution.problem import Problem
+from vjplib.convolution.xla import call_of, conv_general_dilated
 from vjplib.jacobians import BandedToeplitz, Dense
 from vjplib.numerics import along_last, as_form, cotangent_of, floating, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule, Scaling
 
 
-@partial(custom_vjp, nondiff_argnames=("stride",))
 def conv1d(
     x: Float[ArrayLike, "*batch n"] | Float[ArrayLike, "*batch n c_in"],
     h: Float[ArrayLike, " k"] | Float[ArrayLike, "k c_in c_out"],
@@ -53,7 +56,9 @@ def conv1d(
     Source:
         Example 4.2 of the lecture, Eq. 34 and 35; the backward is its Algorithm 4.
     """
-    return fwd(x, h, b, stride)[0]
+    x, h, b = floating("x", x), floating("h", h), None if b is None else floating("b", b)
+    _check(x, h, b, stride)
+    return _conv1d(x, h, b, operator.index(stride))
 
 
 def reference(x, h, b=None, stride=1):
@@ -77,15 +82,12 @@ def jacobian(x, h, b=None):
     return (BandedToeplitz(h, n), Dense(shifted), Dense(jnp.ones((n, 1), x.dtype)))[: 2 if b is None else 3]
 
 
+@partial(custom_vjp, nondiff_argnames=("stride",))
+def _conv1d(x, h, b, stride):
+    return fwd(x, h, b, stride)[0]
+
+
 def fwd(x, h, b, stride):
-    x, h = floating("x", x), floating("h", h)
-    _check(x, h, stride)
-    if b is not None:
-        b = floating("b", b)
-        if b.shape != h.shape[2:]:
-            raise ValueError(
-                f"b must have shape {h.shape[2:]}, one bias an output channel, got b {b.shape}, h {h.shape}"
-            )
     given = [a for a in (x, h, b) if a is not None]
     wide_x, wide_h, *_ = _in_one_dtype(*given)
     if h.ndim == 1 and stride == 1:
@@ -106,23 +108,24 @@ def fwd(x, h, b, stride):
 def bwd(stride, res, g):
     x, h, form_b = res
     wide_x, wide_h, g = _in_one_dtype(x, h, g)
+    problem = _problem(_blocks(x, h), _kernel(h), stride)
     if h.ndim == 1 and stride == 1:
         dx = _correlate(g, wide_h[::-1], h.size // 2)
     else:
-        n = x.shape[-1 if h.ndim == 1 else -2]
-        dx = _convolve_dx(_blocks(g, h), _kernel(wide_h), n, stride).reshape(x.shape)
+        turned = problem.transposed_kernel(_kernel(wide_h))
+        dx = convolved(problem.transposed, _blocks(g, h), turned).reshape(x.shape)
 
     def sliding(g, x):
-        return _convolve_dh(_blocks(g, h), _blocks(x, h), h.shape[0], stride).reshape(h.shape)
+        return kernel_convolved(problem, _blocks(x, h), _blocks(g, h)).reshape(h.shape)
 
     dx, dh = as_varying(dx, x), cotangent_of(h, sliding, g, wide_x)
     return dx.astype(x.dtype), dh.astype(h.dtype), None if form_b is None else as_form(g, form_b)
 
 
-conv1d.defvjp(fwd, bwd)
+_conv1d.defvjp(fwd, bwd)
 
 
-def _check(x, h, stride):
+def _check(x, h, b, stride):
     if h.ndim not in (1, 3):
         raise ValueError(f"h must have shape (k,) or (k, c_in, c_out), got {h.shape}")
     if x.ndim < (1 if h.ndim == 1 else 2):
@@ -130,12 +133,14 @@ def _check(x, h, stride):
     if h.ndim == 3 and x.shape[-1] != h.shape[1]:
         raise ValueError(f"x (..., n, c_in) and h (k, c_in, c_out) must agree in c_in, got {x.shape}, {h.shape}")
     n, k = x.shape[-1 if h.ndim == 1 else -2], h.shape[0]
-    if not 1 <= k <= n:
+    if not is_symbolic(n, k) and not 1 <= k <= n:
         raise ValueError(f"h must have 1 <= k <= n taps, got k = {k} of h {h.shape} and n = {n} of x {x.shape}")
     if not hasattr(stride, "__index__"):
         raise TypeError(f"stride must be an integer, got {stride!r}")
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
+    if b is not None and b.shape != h.shape[2:]:
+        raise ValueError(f"b must have shape {h.shape[2:]}, one bias an output channel, got b {b.shape}, h {h.shape}")
 
 
 def _in_one_dtype(*arrays):
@@ -151,7 +156,7 @@ MOST_TAPS = 128  # beyond, the program of one sum takes longer to compile than i
 
 def _correlate(x, h, low):
     """Returns sum_j h_j x_{i + j - low} along the last axis, of x's length, x zero outside."""
-    if h.size > MOST_TAPS:
+    if is_symbolic(h.size) or h.size > MOST_TAPS:
         return _one_channel(x, h, low)
     return lax.platform_dependent(
         x,
@@ -176,7 +181,8 @@ def _taps(x, h, low):
 
 def _one_channel(x, h, low):
     rows = x.reshape(math.prod(x.shape[:-1]), 1, x.shape[-1])
-    return lax.conv_general_dilated(rows, h[None, None, :], (1,), ((low, h.size - 1 - low),)).reshape(x.shape)
+    padding = "SAME" if low == (h.size - 1) // 2 else "SAME_LOWER"
+    return conv_general_dilated(rows, h[None, None, :], (1,), padding).reshape(x.shape)
 
 
 _by_taps = separate_call(_taps, static_argnames=("low",))
@@ -194,42 +200,17 @@ def _kernel(h):
     return h[:, None, None] if h.ndim == 1 else h
 
 
-def _pads(n, k, stride):
-    return lax.padtype_to_pads((n,), (k,), (stride,), "SAME")[0]
-
-
 def _convolve(x, h, stride):
-    pads = _pads(x.shape[1], h.shape[0], stride)
-    return lax.conv_general_dilated(x, h, (stride,), (pads,), dimension_numbers=("NWC", "WIO", "NWC"))
+    y = jax.ShapeDtypeStruct((x.shape[0], -(-x.shape[1] // stride), h.shape[-1]), x.dtype)
+    arguments = {"window_strides": (stride,), "padding": "SAME", "dimension_numbers": ("NWC", "WIO", "NWC")}
+    return call_of(x.shape, h.shape, y, **arguments).on_cpu(x, h)
 
 
-def _convolve_dx(g, h, n, stride):
-    k, m = h.shape[0], g.shape[1]
-    low, _ = _pads(n, k, stride)
-    return lax.conv_general_dilated(
-        g,
-        h[::-1],
-        window_strides=(1,),
-        padding=((k - 1 - low, n - 1 + low - (m - 1) * stride),),
-        lhs_dilation=(stride,),
-        dimension_numbers=("NWC", "WOI", "NWC"),
-    )
-
-
-def _convolve_dh(g, x, k, stride):
-    # The batch is what this convolution sums over, in the place of its channels. Were the output "WNC", as the kernel
-    # is, XLA would partition the convolution wrongly where vmap has made groups of it: the numbers are other ones then.
-    n, m = x.shape[1], g.shape[1]
-    low, _ = _pads(n, k, stride)
-    dh = lax.conv_general_dilated(
-        x,
-        g,
-        window_strides=(1,),
-        padding=((low, (m - 1) * stride + k - n - low),),
-        rhs_dilation=(stride,),
-        dimension_numbers=("CWN", "IWO", "NWC"),
-    )
-    return jnp.swapaxes(dh, 0, 1)
+def _problem(x, h, stride):
+    (batch, n, channels), (k, _, features) = x.shape, h.shape
+    low, _ = lax.padtype_to_pads((n,), (k,), (stride,), "SAME")[0]
+    one = (1,)
+    return Problem(batch, (n,), channels, (k,), features, (stride,), (low,), one, one, 1, (-(-n // stride),))
 
 
 # ------------------------------------------------------------------------------------ the lecture's two backward passes

@@ -84,9 +84,13 @@ def conv_general_dilated(
 @whole_batch
 def _convolve(lhs, rhs, **arguments):
     call = _call(lhs=lhs, rhs=rhs, **arguments)
-    if call is None or served_by(call) is None:
-        return lax_convolution(lhs, rhs, **arguments)
-    return _rule(call)(lhs, rhs)
+    if call.trimmed is not call:  # no formulation pads for taps that meet nothing
+        if call.trimmed.empty:
+            return jnp.zeros(call.out, jax.eval_shape(call, lhs, rhs).dtype)
+        call, rhs = call.trimmed, call.trim(rhs)
+    if _served(call, lhs, rhs):
+        return _rule(call)(lhs, rhs)
+    return (_padded(call) if call.misread else call)(lhs, rhs)
 
 
 def conv(
@@ -241,8 +245,8 @@ def explain_convolution(
     Source:
         The tables in `vjplib.convolution.choice`.
     """
-    call = _call(**locals())
-    return Explanation(XLA, XLA, XLA) if call is None else Explanation(*(served_by(call) or (XLA, XLA, XLA)))
+    call = _call(**locals()).trimmed
+    return Explanation(*(_served(call, lhs, rhs) or (XLA, XLA, XLA)))
 
 
 def reference(
@@ -286,18 +290,27 @@ def reference(
 
 @functools.lru_cache(maxsize=4096)
 def served_by(call: Call) -> tuple[Formulation, Formulation, Formulation] | None:
-    """Returns what gives y, dx and dk of a call on CPU, None where XLA's convolution does throughout."""
+    """Return what gives y, dx and dk of a call on CPU, None where XLA's convolution does throughout."""
+    if call.out_sharding is not None or call.empty or not call.known:
+        return None
     problem = call.problem
     served = output_formulation(problem), output_formulation(problem.transposed), kernel_formulation(problem)
     return None if all(f.run is None for f in served) else served
 
 
-def _call(*, lhs, rhs, out_sharding, **arguments) -> Call | None:
-    """Returns a call's shapes and static arguments, None where no rule of ours applies; raises what lax raises."""
+def _served(call: Call, lhs: Any, rhs: Any) -> tuple[Formulation, Formulation, Formulation] | None:
+    return served_by(call) if lhs.dtype in REAL and rhs.dtype in REAL else None
+
+
+def _call(*, lhs, rhs, out_sharding, **arguments) -> Call:
+    """Return a call's shapes and static arguments; raise what lax raises."""
     y = jax.eval_shape(functools.partial(lax_convolution, out_sharding=out_sharding, **arguments), lhs, rhs)
-    if out_sharding is not None or not all(a.dtype in REAL and a.size for a in (lhs, rhs, y)):
-        return None
-    return call_of(lhs.shape, rhs.shape, y, **arguments)
+    return call_of(lhs.shape, rhs.shape, y, out_sharding=out_sharding, **arguments)
+
+
+@functools.lru_cache(maxsize=4096)
+def _padded(call: Call) -> Callable[[Array, Array], Array]:
+    return _by_xla(call, _y)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -319,9 +332,9 @@ def _rule(call: Call) -> Callable[[Array, Array], Array]:
         dk = _in_one_dtype(kernel_cotangent, problem, k.dtype)(call.x_to_canonical(x), call.y_to_canonical(g))
         return as_varying(call.k_from_canonical(dk), k)
 
-    y_of = by_platform(output and y_on_cpu, call)
-    dx_of = by_platform(input_cotangent and dx_on_cpu, call.input_cotangent)
-    dk_of = by_platform(kernel_cotangent and dk_on_cpu, call.kernel_cotangent)
+    y_of = by_platform(y_on_cpu, call) if output else _by_xla(call, _y)
+    dx_of = by_platform(dx_on_cpu, _dx(call)) if input_cotangent else _by_xla(call, _dx)
+    dk_of = by_platform(dk_on_cpu, _dk(call)) if kernel_cotangent else _by_xla(call, _dk)
 
     @custom_vjp
     def convolve(x: Array, k: Array) -> Array:
@@ -344,10 +357,27 @@ def _rule(call: Call) -> Callable[[Array, Array], Array]:
     return convolve
 
 
+def _y(convolve):
+    return convolve
+
+
+def _dx(convolve):
+    """Return dx of a convolution, as JAX transposes it; of x only shape and dtype count."""
+    return lambda g, k, x: jax.linear_transpose(lambda x: convolve(x, k), x)(g)[0]
+
+
+def _dk(convolve):
+    """Return dk of a convolution, as JAX transposes it; of k only shape and dtype count."""
+    return lambda g, x, k: jax.linear_transpose(lambda k: convolve(x, k), k)(g)[0]
+
+
+def _by_xla(call, product):
+    """Return a product by XLA as one jitted function, on CPU of an x padded outside where XLA:CPU misreads pads."""
+    return by_platform(product(call.on_cpu), product(call)) if call.misread else jax.jit(product(call))
+
+
 def by_platform(on_cpu, default):
-    """Returns a product as one jitted function: on CPU in a form of ours, if there is one, else by XLA."""
-    if on_cpu is None:
-        return jax.jit(default)
+    """Return a product as one jitted function: on CPU in a form of ours, else by XLA as lax calls it."""
 
     def product(*arrays):
         on_devices = automatic(on_cpu, jax.eval_shape(default, *arrays))
