@@ -178,10 +178,11 @@ def test_a_flax_model_is_right_inside_use_in_lax_where_it_was_wrong():
     rng = np.random.default_rng(2)
     x = rng.standard_normal((4, 16, 16, 8)).astype(np.float32)
     model = Causal()
-    parameters: Any = model.init(jax.random.key(0), x)
+    parameters = model.init(jax.random.key(0), x)
 
     def loss(parameters, x):
-        return jnp.sum(jnp.sin(model.apply(parameters, x)))
+        y: Any = model.apply(parameters, x)
+        return jnp.sum(jnp.sin(y))
 
     with vl.use_in_lax():
         ours = jax.jit(jax.grad(loss, argnums=(0, 1)))(parameters, x)

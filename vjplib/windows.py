@@ -54,7 +54,13 @@ class Side(NamedTuple):
 
     def places(self, n: int) -> int:
         """Returns how many windows n elements have."""
+        if not self.pools:  # then n may be a size that is not known while tracing
+            return n
         return max(0, (n + self.low + self.high - self.dilation * (self.size - 1) - 1) // self.stride + 1)
+
+    def span(self, n: int) -> int:
+        """Return how many places n elements, their pads and a window cover."""
+        return n + abs(self.low) + abs(self.high) + self.size * self.dilation + self.stride
 
     def positions(self, n: int) -> np.ndarray:
         """Returns the position of each element of each window, (places, size); outside of [0, n) is padding."""

@@ -158,7 +158,6 @@ class Call:
         batch, *size = self._sizes(self.lhs, self.dimensions.lhs_spec)
         features, *kernel = self._sizes(self.rhs, self.dimensions.rhs_spec)
         _, *out = self._sizes(self.out, self.dimensions.out_spec)
-        ones = (1,) * len(size)
         return Problem(
             batch=batch // self.batch_groups,
             size=tuple(size),
@@ -166,10 +165,10 @@ class Call:
             kernel=tuple(kernel),
             features=features,
             # What a stride, or a dilation, of a single place steps over is nothing.
-            strides=tuple(s if m > 1 else 1 for s, m in zip(self.strides, out, strict=True)),
+            strides=_steps(self.strides, out),
             low=tuple(low for low, _ in self.pads),
-            lhs_dilation=tuple(d if n > 1 else 1 for d, n in zip(self.lhs_dilation, size, strict=True)),
-            rhs_dilation=tuple(r if n > 1 else 1 for r, n in zip(self.rhs_dilation, kernel, strict=True)) or ones,
+            lhs_dilation=_steps(self.lhs_dilation, size),
+            rhs_dilation=_steps(self.rhs_dilation, kernel),
             groups=self.feature_groups * self.batch_groups,
             out=tuple(out),
         )
@@ -323,6 +322,10 @@ def call_of(
         None if preferred_element_type is None else y.dtype,
         out_sharding,
     )
+
+
+def _steps(steps: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(step if is_symbolic(n) or n > 1 else 1 for step, n in zip(steps, sizes, strict=True))
 
 
 def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """The patches that a convolution's window sees, as slices; their cotangents are added where the windows overlap."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.compat import custom_vjp, separate_call
+from vjplib.compat import custom_vjp, is_symbolic, separate_call
 from vjplib.convolution.places import padded
 from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated_patches as lax_patches
@@ -69,8 +68,6 @@ def conv_general_dilated_patches(
     del arguments["lhs"]
     x = jnp.asarray(lhs)
     y = jax.eval_shape(lambda x: lax_patches(x, **arguments), x)
-    if not (x.dtype in REAL and y.dtype in REAL and x.size and y.size) or math.prod(filter_shape) > MOST_TAPS:
-        return lax_patches(x, **arguments)
     dimensions = lax.conv_dimension_numbers(x.shape, (1, 1, *filter_shape), dimension_numbers)
     kernel = dict(zip(dimensions.rhs_spec, (y.shape[dimensions.out_spec[1]], 1, *filter_shape), strict=True))
     del arguments["filter_shape"]
@@ -79,7 +76,8 @@ def conv_general_dilated_patches(
         "feature_group_count": x.shape[dimensions.lhs_spec[1]],
         "batch_group_count": 1,
     }
-    return _rule(call_of(x.shape, tuple(kernel[i] for i in range(x.ndim)), y, **arguments), y.dtype)(x)
+    call = call_of(x.shape, tuple(kernel[i] for i in range(x.ndim)), y, **arguments)
+    return jnp.zeros(y.shape, y.dtype) if call.empty else _rule(call, y.dtype)(x)
 
 
 def reference(lhs, filter_shape, window_strides, padding, dimension_numbers):
@@ -118,7 +116,10 @@ def _rule(call: Call, dtype: Any) -> Callable[[Array], Array]:
             call.preferred_element_type,
         )
 
-    cut, joined = (_tiles, _from_tiles) if _tiled(problem) else (_slices, _from_slices)
+    if not call.known or problem.sprawls or (problem.taps > MOST_TAPS and not _tiled(problem)):
+        cut, joined = _gathered, _scattered
+    else:
+        cut, joined = (_tiles, _from_tiles) if _tiled(problem) else (_slices, _from_slices)
 
     def y_on_cpu(x):
         return call.y_from_canonical(cut(problem, call.x_to_canonical(x))).astype(dtype)
@@ -137,7 +138,9 @@ def _rule(call: Call, dtype: Any) -> Callable[[Array], Array]:
     # For one j that sum is g spread s apart; then what fell on padding, and between the places of x, is left out.
     def bwd(kept, g):
         def dx_on_cpu(g):
-            return call.x_from_canonical(joined(problem, wide(call.y_to_canonical(g)))).astype(kept.type.dtype)
+            g = call.y_to_canonical(g)
+            g = wide(g) if g.dtype in REAL else g
+            return call.x_from_canonical(joined(problem, g)).astype(kept.type.dtype)
 
         def dx_elsewhere(g):
             return jax.linear_transpose(theirs, kept.type)(g)[0]
@@ -164,6 +167,34 @@ def _from_slices(problem, g):
         parts.append(padded(g[..., i], [(low, high, s - 1) for low, high, s in spread]))
     whole = padded(sum(parts[1:], parts[0]), [(-p, -q, 0) for p, q in zip(problem.low, problem.high, strict=True)])
     return lax.slice(whole, [0] * whole.ndim, whole.shape, [1, *problem.lhs_dilation, 1])
+
+
+def _gathered(problem, x):
+    """Return the patches by one gather an axis, which needs neither the padded x nor to know a size while tracing."""
+    for axis in range(problem.ndim):  # (batch, out, k, out, k, ..., channels)
+        x = jnp.take(x, _places(problem, axis), axis=1 + 2 * axis, mode="fill", fill_value=0)
+    return jnp.transpose(x, _order(problem)).reshape(problem.batch, *problem.out, problem.features)
+
+
+def _scattered(problem, g):
+    x = jax.ShapeDtypeStruct((problem.batch, *problem.size, problem.channels), g.dtype)
+    return jax.linear_transpose(functools.partial(_gathered, problem), x)(g)[0]
+
+
+def _places(problem, axis):
+    """Return which place of x each tap of each window of an axis reads, (out, k); the size of x for none."""
+    fields = (problem.strides, problem.low, problem.lhs_dilation, problem.rhs_dilation)
+    s, p, d, r = (field[axis] for field in fields)
+    n, m, k = problem.size[axis], problem.out[axis], problem.kernel[axis]
+    tap = np.arange(k) * r - p
+    if is_symbolic(n, m):
+        at = lax.iota(np.int32, m)[:, None] * s + tap.astype(np.int32)
+        size = jnp.asarray(n, np.int32)
+    else:
+        at, size = np.arange(m)[:, None] * s + tap, n
+    reached = (at % d == 0) & (at >= 0) & (at <= d * (size - 1))
+    where = jnp.where if is_symbolic(n, m) else np.where
+    return where(reached, at // d, size)
 
 
 def _bounds(problem):

@@ -13,13 +13,15 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from vjplib.compat import custom_vjp
+from vjplib.compat import custom_vjp, is_symbolic
 from vjplib.jacobians import Dense
 from vjplib.numerics import form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 from vjplib.windows import Side, first_best, means, places, taps, to_all, to_best
 
 Padding = str | Sequence[tuple[int, int]]
+MOST_PLACES = 2**31
+"""The places that windows and x span together, beyond which int32 does not count them and lax serves."""
 LONGEST = 128
 """The longest side of a window whose mean is served by hand: the program of a longer one takes long to compile."""
 
@@ -100,16 +102,25 @@ def _reduce_window(operand, smallest, window_dimensions, window_strides, padding
     reduction = (jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)
     options = (window_dimensions, window_strides, padding, base_dilation, window_dilation)
 
-    def by_lax(x):
-        return lax.reduce_window(x, *reduction, *options)
-
-    jax.eval_shape(by_lax, x)  # lax refuses what it does not take
+    jax.eval_shape(lambda x: lax.reduce_window(x, *reduction, *options), x)  # lax refuses what it does not take
+    # XLA:CPU reduces a dilated x wrongly at some sizes (openxla/xla#48714): x is dilated before.
+    if any(d != 1 for d in base_dilation or ()):
+        x = lax.pad(x, _worst(x.dtype, smallest), [(0, 0, d - 1) for d in base_dilation])
     windows = _windows(x.shape, window_dimensions, window_strides, padding, window_dilation)
-    if not _by_hand(x, windows) or any(d != 1 for d in base_dilation or ()):
-        return by_lax(x)
+    if not _by_hand(x, windows):
+        return lax.reduce_window(x, *reduction, window_dimensions, window_strides, padding, None, window_dilation)
     if not any(side.pools for side in windows):
         return x
     return _best(x, windows, smallest)
+
+
+def _worst(dtype, smallest):
+    """Return the number that is no better than any other, in a dtype."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.asarray(jnp.inf if smallest else -jnp.inf, dtype)
+    if dtype == jnp.bool_:
+        return jnp.asarray(smallest)
+    return jnp.asarray(jnp.iinfo(dtype).max if smallest else jnp.iinfo(dtype).min, dtype)
 
 
 @partial(custom_vjp, nondiff_argnames=("windows", "smallest"))
@@ -273,8 +284,8 @@ def avg_pool(
     jax.eval_shape(sum_by_lax, x)  # lax refuses what it does not take
     windows = _windows(x.shape, dims, given_strides, given_padding, None)
     if not _by_hand(x, windows) or max(side.size for side in windows) > LONGEST:
-        counts = _counts(windows, x.shape, count_include_pad)
-        return sum_by_lax(x) / (taps(windows) if count_include_pad else counts.astype(jnp.result_type(float)))
+        counts = taps(windows) if count_include_pad else sum_by_lax(jnp.ones(x.shape))
+        return sum_by_lax(x) / counts
     return _mean(x, windows, bool(count_include_pad))
 
 
@@ -324,6 +335,8 @@ def _counts(windows, shape, count_include_pad):
     if count_include_pad:
         return count
     for axis, (side, n) in enumerate(zip(windows, shape, strict=True)):
+        if not side.pools:
+            continue
         inside = np.sum((side.positions(n) >= 0) & (side.positions(n) < n), axis=1)
         if np.all(inside == inside[:1]):  # as along the batch: what is the same everywhere takes no room
             inside = inside[:1]
@@ -369,13 +382,19 @@ def _windows(shape, sizes, strides, padding, dilation=None):
         spans = [d * (k - 1) + 1 for k, d in zip(sizes, dilation, strict=True)]
         padding = lax.padtype_to_pads(shape, spans, strides, padding)
     fields = zip(sizes, strides, padding, dilation, strict=True)
-    return tuple(Side(*map(operator.index, (k, s, *pads, d))) for k, s, pads, d in fields)
+    return tuple(
+        Side(*(n if is_symbolic(n) else operator.index(n) for n in (k, s, *pads, d))) for k, s, pads, d in fields
+    )
 
 
 def _by_hand(x, windows):
-    """Returns whether the rules of this file serve a call; lax serves what they do not."""
+    """Return whether the rules of this file serve a call; lax serves what they do not."""
     served = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
-    return x.dtype in served and math.prod((*x.shape, *places(windows, x.shape))) > 0
+    pooled = [(side, n) for side, n in zip(windows, x.shape, strict=True) if side.pools]
+    if x.dtype not in served or is_symbolic(*(n for _, n in pooled)):
+        return False
+    countable = all(side.span(n) < MOST_PLACES for side, n in pooled)
+    return countable and not any(n == 0 for n in (*x.shape, *places(windows, x.shape)))
 
 
 def _elements(x, windows, outside):
