@@ -8,11 +8,10 @@ from jaxtyping import Array, Float
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import along_last, as_form, cotangent_of, floating, form, wide, wide_dtype
+from vjplib.numerics import along_last, as_array, as_form, by_rule, cotangent_of, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 
 
-@custom_vjp
 def linear(
     x: Float[ArrayLike, "... n"], W: Float[ArrayLike, "m n"], b: Float[ArrayLike, " m"] | None = None
 ) -> Float[Array, "... m"]:
@@ -42,32 +41,28 @@ def linear(
     Source:
         Examples 2.5 and 3.2 of the lecture, Eq. 15 and 28.
     """
-    return fwd(x, W, b)[0]
-
-
-def reference(x, W, b=None):
-    y = jnp.einsum("...n,mn->...m", x, W)
-    return y if b is None else y + jnp.broadcast_to(b, y.shape)
-
-
-def jacobian(x, W, b=None):
-    del x
-    in_b = None if b is None else Diagonal(jnp.ones_like(b))
-    return (Dense(W), None, in_b)[: 2 if b is None else 3]
-
-
-def fwd(x, W, b):
-    x, W = floating("x", x), floating("W", W)
+    x, W = as_array("x", x), as_array("W", W)
     if x.ndim < 1:
         raise ValueError(f"x must have at least one axis, its features, got shape {x.shape}")
     if W.ndim != 2 or W.shape[1] != x.shape[-1]:
         raise ValueError(f"W must have shape (m, n) with n the last axis of x, got W {W.shape} and x {x.shape}")
+    if b is None:
+        return by_rule(lambda x, W: _linear(x, W, None), by_matmul, x=x, W=W)
+    b = as_array("b", b)
+    if b.shape != W.shape[:1]:
+        raise ValueError(f"b must have shape (m,) with m the rows of W, got b {b.shape} and W {W.shape}")
+    return by_rule(_linear, by_matmul, x=x, W=W, b=b)
+
+
+@custom_vjp
+def _linear(x, W, b):
+    return fwd(x, W, b)[0]
+
+
+def fwd(x, W, b):
     y = jnp.einsum("...n,mn->...m", x, W, preferred_element_type=wide_dtype(jnp.result_type(x, W)))
     if b is None:
         return y.astype(jnp.result_type(x, W)), (x, W, None)
-    b = floating("b", b)
-    if b.shape != W.shape[:1]:
-        raise ValueError(f"b must have shape (m,) with m the rows of W, got b {b.shape} and W {W.shape}")
     return (y + along_last(wide(b), y.ndim)).astype(jnp.result_type(x, W, b)), (x, W, form(b))
 
 
@@ -87,13 +82,29 @@ def _product(subscripts, a, b, primal):
     return cotangent_of(primal, product, a, b).astype(primal.dtype)
 
 
-linear.defvjp(fwd, bwd)
+_linear.defvjp(fwd, bwd)
+
+
+def reference(x, W, b=None):
+    y = jnp.einsum("...n,mn->...m", x, W)
+    return y if b is None else y + jnp.broadcast_to(b, y.shape)
+
+
+def by_matmul(x, W, b=None):
+    return x @ W.T if b is None else x @ W.T + b
+
+
+def jacobian(x, W, b=None):
+    del x
+    in_b = None if b is None else Diagonal(jnp.ones_like(b))
+    return (Dense(W), None, in_b)[: 2 if b is None else 3]
+
 
 RULES = (
     Rule(
         fn=linear,
         reference=reference,
-        baselines={"x @ W.T + b": lambda x, W, b=None: x @ W.T if b is None else x @ W.T + b},
+        baselines={"x @ W.T + b": by_matmul},
         cases=(
             Case(("c n", "m n", "m"), {"c": 2, "n": 5, "m": 3}),
             Case(("c d n", "m n"), {"c": 2, "d": 3, "n": 7, "m": 5}),

@@ -14,13 +14,25 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vjplib.compat import as_varying, custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import as_form, axes_of, floating, form, masked, shifted_exponentials, wide
+from vjplib.numerics import (
+    as_array,
+    as_form,
+    axes_of,
+    broadcast_shapes,
+    by_rule,
+    floating,
+    form,
+    shifted_exponentials,
+    wide,
+    with_mask,
+)
 from vjplib.rule import Case, Edge, Input, Rule, distribution, index_below, mask
+from vjplib.rules.product import multiply
+from vjplib.rules.softmax import log_softmax
 
 # ----------------------------------------------------------------------------------------------- softmax_cross_entropy
 
 
-@partial(custom_vjp, nondiff_argnames=("axis",))
 def softmax_cross_entropy(
     logits: Float[ArrayLike, "*b n"],
     labels: Float[ArrayLike, "*b n"],
@@ -52,7 +64,51 @@ def softmax_cross_entropy(
         Example 2.6 of the lecture, composed with -<labels, log y>. The signature is that of
         `optax.softmax_cross_entropy`.
     """
-    return fwd_softmax_cross_entropy(logits, labels, axis, where)[0]
+    logits, labels = floating("logits", logits), as_array("labels", labels)
+    axes = axes_of(axis, logits.ndim)
+    _some_class(logits, axes)
+    where = None if where is None else _over_classes(where, logits, axes)
+    shape = broadcast_shapes(logits=logits, labels=labels)
+    if shape != logits.shape or (where is not None and broadcast_shapes(logits=logits, where=where) != shape):
+        # Here several distributions share logits: their logarithm is computed once, before it is broadcast.
+        return -jnp.sum(multiply(labels, log_softmax(logits, axis, where)), axis, where=where)
+    _, kept = with_mask(where, logits=logits)
+    return by_rule(
+        lambda logits, labels: _softmax_cross_entropy(logits, labels, kept, axes),
+        partial(optax.softmax_cross_entropy, axis=axes, where=kept),
+        logits=logits,
+        labels=jnp.broadcast_to(labels, shape),
+    )
+
+
+@partial(custom_vjp, nondiff_argnames=("axes",))
+def _softmax_cross_entropy(logits, labels, kept, axes):
+    return fwd_softmax_cross_entropy(logits, labels, kept, axes)[0]
+
+
+def fwd_softmax_cross_entropy(logits, labels, kept, axes):
+    _, total, shift = shifted_exponentials(wide(logits), axes, kept)
+    terms = wide(labels) * ((wide(logits) - shift) - jnp.log(total))
+    loss = -jnp.sum(terms if kept is None else jnp.where(kept, terms, 0), axes)
+    return loss.astype(jnp.result_type(logits, labels)), (logits, labels, kept, total, shift)
+
+
+# l = -sum_i p_i (x_i - log S) with S = sum_k exp(x_k), so dl/dx_j = -p_j + (sum_i p_i) y_j with y_j = exp(x_j) / S, and
+# dl/dp_j = -(x_j - log S). The softmax's n x n Jacobian and the logarithm's 1 / y have cancelled.
+#   g^T J_x = g (y sum(p) - p),   g^T J_p = -g (x - log S)
+# The shift and the sum of exponentials, two numbers a slice, are kept beside the arguments: their logarithms added up
+# would be one, but would round y where logits are large.
+def bwd_softmax_cross_entropy(axes, res, g):
+    logits, labels, kept, total, shift = res
+    g, x, p = jnp.expand_dims(wide(g), axes), wide(logits) - shift, wide(labels)
+    if kept is not None:
+        g, x, p = jnp.where(kept, g, 0), jnp.where(kept, x, 0), jnp.where(kept, p, 0)
+    dlogits = as_varying(g * (jnp.exp(x) / total * jnp.sum(p, axes, keepdims=True) - p), logits)
+    dlabels = as_varying(-g * (x - jnp.log(total)), labels)
+    return dlogits.astype(logits.dtype), dlabels.astype(labels.dtype), None
+
+
+_softmax_cross_entropy.defvjp(fwd_softmax_cross_entropy, bwd_softmax_cross_entropy)
 
 
 def reference_softmax_cross_entropy(logits, labels, axis=-1, where=None):
@@ -70,42 +126,11 @@ def jacobian_softmax_cross_entropy(logits, labels, axis=-1, where=None):
     return Dense((jnp.sum(labels) * y - labels)[None, :]), Dense(-jnp.log(y)[None, :])
 
 
-def fwd_softmax_cross_entropy(logits, labels, axis, where):
-    logits, labels = floating("logits", logits), floating("labels", labels)
-    if labels.shape != logits.shape:
-        raise ValueError(f"labels must have the shape of logits, got labels {labels.shape} and logits {logits.shape}")
-    axes = axes_of(axis, logits.ndim)
-    _some_class(logits, axes)
-    kept = None if where is None else masked(_over_classes(where, logits, axes), logits)
-    _, total, shift = shifted_exponentials(wide(logits), axes, kept)
-    terms = wide(labels) * ((wide(logits) - shift) - jnp.log(total))
-    loss = -jnp.sum(terms if kept is None else jnp.where(kept, terms, 0), axes)
-    return loss.astype(jnp.result_type(logits, labels)), (logits, labels, kept, total, shift)
-
-
-# l = -sum_i p_i (x_i - log S) with S = sum_k exp(x_k), so dl/dx_j = -p_j + (sum_i p_i) y_j with y_j = exp(x_j) / S, and
-# dl/dp_j = -(x_j - log S). The softmax's n x n Jacobian and the logarithm's 1 / y have cancelled.
-#   g^T J_x = g (y sum(p) - p),   g^T J_p = -g (x - log S)
-# The shift and the sum of exponentials, two numbers a slice, are kept beside the arguments: their logarithms added up
-# would be one, but would round y where logits are large.
-def bwd_softmax_cross_entropy(axis, res, g):
-    logits, labels, kept, total, shift = res
-    axes = axes_of(axis, logits.ndim)
-    g, x, p = jnp.expand_dims(wide(g), axes), wide(logits) - shift, wide(labels)
-    if kept is not None:
-        g, x, p = jnp.where(kept, g, 0), jnp.where(kept, x, 0), jnp.where(kept, p, 0)
-    dlogits = as_varying(g * (jnp.exp(x) / total * jnp.sum(p, axes, keepdims=True) - p), logits)
-    dlabels = as_varying(-g * (x - jnp.log(total)), labels)
-    return dlogits.astype(logits.dtype), dlabels.astype(labels.dtype), None
-
-
-softmax_cross_entropy.defvjp(fwd_softmax_cross_entropy, bwd_softmax_cross_entropy)
-
-
 def _over_classes(where, logits, axis):
     """Returns the mask with the class axes put back where it lacks them, as optax does."""
     axes = axes_of(axis, logits.ndim)
-    return jnp.expand_dims(where, axes) if jnp.ndim(where) == logits.ndim - len(axes) else where
+    where = as_array("where", where)
+    return jnp.expand_dims(where, axes) if where.ndim == logits.ndim - len(axes) else where
 
 
 def _some_class(logits, axes):
@@ -148,7 +173,7 @@ def softmax_cross_entropy_with_integer_labels(
         Example 2.6 of the lecture, composed with -log y_label. The signature is that of
         `optax.softmax_cross_entropy_with_integer_labels`.
     """
-    logits, labels = floating("logits", logits), jnp.asarray(labels)
+    logits, labels = floating("logits", logits), as_array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got {labels.dtype} of shape {labels.shape}")
     if not isinstance(axis, tuple) and not hasattr(axis, "__index__"):
@@ -158,9 +183,12 @@ def softmax_cross_entropy_with_integer_labels(
         raise ValueError(f"labels must have logits' shape less axis {axis}, got {labels.shape} and {logits.shape}")
     _some_class(logits, axes)
     in_order = tuple(a % logits.ndim for a in axis) if isinstance(axis, tuple) else axes
-    kept = None if where is None else masked(_over_classes(where, logits, axes), logits)
-    return _integer_cross_entropy(
-        _classes_last(logits, in_order), labels, None if kept is None else _classes_last(kept, in_order)
+    logits, kept = with_mask(None if where is None else _over_classes(where, logits, axes), logits=logits)
+    kept = None if kept is None else _classes_last(kept, in_order)
+    return by_rule(
+        lambda logits: _integer_cross_entropy(logits, labels, kept),
+        lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, labels, where=kept),
+        logits=_classes_last(logits, in_order),
     )
 
 
@@ -170,29 +198,8 @@ def _classes_last(x, axes):
     return x if len(axes) == 1 else x.reshape(*x.shape[: x.ndim - len(axes)], -1)
 
 
-def reference_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    logits = _classes_last(logits, axes)
-    kept = jnp.ones(logits.shape, bool)
-    if where is not None:
-        kept &= _classes_last(jnp.broadcast_to(where, logits.shape), axes)
-    shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, where=kept, initial=-jnp.inf))
-    shift = jnp.where(jnp.any(kept, -1, keepdims=True), shift, 0)
-    total = jnp.sum(jnp.where(kept, jnp.exp(jnp.where(kept, logits - shift, 0)), 0), -1)
-    places = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    is_label = jnp.asarray(labels, jnp.int32)[..., None] % logits.shape[-1] == places
-    loss = jnp.log(total) - jnp.sum(jnp.where(is_label, logits - shift, 0), -1)
-    return jnp.where(jnp.any(kept, -1), loss, 0)
-
-
-def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
-    del axis, where
-    return Dense((jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.size, dtype=logits.dtype))[None, :]), None
-
-
 @custom_vjp
 def _integer_cross_entropy(logits, labels, kept):
-    """The rule itself: the class axis last, arguments checked."""
     return fwd_integer_cross_entropy(logits, labels, kept)[0]
 
 
@@ -224,10 +231,30 @@ def bwd_integer_cross_entropy(res, g):
 
 _integer_cross_entropy.defvjp(fwd_integer_cross_entropy, bwd_integer_cross_entropy)
 
+
+def reference_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    logits = _classes_last(logits, axes)
+    kept = jnp.ones(logits.shape, bool)
+    if where is not None:
+        kept &= _classes_last(jnp.broadcast_to(where, logits.shape), axes)
+    shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, where=kept, initial=-jnp.inf))
+    shift = jnp.where(jnp.any(kept, -1, keepdims=True), shift, 0)
+    total = jnp.sum(jnp.where(kept, jnp.exp(jnp.where(kept, logits - shift, 0)), 0), -1)
+    places = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    is_label = jnp.asarray(labels, jnp.int32)[..., None] % logits.shape[-1] == places
+    loss = jnp.log(total) - jnp.sum(jnp.where(is_label, logits - shift, 0), -1)
+    return jnp.where(jnp.any(kept, -1), loss, 0)
+
+
+def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
+    del axis, where
+    return Dense((jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.size, dtype=logits.dtype))[None, :]), None
+
+
 # ------------------------------------------------------------------------------------------------------- squared_error
 
 
-@custom_vjp
 def squared_error(
     predictions: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."] | None = None
 ) -> Float[Array, "..."]:
@@ -252,25 +279,23 @@ def squared_error(
     Source:
         Eq. 1 of the lecture minimises such a loss. The signature is that of `optax.squared_error`.
     """
+    predictions = floating("predictions", predictions)
+    if targets is None:
+        return by_rule(lambda predictions: _squared_error(predictions, None), jnp.square, predictions=predictions)
+    targets = as_array("targets", targets)
+    if targets.shape != predictions.shape:
+        raise ValueError(f"targets must have the shape of predictions, got {targets.shape} and {predictions.shape}")
+    return by_rule(_squared_error, optax.squared_error, predictions=predictions, targets=targets)
+
+
+@custom_vjp
+def _squared_error(predictions, targets):
     return fwd_squared_error(predictions, targets)[0]
 
 
-def reference_squared_error(predictions, targets=None):
-    return (predictions - (0 if targets is None else targets)) ** 2
-
-
-def jacobian_squared_error(predictions, targets=None):
-    difference = predictions - (0 if targets is None else targets)
-    return (Diagonal(2 * difference), Diagonal(-2 * difference))[: 1 if targets is None else 2]
-
-
 def fwd_squared_error(predictions, targets):
-    predictions = floating("predictions", predictions)
     if targets is None:
         return jnp.square(wide(predictions)).astype(predictions.dtype), (wide(predictions), form(predictions), None)
-    targets = floating("targets", targets)
-    if targets.shape != predictions.shape:
-        raise ValueError(f"targets must have the shape of predictions, got {targets.shape} and {predictions.shape}")
     difference = wide(predictions) - wide(targets)
     loss = jnp.square(difference).astype(jnp.result_type(predictions, targets))
     return loss, (difference, form(predictions), form(targets))
@@ -284,7 +309,17 @@ def bwd_squared_error(res, g):
     return as_form(d, form_predictions), None if form_targets is None else as_form(-d, form_targets)
 
 
-squared_error.defvjp(fwd_squared_error, bwd_squared_error)
+_squared_error.defvjp(fwd_squared_error, bwd_squared_error)
+
+
+def reference_squared_error(predictions, targets=None):
+    return (predictions - (0 if targets is None else targets)) ** 2
+
+
+def jacobian_squared_error(predictions, targets=None):
+    difference = predictions - (0 if targets is None else targets)
+    return (Diagonal(2 * difference), Diagonal(-2 * difference))[: 1 if targets is None else 2]
+
 
 # ------------------------------------------------------------------------------------------------------------- records
 

@@ -12,13 +12,12 @@ from jaxtyping import Array, Float
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import as_form, axes_of, broadcast_shapes, floating, form, wide
+from vjplib.numerics import as_array, as_form, axes_of, broadcast_shapes, by_rule, form, wide
 from vjplib.rule import Case, Edge, Input, Rule
 
 # ------------------------------------------------------------------------------------------------------------ multiply
 
 
-@custom_vjp
 def multiply(x: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """x y, elementwise; its partial derivatives are y and x.
 
@@ -40,20 +39,17 @@ def multiply(x: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[Ar
     Source:
         Example 2.3 of the lecture, Eq. 8 and 9.
     """
+    x, y = as_array("x", x), as_array("y", y)
+    broadcast_shapes(x=x, y=y)
+    return by_rule(_multiply, jnp.multiply, x=x, y=y)
+
+
+@custom_vjp
+def _multiply(x, y):
     return fwd_multiply(x, y)[0]
 
 
-def reference_multiply(x, y):
-    return x * y
-
-
-def jacobian_multiply(x, y):
-    return Diagonal(y), Diagonal(x)
-
-
 def fwd_multiply(x, y):
-    x, y = floating("x", x), floating("y", y)
-    broadcast_shapes(x=x, y=y)
     return (wide(x) * wide(y)).astype(jnp.result_type(x, y)), (x, y)
 
 
@@ -65,12 +61,20 @@ def bwd_multiply(res, g):
     return as_form(g * wide(y), form(x)), as_form(g * wide(x), form(y))
 
 
-multiply.defvjp(fwd_multiply, bwd_multiply)
+_multiply.defvjp(fwd_multiply, bwd_multiply)
+
+
+def reference_multiply(x, y):
+    return x * y
+
+
+def jacobian_multiply(x, y):
+    return Diagonal(y), Diagonal(x)
+
 
 # ---------------------------------------------------------------------------------------------------------------- prod
 
 
-@partial(custom_vjp, nondiff_argnames=("axis", "keepdims"))
 def prod(
     x: Float[ArrayLike, "..."], axis: int | Sequence[int] | None = None, keepdims: bool = False
 ) -> Float[Array, "..."]:
@@ -100,22 +104,18 @@ def prod(
         Example 2.4 of the lecture, Eq. 11 and 12; the function is Speelpenning's product (Speelpenning, Compiling fast
         partial derivatives of functions given by algorithms, 1980).
     """
-    return fwd_prod(x, axis, keepdims)[0]
+    x = as_array("x", x)
+    axes = axes_of(axis, x.ndim)
+    return by_rule(lambda x: _prod(x, axes, bool(keepdims)), partial(jnp.prod, axis=axes, keepdims=keepdims), x=x)
 
 
-def reference_prod(x, axis=None, keepdims=False):
-    return jnp.prod(x, axis=axis, keepdims=keepdims)
+@partial(custom_vjp, nondiff_argnames=("axes", "keepdims"))
+def _prod(x, axes, keepdims):
+    return fwd_prod(x, axes, keepdims)[0]
 
 
-def jacobian_prod(x, axis=None, keepdims=False):
-    del axis, keepdims
-    others = jnp.where(jnp.eye(x.size, dtype=bool), 1, x)
-    return (Dense(jnp.prod(others, axis=1)[None, :]),)
-
-
-def fwd_prod(x, axis, keepdims):
-    x = floating("x", x)
-    return jnp.prod(wide(x), axis=axes_of(axis, x.ndim), keepdims=bool(keepdims)).astype(x.dtype), (x,)
+def fwd_prod(x, axes, keepdims):
+    return jnp.prod(wide(x), axis=axes, keepdims=keepdims).astype(x.dtype), (x,)
 
 
 # dy/dx_i = prod_{j != i} x_j. Multiply pairwise in a tree with x at the leaves and y at the root. The product of all
@@ -123,9 +123,9 @@ def fwd_prod(x, axis, keepdims):
 #   others(root) = 1,   others(left) = others(parent) * right,   others(right) = others(parent) * left
 # One sweep up and one down take 3 n multiplications, against n^2 from the definition.
 #   g^T J = g * others
-def bwd_prod(axis, keepdims, res, g):
+def bwd_prod(axes, keepdims, res, g):
+    del keepdims
     (x,) = res
-    axes = axes_of(axis, x.ndim)
     kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     last = tuple(range(-len(axes), 0))
     moved = jnp.moveaxis(wide(x), axes, last)
@@ -153,7 +153,18 @@ def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x[..., :half], right
 
 
-prod.defvjp(fwd_prod, bwd_prod)
+_prod.defvjp(fwd_prod, bwd_prod)
+
+
+def reference_prod(x, axis=None, keepdims=False):
+    return jnp.prod(x, axis=axis, keepdims=keepdims)
+
+
+def jacobian_prod(x, axis=None, keepdims=False):
+    del axis, keepdims
+    others = jnp.where(jnp.eye(x.size, dtype=bool), 1, x)
+    return (Dense(jnp.prod(others, axis=1)[None, :]),)
+
 
 # ------------------------------------------------------------------------------------------------------------- records
 
