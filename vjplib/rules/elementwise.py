@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Diagonal
@@ -18,11 +18,11 @@ from vjplib.rule import Case, Edge, Rule
 # ---------------------------------------------------------------------------------------------------------------- relu
 
 
-def relu(x: Float[ArrayLike, "..."], derivative_at_zero: int = 1) -> Float[Array, "..."]:
+def relu(x: Shaped[ArrayLike, "..."], derivative_at_zero: int = 1) -> Shaped[Array, "..."]:
     """max(x, 0), elementwise; its derivative is 1 where x > 0, 0 where x < 0, and a choice at 0.
 
     Args:
-        x: any shape, floating.
+        x: any shape and dtype; what is not real and floating is `jax.nn.relu`'s to serve.
         derivative_at_zero: 1, the lecture's convention and the default, or 0, that of `jax.nn.relu`. Any number in
             [0, 1] is a subgradient there. It applies to 0.0 and -0.0 alike.
 
@@ -30,7 +30,7 @@ def relu(x: Float[ArrayLike, "..."], derivative_at_zero: int = 1) -> Float[Array
         An array of x's shape and dtype, in [0, inf]. NaN gives NaN, with cotangent 0.
 
     Raises:
-        TypeError: x is not floating.
+        TypeError: x is not an array of numbers.
         ValueError: derivative_at_zero is neither 0 nor 1.
 
     Example:
@@ -78,17 +78,18 @@ def jacobian_relu(x, derivative_at_zero=1):
 # ---------------------------------------------------------------------------------------------------------------- tanh
 
 
-def tanh(x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+def tanh(x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     """tanh(x), elementwise; its derivative is 1 - tanh(x)^2.
 
     Args:
-        x: any shape, floating.
+        x: any shape and dtype; complex numbers are `jnp.tanh`'s to serve.
 
     Returns:
-        An array of x's shape and dtype, in [-1, 1]; -1 and 1 at the infinities, with cotangent 0. NaN gives NaN.
+        An array of x's shape and dtype, of JAX's default float for integers, in [-1, 1]; -1 and 1 at the infinities,
+        with cotangent 0. NaN gives NaN.
 
     Raises:
-        TypeError: x is not floating.
+        TypeError: x is not an array of numbers.
 
     Example:
         >>> float(jax.grad(tanh)(0.0))
@@ -132,17 +133,18 @@ def jacobian_tanh(x):
 # ------------------------------------------------------------------------------------------------------------- sigmoid
 
 
-def sigmoid(x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+def sigmoid(x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     """1 / (1 + exp(-x)), elementwise; its derivative is sigmoid(x) (1 - sigmoid(x)).
 
     Args:
-        x: any shape, floating.
+        x: any shape and dtype; complex numbers are `jax.nn.sigmoid`'s to serve.
 
     Returns:
-        An array of x's shape and dtype, in [0, 1]; 0 and 1 at the infinities, with cotangent 0. NaN gives NaN.
+        An array of x's shape and dtype, of JAX's default float for integers, in [0, 1]; 0 and 1 at the infinities, with
+        cotangent 0. NaN gives NaN.
 
     Raises:
-        TypeError: x is not floating.
+        TypeError: x is not an array of numbers.
 
     Example:
         >>> float(sigmoid(0.0)), float(jax.grad(sigmoid)(0.0))
@@ -188,18 +190,18 @@ def jacobian_sigmoid(x):
 # ----------------------------------------------------------------------------------------------------------- quadratic
 
 
-def quadratic(x: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+def quadratic(x: Shaped[ArrayLike, "..."], y: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     """4 x + 7 y^2, elementwise; its partial derivatives are 4 and 14 y.
 
     Args:
-        x: floating, of any shape that broadcasts with y's.
-        y: floating.
+        x: of any shape that broadcasts with y's, and any dtype.
+        y: any dtype. Where both promote to an integer or complex dtype, the result is the plain expression's.
 
     Returns:
         An array of the broadcast shape, of the dtype that both promote to. NaN and infinities follow arithmetic.
 
     Raises:
-        TypeError: an argument is not floating.
+        TypeError: an argument is not an array of numbers.
         ValueError: the shapes do not broadcast.
 
     Example:

@@ -4,7 +4,7 @@ from functools import partial
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
@@ -13,22 +13,24 @@ from vjplib.rule import Case, Edge, Rule
 
 
 def linear(
-    x: Float[ArrayLike, "... n"], W: Float[ArrayLike, "m n"], b: Float[ArrayLike, " m"] | None = None
-) -> Float[Array, "... m"]:
+    x: Shaped[ArrayLike, "... n"], W: Shaped[ArrayLike, "m n"], b: Shaped[ArrayLike, "..."] | None = None
+) -> Shaped[Array, "... m"]:
     """W x + b over the last axis of x; its derivatives are W in x, and by their VJPs g x^T in W and g in b.
 
     Args:
-        x: (..., n), floating, any batch axes.
-        W: (m, n), floating.
-        b: (m,), floating, or None for no bias.
+        x: (..., n), any batch axes and any dtype.
+        W: (m, n). Nothing else is taken for a matrix: `x @ W.T` of a vector would have no output axis.
+        b: (m,), or None for no bias. Whatever else broadcasts with the output is added to it.
 
     Returns:
-        (..., m), of the dtype that the arguments promote to; half precision accumulates in float32. NaN and infinities
-        follow arithmetic. An empty batch gives an empty output and zero cotangents of W and b; n = 0 gives b.
+        (..., m), of the dtype that the arguments promote to; half precision accumulates in float32. An integer or
+        complex output is that of the plain expression. NaN and infinities follow arithmetic. An empty batch gives an
+        empty output and zero cotangents of W and b; n = 0 gives b.
 
     Raises:
-        TypeError: an argument is not floating.
-        ValueError: x is a scalar, W not a matrix with a column for each feature of x, or b not a vector of its rows.
+        TypeError: an argument is not an array of numbers.
+        ValueError: x is a scalar, W not a matrix with a column for each feature of x, or b does not broadcast with the
+            output.
 
     Example:
         >>> import jax
@@ -46,11 +48,15 @@ def linear(
         raise ValueError(f"x must have at least one axis, its features, got shape {x.shape}")
     if W.ndim != 2 or W.shape[1] != x.shape[-1]:
         raise ValueError(f"W must have shape (m, n) with n the last axis of x, got W {W.shape} and x {x.shape}")
-    if b is None:
-        return by_rule(lambda x, W: _linear(x, W, None), by_matmul, x=x, W=W)
-    b = as_array("b", b)
-    if b.shape != W.shape[:1]:
-        raise ValueError(f"b must have shape (m,) with m the rows of W, got b {b.shape} and W {W.shape}")
+    b = None if b is None else as_array("b", b)
+    if b is None or b.shape != W.shape[:1]:
+        y = by_rule(lambda x, W: _linear(x, W, None), by_matmul, x=x, W=W)
+        if b is None:
+            return y
+        try:
+            return y + b
+        except (TypeError, ValueError):
+            raise ValueError(f"b must have shape (m,) with m the rows of W, got b {b.shape} and W {W.shape}") from None
     return by_rule(_linear, by_matmul, x=x, W=W, b=b)
 
 

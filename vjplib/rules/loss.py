@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vjplib.compat import as_varying, custom_vjp
 from vjplib.jacobians import Dense, Diagonal
@@ -35,25 +35,27 @@ from vjplib.rules.softmax import log_softmax
 
 def softmax_cross_entropy(
     logits: Float[ArrayLike, "*b n"],
-    labels: Float[ArrayLike, "*b n"],
+    labels: Shaped[ArrayLike, "..."],
     axis: int | Sequence[int] | None = -1,
-    where: Bool[ArrayLike, "*b n"] | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "*b"]:
     """-sum_i labels_i log softmax(logits)_i along axis.
 
     Args:
         logits: any shape, floating: unnormalised log probabilities.
-        labels: floating, of logits' shape: a distribution along axis, for instance one-hot. It need not sum to one.
+        labels: any dtype, of a shape that broadcasts with logits': a distribution along axis, for instance one-hot. It
+            need not sum to one.
         axis: the class axis or axes; None for all.
         where: booleans that broadcast with logits, or of its shape less axis: the elements to include.
 
     Returns:
-        logits' shape less axis, in the dtype that both promote to; in [0, inf] for distributions. A slice wholly masked
-        gives 0. A label of 0 on a logit of -inf is 0 times inf, NaN, as in optax: exclude it by where.
+        The broadcast shape less axis, in the dtype that both promote to; in [0, inf] for distributions. A slice wholly
+        masked gives 0. A label of 0 on a logit of -inf is 0 times inf, NaN, as in optax: exclude it by where.
 
     Raises:
-        TypeError: logits or labels are not floating, or where not boolean.
-        ValueError: labels' shape is not logits', there is no class, or axis or where do not fit.
+        TypeError: logits are not floating, as in optax, labels not an array of numbers, or where not boolean.
+        ValueError: labels or where do not broadcast with logits, axis does not fit, or there is no class: the logarithm
+            of an empty sum is a loss of -inf, at which no training ends.
 
     Example:
         >>> loss = softmax_cross_entropy(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
@@ -130,6 +132,8 @@ def _over_classes(where, logits, axis):
     """Returns the mask with the class axes put back where it lacks them, as optax does."""
     axes = axes_of(axis, logits.ndim)
     where = as_array("where", where)
+    if where.ndim > logits.ndim:
+        raise ValueError(f"where must not have more axes than logits, got {where.shape} and {logits.shape}")
     return jnp.expand_dims(where, axes) if where.ndim == logits.ndim - len(axes) else where
 
 
@@ -143,27 +147,31 @@ def _some_class(logits, axes):
 
 def softmax_cross_entropy_with_integer_labels(
     logits: Float[ArrayLike, "*b n"],
-    labels: Int[ArrayLike, "*b"],
+    labels: Int[ArrayLike, "..."],
     axis: int | tuple[int, ...] = -1,
-    where: Bool[ArrayLike, "*b n"] | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "*b"]:
     """log sum_i exp(logits_i) - logits_label, which is -log softmax(logits)_label, along axis.
 
     Args:
         logits: any shape, floating: unnormalised log probabilities.
-        labels: integers, of logits' shape less axis: the right classes, in [-n, n), negative ones counted from the end.
-            Over several axes they index the flattened product, in the order of axis.
+        labels: integers, of logits' shape less axis or one of the same rank that broadcasts with it: the right classes,
+            in [-n, n), negative ones counted from the end. Over several axes they index the flattened product, in the
+            order of axis.
         axis: the class axis, or a tuple of them.
         where: booleans that broadcast with logits, or of its shape less axis: the elements of the sum to include.
 
     Returns:
-        logits' shape less axis, in its dtype; in [0, inf] if the label is not masked. A label out of range gives NaN:
-        values cannot raise under jit. A slice wholly masked gives 0, with cotangent 0. A logit of -inf is a class
+        The broadcast shape of logits less axis and labels, in logits' dtype; in [0, inf] if the label is not masked. A
+        label out of range gives NaN, as in optax, for values cannot raise under jit; its cotangent is that of a loss
+        without a label, g y. A slice wholly masked gives 0, with cotangent 0. A logit of -inf is a class
         without part; NaN, +inf or a slice of -inf alone give NaN.
 
     Raises:
-        TypeError: logits are not floating, labels not integers, where not boolean, or axis neither integer nor tuple.
-        ValueError: labels' shape is not logits' less axis, there is no class, or axis or where do not fit.
+        TypeError: logits are not floating, labels not integers, both as in optax, where is not boolean, or axis neither
+            an integer nor a tuple.
+        ValueError: labels' shape does not broadcast with logits' less axis, axis or where do not fit, or there is no
+            class.
 
     Example:
         >>> jax.grad(softmax_cross_entropy_with_integer_labels)(jnp.array([0.0, 0.0]), 1).tolist()
@@ -179,16 +187,31 @@ def softmax_cross_entropy_with_integer_labels(
     if not isinstance(axis, tuple) and not hasattr(axis, "__index__"):
         raise TypeError(f"axis must be an integer or a tuple of integers, got {axis!r}")
     axes = axes_of(axis, logits.ndim)
-    if labels.shape != tuple(n for i, n in enumerate(logits.shape) if i not in axes):
-        raise ValueError(f"labels must have logits' shape less axis {axis}, got {labels.shape} and {logits.shape}")
     _some_class(logits, axes)
     in_order = tuple(a % logits.ndim for a in axis) if isinstance(axis, tuple) else axes
-    logits, kept = with_mask(None if where is None else _over_classes(where, logits, axes), logits=logits)
-    kept = None if kept is None else _classes_last(kept, in_order)
+    given, kept = logits.shape, None
+    if where is not None:
+        where = _over_classes(where, logits, axes)
+        logits, kept = with_mask(where, logits=logits)
+        if any(logits.shape[i] != given[i] for i in axes):
+            raise ValueError(f"where must not have more classes than logits, got {where.shape} and {given}")
+        kept = _classes_last(kept, in_order)
+    logits = _classes_last(logits, in_order)
+    try:
+        batch = jnp.broadcast_shapes(logits.shape[:-1], labels.shape)
+    except ValueError:
+        batch = None
+    if batch is None or len(batch) != labels.ndim or len(batch) != logits.ndim - 1:
+        raise ValueError(
+            f"labels must have logits' shape less axis {axis}, or broadcast with it, got {labels.shape} and {given}"
+        )
+    if not batch == labels.shape == logits.shape[:-1]:
+        labels, logits = jnp.broadcast_to(labels, batch), jnp.broadcast_to(logits, (*batch, logits.shape[-1]))
+        kept = None if kept is None else jnp.broadcast_to(kept, logits.shape)
     return by_rule(
         lambda logits: _integer_cross_entropy(logits, labels, kept),
         lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, labels, where=kept),
-        logits=_classes_last(logits, in_order),
+        logits=logits,
     )
 
 
@@ -256,21 +279,22 @@ def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, 
 
 
 def squared_error(
-    predictions: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."] | None = None
+    predictions: Float[ArrayLike, "..."], targets: Shaped[ArrayLike, "..."] | None = None
 ) -> Float[Array, "..."]:
     """(predictions - targets)^2, elementwise; its partial derivatives are twice the difference, and minus that.
 
     Args:
         predictions: any shape, floating.
-        targets: floating, of the same shape; None stands for zeros.
+        targets: any dtype, of the same shape; None stands for zeros.
 
     Returns:
         An array of that shape, in the dtype that both promote to; in [0, inf]. There is no factor 1/2 and no
         reduction: see `optax.l2_loss` and `jnp.mean`. NaN and infinities follow arithmetic.
 
     Raises:
-        TypeError: an argument is not floating.
-        ValueError: the shapes differ. They are not broadcast: (n, 1) against (n,) is a mistake too often made.
+        TypeError: predictions are not floating, as in optax, or targets not an array of numbers.
+        ValueError: the shapes differ. As in optax they are not broadcast: (n, 1) against (n,) is a mistake too often
+            made.
 
     Example:
         >>> jax.grad(squared_error)(5.0, 2.0).item()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import DiagonalMinusLowRank
@@ -18,23 +18,24 @@ from vjplib.rule import Case, Edge, Input, Rule, mask
 
 
 def softmax(
-    x: Float[ArrayLike, "..."], axis: int | Sequence[int] | None = -1, where: Bool[ArrayLike, "..."] | None = None
-) -> Float[Array, "..."]:
+    x: Shaped[ArrayLike, "..."], axis: int | Sequence[int] | None = -1, where: Bool[ArrayLike, "..."] | None = None
+) -> Shaped[Array, "..."]:
     """exp(x_i) / sum_j exp(x_j); its Jacobian diag(y) - y y^T acts on a cotangent as y (g - <g, y>).
 
     Args:
-        x: any shape, floating.
+        x: any shape and dtype; complex numbers are `jax.nn.softmax`'s to serve.
         axis: the axis or axes that sum to one; None for all.
         where: booleans that broadcast with x: the elements to include. None includes all.
 
     Returns:
-        An array of x's shape and dtype, in [0, 1], summing to 1 along axis, 0 where masked. Logits are shifted by their
-        maximum, so large ones do not overflow. -inf gives 0; NaN, +inf or a slice of -inf alone make their slice NaN. A
-        slice that is wholly masked is 0, with cotangent 0, and an empty one is empty.
+        An array of x's shape and dtype, of JAX's default float for integers, in [0, 1], summing to 1 along axis, 0
+        where masked. Logits are shifted by their maximum, so large ones do not overflow. -inf gives 0; NaN, +inf or a
+        slice of -inf alone make their slice NaN. A slice that is wholly masked is 0, with cotangent 0, and an empty one
+        is empty.
 
     Raises:
-        TypeError: x is not floating, or where not boolean.
-        ValueError: an axis is out of range or named twice, or where does not broadcast to x's shape.
+        TypeError: x is not an array of numbers, or where not boolean.
+        ValueError: an axis is out of range or named twice, or where does not broadcast with x.
 
     Example:
         >>> y = softmax(jnp.array([0.0, jnp.log(3.0)]))
@@ -91,23 +92,24 @@ def jacobian_softmax(x, axis=-1, where=None):
 
 
 def log_softmax(
-    x: Float[ArrayLike, "..."], axis: int | Sequence[int] | None = -1, where: Bool[ArrayLike, "..."] | None = None
-) -> Float[Array, "..."]:
+    x: Shaped[ArrayLike, "..."], axis: int | Sequence[int] | None = -1, where: Bool[ArrayLike, "..."] | None = None
+) -> Shaped[Array, "..."]:
     """x_i - log sum_j exp(x_j); its Jacobian I - 1 s^T, s the softmax, acts on a cotangent as g - s sum(g).
 
     Args:
-        x: any shape, floating.
+        x: any shape and dtype; complex numbers are `jax.nn.log_softmax`'s to serve.
         axis: the axis or axes whose exponentials sum to one; None for all.
         where: booleans that broadcast with x: the elements to include. None includes all.
 
     Returns:
-        An array of x's shape and dtype, in [-inf, 0], -inf where masked or where x is -inf. Logits are shifted by their
-        maximum, so large ones neither overflow nor lose the difference between them. NaN, +inf or a slice of -inf alone
-        make their slice NaN. Cotangents of masked elements are not used, and theirs are 0.
+        An array of x's shape and dtype, of JAX's default float for integers, in [-inf, 0], -inf where masked or where x
+        is -inf. Logits are shifted by their maximum, so large ones neither overflow nor lose the difference between
+        them. NaN, +inf or a slice of -inf alone make their slice NaN. Cotangents of masked elements are not used, and
+        theirs are 0.
 
     Raises:
-        TypeError: x is not floating, or where not boolean.
-        ValueError: an axis is out of range or named twice, or where does not broadcast to x's shape.
+        TypeError: x is not an array of numbers, or where not boolean.
+        ValueError: an axis is out of range or named twice, or where does not broadcast with x.
 
     Example:
         >>> [round(float(v), 6) for v in log_softmax(jnp.array([0.0, 1000.0]))]
