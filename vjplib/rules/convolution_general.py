@@ -12,13 +12,14 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
+from vjplib import arguments
 from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
 from vjplib.convolution.choice import XLA, Formulation, kernel_formulation, output_formulation
 from vjplib.convolution.shapes import SHAPES
 from vjplib.convolution.whole_batch import whole_batch
 from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated as lax_convolution
-from vjplib.numerics import wide_dtype
+from vjplib.numerics import as_array, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 
 Padding = str | Sequence[tuple[int, int]]
@@ -66,8 +67,8 @@ def conv_general_dilated(
         ("dense convolutions of blocks of groups"), those of the block's other groups at the same places too.
 
     Raises:
-        TypeError: as lax raises it.
-        ValueError: as lax raises it.
+        TypeError: an argument has a wrong type, or ranks or dtypes differ; the message names it.
+        ValueError: strides, dilations, padding, groups or dimension_numbers do not fit the arrays.
 
     Example:
         >>> x, k = jnp.arange(8.0).reshape(1, 4, 2), jnp.ones((3, 1, 2))
@@ -78,14 +79,15 @@ def conv_general_dilated(
     Source:
         Example 4.2 and Algorithm 4 of the lecture, generalised.
     """
-    return _convolve(**locals())
+    lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
+    return _convolve(**arguments.convolution(**locals()))
 
 
 @whole_batch
-def _convolve(lhs, rhs, **arguments):
-    call = _call(lhs=lhs, rhs=rhs, **arguments)
+def _convolve(lhs, rhs, **options):
+    call = _call(lhs=lhs, rhs=rhs, **options)
     if call is None or served_by(call) is None:
-        return lax_convolution(lhs, rhs, **arguments)
+        return lax_convolution(lhs, rhs, **options)
     return _rule(call)(lhs, rhs)
 
 
@@ -111,8 +113,8 @@ def conv(
         (batch, features, *space).
 
     Raises:
-        TypeError: as lax raises it.
-        ValueError: as lax raises it.
+        TypeError: as `conv_general_dilated`.
+        ValueError: as `conv_general_dilated`.
 
     Example:
         >>> conv(jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 0.0, -1.0]]]), (1,), "SAME").tolist()
@@ -152,8 +154,8 @@ def conv_with_general_padding(
         (batch, features, *space).
 
     Raises:
-        TypeError: as lax raises it.
-        ValueError: as lax raises it.
+        TypeError: as `conv_general_dilated`.
+        ValueError: as `conv_general_dilated`.
 
     Example:
         >>> x, k = jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 10.0]]])
@@ -227,8 +229,8 @@ def explain_convolution(
         An `Explanation`: a name and a reason for y, dx and dk; it prints a line for each.
 
     Raises:
-        TypeError: as lax raises it.
-        ValueError: as lax raises it.
+        TypeError: as `conv_general_dilated`.
+        ValueError: as `conv_general_dilated`.
 
     Example:
         >>> x, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 56, 56, 64), (3, 3, 1, 64)))
@@ -241,7 +243,8 @@ def explain_convolution(
     Source:
         The tables in `vjplib.convolution.choice`.
     """
-    call = _call(**locals())
+    lhs, rhs = arguments.shaped("lhs", lhs), arguments.shaped("rhs", rhs)
+    call = _call(**arguments.convolution(**locals()))
     return Explanation(XLA, XLA, XLA) if call is None else Explanation(*(served_by(call) or (XLA, XLA, XLA)))
 
 
@@ -292,12 +295,12 @@ def served_by(call: Call) -> tuple[Formulation, Formulation, Formulation] | None
     return None if all(f.run is None for f in served) else served
 
 
-def _call(*, lhs, rhs, out_sharding, **arguments) -> Call | None:
+def _call(*, lhs, rhs, out_sharding, **options) -> Call | None:
     """Returns a call's shapes and static arguments, None where no rule of ours applies; raises what lax raises."""
-    y = jax.eval_shape(functools.partial(lax_convolution, out_sharding=out_sharding, **arguments), lhs, rhs)
+    y = jax.eval_shape(functools.partial(lax_convolution, out_sharding=out_sharding, **options), lhs, rhs)
     if out_sharding is not None or not all(a.dtype in REAL and a.size for a in (lhs, rhs, y)):
         return None
-    return call_of(lhs.shape, rhs.shape, y, **arguments)
+    return call_of(lhs.shape, rhs.shape, y, **options)
 
 
 @functools.lru_cache(maxsize=4096)
