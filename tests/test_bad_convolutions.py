@@ -262,5 +262,5 @@ def test_symbolic_sizes_are_integers():
     assert arguments.positive("window_shape", (n, 2), 2) == (n, 2)
     assert arguments.pads(((n, n - 1),), 1) == ((n, n - 1),)
     x = jax.ShapeDtypeStruct((1, n, 5), jnp.float32)
-    given = arguments.convolution(lhs=x, rhs=x, window_strides=(n,), padding="SAME", feature_group_count=n)
+    given = arguments.convolution_arguments(lhs=x, rhs=x, window_strides=(n,), padding="SAME", feature_group_count=n)
     assert (given["window_strides"], given["feature_group_count"]) == ((n,), n)

@@ -12,7 +12,7 @@ from vjplib.numerics import as_array
 PADDINGS = ("SAME", "SAME_LOWER", "VALID")
 
 
-def convolution(**given: Any) -> dict[str, Any]:
+def convolution_arguments(**given: Any) -> dict[str, Any]:
     """Return the arguments of a convolution of `jax.lax`, by name, with sequences as tuples; lax checks the rest.
 
     Args:
@@ -23,7 +23,7 @@ def convolution(**given: Any) -> dict[str, Any]:
         ValueError: an argument does not fit the rank of lhs, or is not positive.
 
     Example:
-        >>> convolution(lhs=np.ones((1, 1, 5)), window_strides=[1], padding="SAME", rhs_dilation=(0,))
+        >>> convolution_arguments(lhs=np.ones((1, 1, 5)), window_strides=[1], padding="SAME", rhs_dilation=(0,))
         Traceback (most recent call last):
         ValueError: rhs_dilation must have length 1 and positive entries, got (0,)
     """
@@ -42,7 +42,9 @@ def convolution(**given: Any) -> dict[str, Any]:
     return given
 
 
-def reduce_window(ndim: int, sizes: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any) -> Any:
+def reduce_window_arguments(
+    ndim: int, sizes: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
+) -> Any:
     """Return the arguments of `lax.reduce_window` that follow its reduction, as tuples.
 
     Args:
@@ -58,7 +60,7 @@ def reduce_window(ndim: int, sizes: Any, strides: Any, padding: Any, base_dilati
         ValueError: an argument does not fit the rank of the operand, or is not positive.
 
     Example:
-        >>> reduce_window(1, [3], None, "same", None, None)
+        >>> reduce_window_arguments(1, [3], None, "same", None, None)
         ((3,), (1,), 'same', (1,), (1,))
     """
     ones = (1,) * ndim

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib import arguments
+from vjplib.arguments import convolution_arguments, shaped
 from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
 from vjplib.convolution.choice import XLA, Formulation, kernel_formulation, output_formulation
 from vjplib.convolution.shapes import SHAPES
@@ -80,14 +80,14 @@ def conv_general_dilated(
         Example 4.2 and Algorithm 4 of the lecture, generalised.
     """
     lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
-    return _convolve(**arguments.convolution(**locals()))
+    return _convolve(**convolution_arguments(**locals()))
 
 
 @whole_batch
-def _convolve(lhs, rhs, **options):
-    call = _call(lhs=lhs, rhs=rhs, **options)
+def _convolve(lhs, rhs, **arguments):
+    call = _call(lhs=lhs, rhs=rhs, **arguments)
     if call is None or served_by(call) is None:
-        return lax_convolution(lhs, rhs, **options)
+        return lax_convolution(lhs, rhs, **arguments)
     return _rule(call)(lhs, rhs)
 
 
@@ -243,8 +243,8 @@ def explain_convolution(
     Source:
         The tables in `vjplib.convolution.choice`.
     """
-    lhs, rhs = arguments.shaped("lhs", lhs), arguments.shaped("rhs", rhs)
-    call = _call(**arguments.convolution(**locals()))
+    lhs, rhs = shaped("lhs", lhs), shaped("rhs", rhs)
+    call = _call(**convolution_arguments(**locals()))
     return Explanation(XLA, XLA, XLA) if call is None else Explanation(*(served_by(call) or (XLA, XLA, XLA)))
 
 
@@ -295,12 +295,12 @@ def served_by(call: Call) -> tuple[Formulation, Formulation, Formulation] | None
     return None if all(f.run is None for f in served) else served
 
 
-def _call(*, lhs, rhs, out_sharding, **options) -> Call | None:
+def _call(*, lhs, rhs, out_sharding, **arguments) -> Call | None:
     """Returns a call's shapes and static arguments, None where no rule of ours applies; raises what lax raises."""
-    y = jax.eval_shape(functools.partial(lax_convolution, out_sharding=out_sharding, **options), lhs, rhs)
+    y = jax.eval_shape(functools.partial(lax_convolution, out_sharding=out_sharding, **arguments), lhs, rhs)
     if out_sharding is not None or not all(a.dtype in REAL and a.size for a in (lhs, rhs, y)):
         return None
-    return call_of(lhs.shape, rhs.shape, y, **options)
+    return call_of(lhs.shape, rhs.shape, y, **arguments)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib import arguments
+from vjplib.arguments import convolution_arguments
 from vjplib.compat import custom_vjp, separate_call
 from vjplib.convolution.places import padded
 from vjplib.convolution.xla import Call, call_of
@@ -67,20 +67,20 @@ def conv_general_dilated_patches(
         Example 4.2 of the lecture: the shifted copies of x, whose product with the kernel is the convolution.
     """
     lhs = as_array("lhs", lhs)
-    options = arguments.convolution(**locals())
-    x, filter_shape = options.pop("lhs"), options["filter_shape"]
-    y = jax.eval_shape(lambda x: lax_patches(x, **options), x)
+    arguments = convolution_arguments(**locals())
+    x, filter_shape = arguments.pop("lhs"), arguments["filter_shape"]
+    y = jax.eval_shape(lambda x: lax_patches(x, **arguments), x)
     if not (x.dtype in REAL and y.dtype in REAL and x.size and y.size) or math.prod(filter_shape) > MOST_TAPS:
-        return lax_patches(x, **options)
+        return lax_patches(x, **arguments)
     dimensions = lax.conv_dimension_numbers(x.shape, (1, 1, *filter_shape), dimension_numbers)
     kernel = dict(zip(dimensions.rhs_spec, (y.shape[dimensions.out_spec[1]], 1, *filter_shape), strict=True))
-    del options["filter_shape"]
-    options |= {
+    del arguments["filter_shape"]
+    arguments |= {
         "dimension_numbers": dimensions,
         "feature_group_count": x.shape[dimensions.lhs_spec[1]],
         "batch_group_count": 1,
     }
-    return _rule(call_of(x.shape, tuple(kernel[i] for i in range(x.ndim)), y, **options), y.dtype)(x)
+    return _rule(call_of(x.shape, tuple(kernel[i] for i in range(x.ndim)), y, **arguments), y.dtype)(x)
 
 
 def reference(lhs, filter_shape, window_strides, padding, dimension_numbers):

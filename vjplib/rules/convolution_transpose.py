@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib import arguments
+from vjplib.arguments import convolution_arguments
 from vjplib.convolution.xla import conv_transpose as lax_conv_transpose
 from vjplib.numerics import as_array
 from vjplib.rule import Case, Edge, Rule
@@ -62,7 +62,7 @@ def conv_transpose(
     lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
     if lhs.ndim != rhs.ndim or lhs.ndim < 2:  # lax asserts it
         raise ValueError(f"lhs and rhs must have the same rank of at least 2, got shapes {lhs.shape} and {rhs.shape}")
-    given = arguments.convolution(**locals())
+    given = convolution_arguments(**locals())
     strides, padding, rhs_dilation = given["strides"], given["padding"], given["rhs_dilation"]
     jax.eval_shape(lambda lhs, rhs: lax_conv_transpose(**(given | {"lhs": lhs, "rhs": rhs})), lhs, rhs)
     if dimension_numbers is None:

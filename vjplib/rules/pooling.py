@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from vjplib import arguments
+from vjplib.arguments import integers, pads, positive, reduce_window_arguments
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense
 from vjplib.numerics import as_array, form, wide, wide_dtype
@@ -98,7 +98,7 @@ def jacobian_reduce_window_max(
 
 def _reduce_window(operand, smallest, window_dimensions, window_strides, padding, base_dilation, window_dilation):
     x = as_array("operand", operand)
-    window_dimensions, window_strides, padding, base_dilation, window_dilation = arguments.reduce_window(
+    window_dimensions, window_strides, padding, base_dilation, window_dilation = reduce_window_arguments(
         x.ndim, window_dimensions, window_strides, padding, base_dilation, window_dilation
     )
     reduction = (jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)
@@ -340,7 +340,7 @@ def _counts(windows, shape, count_include_pad):
 
 def _features_last(x, window_shape, strides, padding):
     """Returns flax's arguments as lax's: of each dimension of x, batch and features included."""
-    x, window_shape = as_array("inputs", x), arguments.integers("window_shape", window_shape)
+    x, window_shape = as_array("inputs", x), integers("window_shape", window_shape)
     spatial = len(window_shape)
     batch = x.ndim - spatial - 1
     if batch < 0:
@@ -348,9 +348,9 @@ def _features_last(x, window_shape, strides, padding):
             f"inputs must have a dimension for each of window_shape {window_shape} and one of features, "
             f"got shape {x.shape}"
         )
-    window_shape = arguments.positive("window_shape", window_shape, spatial)
-    strides = (1,) * spatial if strides is None else arguments.positive("strides", strides, spatial)
-    padding = arguments.pads(padding, spatial)
+    window_shape = positive("window_shape", window_shape, spatial)
+    strides = (1,) * spatial if strides is None else positive("strides", strides, spatial)
+    padding = pads(padding, spatial)
     if not isinstance(padding, str):
         padding = ((0, 0),) * batch + padding + ((0, 0),)
     return (1,) * batch + window_shape + (1,), (1,) * batch + strides + (1,), padding
