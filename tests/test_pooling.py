@@ -316,11 +316,11 @@ BAD_FOR_LAX = {
 
 
 @pytest.mark.parametrize("name", BAD_FOR_LAX)
-def test_what_lax_refuses_is_refused_alike(name):
+def test_what_lax_refuses_is_refused_by_name(name):
     args = BAD_FOR_LAX[name]
-    with pytest.raises(Exception) as theirs:  # noqa: PT011
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever lax raises
         lax_max(*args)
-    with pytest.raises(theirs.type):
+    with pytest.raises((TypeError, ValueError), match=r"(window_dimensions|window_strides|padding|_dilation) must "):
         vjplib.reduce_window_max(*args)
 
 
@@ -333,19 +333,23 @@ BAD = {
     "strides of another length": (
         lambda f: f(X, (2,), (1, 2)),
         ValueError,
-        r"strides must have one entry for each of window_shape \(2,\), got \(1, 2\)",
+        r"strides must have length 1 and positive entries, got \(1, 2\)",
     ),
     "padding of another length": (
         lambda f: f(X, (2,), None, ((0, 0), (0, 0))),
         ValueError,
-        r"padding must have a pair for each of window_shape \(2,\), got \(\(0, 0\), \(0, 0\)\)",
+        r"padding must be .* 1 x \(low, high\), integers, got \(\(0, 0\), \(0, 0\)\)",
     ),
-    "padding of three": (lambda f: f(X, (2,), None, ((0, 0, 0),)), ValueError, "padding must have a pair"),
+    "padding of three": (
+        lambda f: f(X, (2,), None, ((0, 0, 0),)),
+        ValueError,
+        r"padding must be .* got \(\(0, 0, 0\),\)",
+    ),
     "padding of floats": (lambda f: f(X, (2,), None, ((0.5, 0),)), TypeError, "integer"),
-    "unknown padding": (lambda f: f(X, (2,), None, "FULL"), RuntimeError, "padding.*FULL"),
-    "size 0": (lambda f: f(X, (0,)), TypeError, "window_dimensions .*strictly positive"),
-    "stride 0": (lambda f: f(X, (2,), (0,)), TypeError, "window_strides .*strictly positive"),
-    "nothing": (lambda f: f(None, ()), TypeError, "inputs must be an array, got NoneType None"),
+    "unknown padding": (lambda f: f(X, (2,), None, "FULL"), ValueError, "padding must be .* got 'FULL'"),
+    "size 0": (lambda f: f(X, (0,)), ValueError, r"window_shape must .* positive entries, got \(0,\)"),
+    "stride 0": (lambda f: f(X, (2,), (0,)), ValueError, r"strides must .* positive entries, got \(0,\)"),
+    "nothing": (lambda f: f(None, ()), TypeError, "inputs must be an array of numbers, got NoneType None"),
 }
 
 

@@ -3,6 +3,7 @@
 The map of the package, from the bottom up:
 
     numerics      the precision policy
+    arguments     refuses bad arguments of convolutions and poolings by name
     convolution   formulations of the convolution, and which of them serves which shape
     jacobians     what a layer's derivative looks like: dense, diagonal, banded Toeplitz, diagonal minus low rank
     rule          the record that each rule file ends with

@@ -7,18 +7,56 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from vjplib.compat import as_varying, automatic
+from vjplib.compat import as_varying, automatic, weakly_typed
 
 
-def floating(name: str, x: ArrayLike) -> jax.Array:
-    """Returns x as an array, or refuses it by name when its dtype is not a floating one.
+def as_array(name: str, x: ArrayLike) -> jax.Array:
+    """Return x as an array: numbers, lists and tuples of numbers become one.
 
     Args:
         name: the argument's name, for the message.
         x: the argument.
 
-    Returns:
-        `jnp.asarray(x)`, of the dtype given.
+    Raises:
+        TypeError: x is not an array of numbers.
+
+    Example:
+        >>> as_array("x", "text")
+        Traceback (most recent call last):
+        TypeError: x must be an array of numbers, got str 'text'
+    """
+    if isinstance(x, jax.Array):
+        return x
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of numbers, got {type(x).__name__} {x!r:.60}") from None
+
+
+def as_inexact(name: str, x: ArrayLike) -> jax.Array:
+    """Return x as an array of a floating or complex dtype: integers and booleans become JAX's default float.
+
+    Args:
+        name: the argument's name, for the message.
+        x: the argument.
+
+    Raises:
+        TypeError: x is not an array of numbers.
+
+    Example:
+        >>> as_inexact("x", [1, 2]).dtype
+        dtype('float32')
+    """
+    array = as_array(name, x)
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.result_type(array, float))
+
+
+def floating(name: str, x: ArrayLike) -> jax.Array:
+    """Return x as an array of a real floating dtype.
+
+    Args:
+        name: the argument's name, for the message.
+        x: the argument.
 
     Raises:
         TypeError: x is not an array of a real floating dtype.
@@ -28,13 +66,45 @@ def floating(name: str, x: ArrayLike) -> jax.Array:
         Traceback (most recent call last):
         TypeError: x must have a floating dtype, got int32 of shape ()
     """
-    try:
-        array = jnp.asarray(x)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a floating array, got {type(x).__name__} {x!r:.60}") from None
+    array = as_array(name, x)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must have a floating dtype, got {array.dtype} of shape {array.shape}")
     return array
+
+
+def by_rule(rule: Callable[..., jax.Array], incumbent: Callable[..., jax.Array], **arguments: ArrayLike) -> jax.Array:
+    """Return rule(*arguments) where the result is real and floating, incumbent(*arguments) where it is not.
+
+    Integers and booleans are converted to the result's dtype before the rule, and Python scalars lose their weak type
+    there: the rule sees floating arrays alone, and JAX itself differentiates the conversions. An integer result has no
+    derivative and a complex one another derivative than the rule's: both are the incumbent's.
+
+    Args:
+        rule: a function of arrays, a custom_vjp or one that calls it.
+        incumbent: the function that users would otherwise call; the result has its dtype and weak type.
+        **arguments: the arrays by name, in the order in which both functions take them.
+
+    Raises:
+        TypeError: an argument is not an array of numbers.
+
+    Example:
+        >>> by_rule(lambda x, y: x * y, jnp.multiply, x=jnp.float32(2), y=True)
+        Array(2., dtype=float32)
+    """
+    arrays = [as_array(name, x) for name, x in arguments.items()]
+    is_floating = [jnp.issubdtype(a.dtype, jnp.floating) for a in arrays]
+    if all(is_floating) and not any(a.weak_type for a in arrays):
+        return rule(*arrays)
+    result = jax.eval_shape(incumbent, *arrays)
+    if not jnp.issubdtype(result.dtype, jnp.floating):
+        return incumbent(*arrays)
+    y = rule(
+        *(
+            a if floats and not a.weak_type else a.astype(result.dtype)
+            for a, floats in zip(arrays, is_floating, strict=True)
+        )
+    )
+    return weakly_typed(y) if result.weak_type else y
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -165,29 +235,34 @@ def as_form(g: jax.Array, kept: jax.Array) -> jax.Array:
     return as_varying(sum_to(g, kept.shape[1:]), kept).astype(kept.dtype)
 
 
-def masked(where: ArrayLike | None, x: jax.Array) -> jax.Array | None:
-    """Returns a mask over x as an array, None for none, or refuses it.
+def with_mask(where: ArrayLike | None, **arguments: ArrayLike) -> tuple[jax.Array, jax.Array | None]:
+    """Return an array and a mask over it, broadcast together; the array itself and None where there is no mask.
+
+    Args:
+        where: booleans, or None.
+        **arguments: one array, by the name that its argument has.
 
     Raises:
-        TypeError: where is not boolean.
-        ValueError: where does not broadcast to x's shape.
+        TypeError: the array is not one of numbers, or where not boolean.
+        ValueError: where and the array do not broadcast together.
 
     Example:
-        >>> masked(jnp.array([True, False]), jnp.ones((3, 3)))
+        >>> with_mask(jnp.array([True, False]), x=jnp.ones((3, 3)))
         Traceback (most recent call last):
-        ValueError: where must broadcast to the shape it masks, got where (2,) and shape (3, 3)
+        ValueError: where must broadcast with x, got where (2,) and shape (3, 3)
     """
+    ((name, given),) = arguments.items()
+    x = as_array(name, given)
     if where is None:
-        return None
-    kept = jnp.asarray(where)
-    if kept.dtype != jnp.bool_:
-        raise TypeError(f"where must be boolean, got {kept.dtype} of shape {kept.shape}")
+        return x, None
+    mask = as_array("where", where)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"where must be boolean, got {mask.dtype} of shape {mask.shape}")
     try:
-        return jnp.broadcast_to(kept, x.shape)
+        shape = jnp.broadcast_shapes(mask.shape, x.shape)
     except ValueError:
-        raise ValueError(
-            f"where must broadcast to the shape it masks, got where {kept.shape} and shape {x.shape}"
-        ) from None
+        raise ValueError(f"where must broadcast with {name}, got where {mask.shape} and shape {x.shape}") from None
+    return jnp.broadcast_to(x, shape), jnp.broadcast_to(mask, shape)
 
 
 def shifted_exponentials(

@@ -30,6 +30,7 @@ from vjplib.compat.custom_rules import require_passes as require_passes
 from vjplib.compat.custom_rules import symbolic_zero_aval as symbolic_zero_aval
 from vjplib.compat.custom_rules import symbolic_zero_of as symbolic_zero_of
 from vjplib.compat.custom_rules import traced_afresh as traced_afresh
+from vjplib.compat.dtypes import weakly_typed as weakly_typed
 from vjplib.compat.jaxprs import INLINED as INLINED
 from vjplib.compat.jaxprs import bound as bound
 from vjplib.compat.jaxprs import evaluated as evaluated

@@ -12,13 +12,14 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
+from vjplib.arguments import convolution_arguments, shaped
 from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
 from vjplib.convolution.choice import XLA, Formulation, kernel_formulation, output_formulation
 from vjplib.convolution.shapes import SHAPES
 from vjplib.convolution.whole_batch import whole_batch
 from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated as lax_convolution
-from vjplib.numerics import wide_dtype
+from vjplib.numerics import as_array, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 
 Padding = str | Sequence[tuple[int, int]]
@@ -66,8 +67,8 @@ def conv_general_dilated(
         ("dense convolutions of blocks of groups"), those of the block's other groups at the same places too.
 
     Raises:
-        TypeError: as lax raises it.
-        ValueError: as lax raises it.
+        TypeError: an argument has a wrong type, or ranks or dtypes differ; the message names it.
+        ValueError: strides, dilations, padding, groups or dimension_numbers do not fit the arrays.
 
     Example:
         >>> x, k = jnp.arange(8.0).reshape(1, 4, 2), jnp.ones((3, 1, 2))
@@ -78,7 +79,8 @@ def conv_general_dilated(
     Source:
         Example 4.2 and Algorithm 4 of the lecture, generalised.
     """
-    return _convolve(**locals())
+    lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
+    return _convolve(**convolution_arguments(**locals()))
 
 
 @whole_batch
@@ -115,8 +117,8 @@ def conv(
         (batch, features, *space).
 
     Raises:
-        TypeError: as lax raises it.
-        ValueError: as lax raises it.
+        TypeError: as `conv_general_dilated`.
+        ValueError: as `conv_general_dilated`.
 
     Example:
         >>> conv(jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 0.0, -1.0]]]), (1,), "SAME").tolist()
@@ -156,8 +158,8 @@ def conv_with_general_padding(
         (batch, features, *space).
 
     Raises:
-        TypeError: as lax raises it.
-        ValueError: as lax raises it.
+        TypeError: as `conv_general_dilated`.
+        ValueError: as `conv_general_dilated`.
 
     Example:
         >>> x, k = jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 10.0]]])
@@ -231,8 +233,8 @@ def explain_convolution(
         An `Explanation`: a name and a reason for y, dx and dk; it prints a line for each.
 
     Raises:
-        TypeError: as lax raises it.
-        ValueError: as lax raises it.
+        TypeError: as `conv_general_dilated`.
+        ValueError: as `conv_general_dilated`.
 
     Example:
         >>> x, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 56, 56, 64), (3, 3, 1, 64)))
@@ -245,7 +247,8 @@ def explain_convolution(
     Source:
         The tables in `vjplib.convolution.choice`.
     """
-    call = _call(**locals()).trimmed
+    lhs, rhs = shaped("lhs", lhs), shaped("rhs", rhs)
+    call = _call(**convolution_arguments(**locals())).trimmed
     return Explanation(*(_served(call, lhs, rhs) or (XLA, XLA, XLA)))
 
 

@@ -12,11 +12,12 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Num
 
+from vjplib.arguments import convolution_arguments
 from vjplib.compat import custom_vjp, is_symbolic, separate_call
 from vjplib.convolution.places import padded
 from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated_patches as lax_patches
-from vjplib.numerics import wide
+from vjplib.numerics import as_array, wide
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules.convolution_general import CHANNELS_LAST, REAL, Padding, by_platform
 
@@ -54,8 +55,8 @@ def conv_general_dilated_patches(
         y, with patches of as many features as channels times places, the channels being the slower.
 
     Raises:
-        TypeError: as lax raises it.
-        ValueError: as lax raises it.
+        TypeError: an argument has a wrong type; the message names it.
+        ValueError: filter_shape, strides, dilations, padding or dimension_numbers do not fit x.
 
     Example:
         >>> conv_general_dilated_patches(jnp.array([[[1.0, 2.0, 3.0]]]), (2,), (1,), "VALID").tolist()
@@ -64,9 +65,9 @@ def conv_general_dilated_patches(
     Source:
         Example 4.2 of the lecture: the shifted copies of x, whose product with the kernel is the convolution.
     """
-    arguments: dict[str, Any] = dict(locals())
-    del arguments["lhs"]
-    x = jnp.asarray(lhs)
+    lhs = as_array("lhs", lhs)
+    arguments = convolution_arguments(**locals())
+    x, filter_shape = arguments.pop("lhs"), arguments["filter_shape"]
     y = jax.eval_shape(lambda x: lax_patches(x, **arguments), x)
     dimensions = lax.conv_dimension_numbers(x.shape, (1, 1, *filter_shape), dimension_numbers)
     kernel = dict(zip(dimensions.rhs_spec, (y.shape[dimensions.out_spec[1]], 1, *filter_shape), strict=True))

@@ -10,7 +10,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
+from vjplib.arguments import convolution_arguments
 from vjplib.convolution.xla import conv_transpose as lax_conv_transpose
+from vjplib.numerics import as_array
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules.convolution_general import Padding, conv_general_dilated
 
@@ -46,9 +48,8 @@ def conv_transpose(
         y, with the shape and dtype that lax gives it.
 
     Raises:
-        AssertionError: ranks differ, as lax raises it.
-        TypeError: as lax raises it.
-        ValueError: as lax raises it.
+        TypeError: an argument has a wrong type, or dtypes differ; the message names it.
+        ValueError: ranks differ, or strides, padding, dilation or dimension_numbers do not fit the arrays.
 
     Example:
         >>> x, k = jnp.array([[[1.0], [2.0]]]), jnp.array([[[1.0]], [[10.0]]])
@@ -58,9 +59,11 @@ def conv_transpose(
     Source:
         The backward of Example 4.2 of the lecture, with stride, taken as a forward.
     """
-    given = locals()
-    if lhs.ndim != rhs.ndim:  # lax asserts it without a word
-        raise AssertionError(f"lhs and rhs must have the same rank, got {lhs.shape} and {rhs.shape}")
+    lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
+    if lhs.ndim != rhs.ndim or lhs.ndim < 2:  # lax asserts it
+        raise ValueError(f"lhs and rhs must have the same rank of at least 2, got shapes {lhs.shape} and {rhs.shape}")
+    given = convolution_arguments(**locals())
+    strides, padding, rhs_dilation = given["strides"], given["padding"], given["rhs_dilation"]
     jax.eval_shape(lambda lhs, rhs: lax_conv_transpose(**(given | {"lhs": lhs, "rhs": rhs})), lhs, rhs)
     if dimension_numbers is None:
         space = {0: "", 1: "H", 2: "HW", 3: "HWD"}[lhs.ndim - 2]

@@ -8,22 +8,21 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Diagonal
-from vjplib.numerics import as_form, broadcast_shapes, floating, form, wide
+from vjplib.numerics import as_array, as_form, broadcast_shapes, by_rule, form, wide
 from vjplib.rule import Case, Edge, Rule
 
 # ---------------------------------------------------------------------------------------------------------------- relu
 
 
-@partial(custom_vjp, nondiff_argnames=("derivative_at_zero",))
-def relu(x: Float[ArrayLike, "..."], derivative_at_zero: int = 1) -> Float[Array, "..."]:
+def relu(x: Shaped[ArrayLike, "..."], derivative_at_zero: int = 1) -> Shaped[Array, "..."]:
     """max(x, 0), elementwise; its derivative is 1 where x > 0, 0 where x < 0, and a choice at 0.
 
     Args:
-        x: any shape, floating.
+        x: any shape and dtype; what is not real and floating is `jax.nn.relu`'s to serve.
         derivative_at_zero: 1, the lecture's convention and the default, or 0, that of `jax.nn.relu`. Any number in
             [0, 1] is a subgradient there. It applies to 0.0 and -0.0 alike.
 
@@ -31,7 +30,7 @@ def relu(x: Float[ArrayLike, "..."], derivative_at_zero: int = 1) -> Float[Array
         An array of x's shape and dtype, in [0, inf]. NaN gives NaN, with cotangent 0.
 
     Raises:
-        TypeError: x is not floating.
+        TypeError: x is not an array of numbers.
         ValueError: derivative_at_zero is neither 0 nor 1.
 
     Example:
@@ -41,21 +40,17 @@ def relu(x: Float[ArrayLike, "..."], derivative_at_zero: int = 1) -> Float[Array
     Source:
         Example 2.1 of the lecture, item 1.
     """
+    if not isinstance(derivative_at_zero, (int, float)) or derivative_at_zero not in (0, 1):
+        raise ValueError(f"derivative_at_zero must be 0 or 1, got {derivative_at_zero!r}")
+    return by_rule(lambda x: _relu(x, derivative_at_zero), jax.nn.relu, x=x)
+
+
+@partial(custom_vjp, nondiff_argnames=("derivative_at_zero",))
+def _relu(x, derivative_at_zero):
     return fwd_relu(x, derivative_at_zero)[0]
 
 
-def reference_relu(x, derivative_at_zero=1):
-    return jnp.where(x >= 0 if derivative_at_zero else x > 0, x, jnp.where(jnp.isnan(x), x, 0))
-
-
-def jacobian_relu(x, derivative_at_zero=1):
-    return (Diagonal((x >= 0 if derivative_at_zero else x > 0).astype(x.dtype)),)
-
-
 def fwd_relu(x, derivative_at_zero):
-    x = floating("x", x)
-    if not isinstance(derivative_at_zero, (int, float)) or derivative_at_zero not in (0, 1):
-        raise ValueError(f"derivative_at_zero must be 0 or 1, got {derivative_at_zero!r}")
     passes = x >= 0 if derivative_at_zero else x > 0
     return jnp.maximum(x, 0), (passes,)
 
@@ -69,23 +64,32 @@ def bwd_relu(derivative_at_zero, res, g):
     return (jnp.where(passes, g, 0),)
 
 
-relu.defvjp(fwd_relu, bwd_relu)
+_relu.defvjp(fwd_relu, bwd_relu)
+
+
+def reference_relu(x, derivative_at_zero=1):
+    return jnp.where(x >= 0 if derivative_at_zero else x > 0, x, jnp.where(jnp.isnan(x), x, 0))
+
+
+def jacobian_relu(x, derivative_at_zero=1):
+    return (Diagonal((x >= 0 if derivative_at_zero else x > 0).astype(x.dtype)),)
+
 
 # ---------------------------------------------------------------------------------------------------------------- tanh
 
 
-@custom_vjp
-def tanh(x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+def tanh(x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     """tanh(x), elementwise; its derivative is 1 - tanh(x)^2.
 
     Args:
-        x: any shape, floating.
+        x: any shape and dtype; complex numbers are `jnp.tanh`'s to serve.
 
     Returns:
-        An array of x's shape and dtype, in [-1, 1]; -1 and 1 at the infinities, with cotangent 0. NaN gives NaN.
+        An array of x's shape and dtype, of JAX's default float for integers, in [-1, 1]; -1 and 1 at the infinities,
+        with cotangent 0. NaN gives NaN.
 
     Raises:
-        TypeError: x is not floating.
+        TypeError: x is not an array of numbers.
 
     Example:
         >>> float(jax.grad(tanh)(0.0))
@@ -94,19 +98,15 @@ def tanh(x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     Source:
         Example 2.1 of the lecture, item 2.
     """
+    return by_rule(_tanh, jnp.tanh, x=x)
+
+
+@custom_vjp
+def _tanh(x):
     return fwd_tanh(x)[0]
 
 
-def reference_tanh(x):
-    return jnp.tanh(x)
-
-
-def jacobian_tanh(x):
-    return (Diagonal(1 - jnp.tanh(x) ** 2),)
-
-
 def fwd_tanh(x):
-    x = floating("x", x)
     y = jnp.tanh(wide(x)).astype(x.dtype)
     return y, (y,)
 
@@ -119,23 +119,32 @@ def bwd_tanh(res, g):
     return ((wide_g * ((1 - y) * (1 + y))).astype(g.dtype),)
 
 
-tanh.defvjp(fwd_tanh, bwd_tanh)
+_tanh.defvjp(fwd_tanh, bwd_tanh)
+
+
+def reference_tanh(x):
+    return jnp.tanh(x)
+
+
+def jacobian_tanh(x):
+    return (Diagonal(1 - jnp.tanh(x) ** 2),)
+
 
 # ------------------------------------------------------------------------------------------------------------- sigmoid
 
 
-@custom_vjp
-def sigmoid(x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+def sigmoid(x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     """1 / (1 + exp(-x)), elementwise; its derivative is sigmoid(x) (1 - sigmoid(x)).
 
     Args:
-        x: any shape, floating.
+        x: any shape and dtype; complex numbers are `jax.nn.sigmoid`'s to serve.
 
     Returns:
-        An array of x's shape and dtype, in [0, 1]; 0 and 1 at the infinities, with cotangent 0. NaN gives NaN.
+        An array of x's shape and dtype, of JAX's default float for integers, in [0, 1]; 0 and 1 at the infinities, with
+        cotangent 0. NaN gives NaN.
 
     Raises:
-        TypeError: x is not floating.
+        TypeError: x is not an array of numbers.
 
     Example:
         >>> float(sigmoid(0.0)), float(jax.grad(sigmoid)(0.0))
@@ -144,21 +153,15 @@ def sigmoid(x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     Source:
         Example 2.1 of the lecture, item 3.
     """
+    return by_rule(_sigmoid, jax.nn.sigmoid, x=x)
+
+
+@custom_vjp
+def _sigmoid(x):
     return fwd_sigmoid(x)[0]
 
 
-def reference_sigmoid(x):
-    e = jnp.exp(-jnp.abs(x))
-    return jnp.where(x >= 0, 1 / (1 + e), e / (1 + e))
-
-
-def jacobian_sigmoid(x):
-    y = reference_sigmoid(x)
-    return (Diagonal(y * (1 - y)),)
-
-
 def fwd_sigmoid(x):
-    x = floating("x", x)
     y = jax.lax.logistic(wide(x)).astype(x.dtype)
     return y, (y,)
 
@@ -171,24 +174,34 @@ def bwd_sigmoid(res, g):
     return ((wide_g * (y * (1 - y))).astype(g.dtype),)
 
 
-sigmoid.defvjp(fwd_sigmoid, bwd_sigmoid)
+_sigmoid.defvjp(fwd_sigmoid, bwd_sigmoid)
+
+
+def reference_sigmoid(x):
+    e = jnp.exp(-jnp.abs(x))
+    return jnp.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def jacobian_sigmoid(x):
+    y = reference_sigmoid(x)
+    return (Diagonal(y * (1 - y)),)
+
 
 # ----------------------------------------------------------------------------------------------------------- quadratic
 
 
-@custom_vjp
-def quadratic(x: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+def quadratic(x: Shaped[ArrayLike, "..."], y: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     """4 x + 7 y^2, elementwise; its partial derivatives are 4 and 14 y.
 
     Args:
-        x: floating, of any shape that broadcasts with y's.
-        y: floating.
+        x: of any shape that broadcasts with y's, and any dtype.
+        y: any dtype. Where both promote to an integer or complex dtype, the result is the plain expression's.
 
     Returns:
         An array of the broadcast shape, of the dtype that both promote to. NaN and infinities follow arithmetic.
 
     Raises:
-        TypeError: an argument is not floating.
+        TypeError: an argument is not an array of numbers.
         ValueError: the shapes do not broadcast.
 
     Example:
@@ -198,20 +211,17 @@ def quadratic(x: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[A
     Source:
         Example 2.2 of the lecture, Eq. 6 and 7.
     """
+    x, y = as_array("x", x), as_array("y", y)
+    broadcast_shapes(x=x, y=y)
+    return by_rule(_quadratic, reference_quadratic, x=x, y=y)
+
+
+@custom_vjp
+def _quadratic(x, y):
     return fwd_quadratic(x, y)[0]
 
 
-def reference_quadratic(x, y):
-    return 4 * x + 7 * y**2
-
-
-def jacobian_quadratic(x, y):
-    return Diagonal(jnp.full_like(x, 4)), Diagonal(14 * y)
-
-
 def fwd_quadratic(x, y):
-    x, y = floating("x", x), floating("y", y)
-    broadcast_shapes(x=x, y=y)
     value = 4 * wide(x) + 7 * jnp.square(wide(y))
     return value.astype(jnp.result_type(x, y)), (form(x), y)
 
@@ -224,7 +234,16 @@ def bwd_quadratic(res, g):
     return as_form(4 * g, form_x), as_form(14 * wide(y) * g, form(y))
 
 
-quadratic.defvjp(fwd_quadratic, bwd_quadratic)
+_quadratic.defvjp(fwd_quadratic, bwd_quadratic)
+
+
+def reference_quadratic(x, y):
+    return 4 * x + 7 * y**2
+
+
+def jacobian_quadratic(x, y):
+    return Diagonal(jnp.full_like(x, 4)), Diagonal(14 * y)
+
 
 # ------------------------------------------------------------------------------------------------------------- records
 

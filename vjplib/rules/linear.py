@@ -4,32 +4,33 @@ from functools import partial
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import along_last, as_form, cotangent_of, floating, form, wide, wide_dtype
+from vjplib.numerics import along_last, as_array, as_form, by_rule, cotangent_of, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 
 
-@custom_vjp
 def linear(
-    x: Float[ArrayLike, "... n"], W: Float[ArrayLike, "m n"], b: Float[ArrayLike, " m"] | None = None
-) -> Float[Array, "... m"]:
+    x: Shaped[ArrayLike, "... n"], W: Shaped[ArrayLike, "m n"], b: Shaped[ArrayLike, "..."] | None = None
+) -> Shaped[Array, "... m"]:
     """W x + b over the last axis of x; its derivatives are W in x, and by their VJPs g x^T in W and g in b.
 
     Args:
-        x: (..., n), floating, any batch axes.
-        W: (m, n), floating.
-        b: (m,), floating, or None for no bias.
+        x: (..., n), any batch axes and any dtype.
+        W: (m, n). Nothing else is taken for a matrix: `x @ W.T` of a vector would have no output axis.
+        b: (m,), or None for no bias. Whatever else broadcasts with the output is added to it.
 
     Returns:
-        (..., m), of the dtype that the arguments promote to; half precision accumulates in float32. NaN and infinities
-        follow arithmetic. An empty batch gives an empty output and zero cotangents of W and b; n = 0 gives b.
+        (..., m), of the dtype that the arguments promote to; half precision accumulates in float32. An integer or
+        complex output is that of the plain expression. NaN and infinities follow arithmetic. An empty batch gives an
+        empty output and zero cotangents of W and b; n = 0 gives b.
 
     Raises:
-        TypeError: an argument is not floating.
-        ValueError: x is a scalar, W not a matrix with a column for each feature of x, or b not a vector of its rows.
+        TypeError: an argument is not an array of numbers.
+        ValueError: x is a scalar, W not a matrix with a column for each feature of x, or b does not broadcast with the
+            output.
 
     Example:
         >>> import jax
@@ -42,32 +43,32 @@ def linear(
     Source:
         Examples 2.5 and 3.2 of the lecture, Eq. 15 and 28.
     """
-    return fwd(x, W, b)[0]
-
-
-def reference(x, W, b=None):
-    y = jnp.einsum("...n,mn->...m", x, W)
-    return y if b is None else y + jnp.broadcast_to(b, y.shape)
-
-
-def jacobian(x, W, b=None):
-    del x
-    in_b = None if b is None else Diagonal(jnp.ones_like(b))
-    return (Dense(W), None, in_b)[: 2 if b is None else 3]
-
-
-def fwd(x, W, b):
-    x, W = floating("x", x), floating("W", W)
+    x, W = as_array("x", x), as_array("W", W)
     if x.ndim < 1:
         raise ValueError(f"x must have at least one axis, its features, got shape {x.shape}")
     if W.ndim != 2 or W.shape[1] != x.shape[-1]:
         raise ValueError(f"W must have shape (m, n) with n the last axis of x, got W {W.shape} and x {x.shape}")
+    b = None if b is None else as_array("b", b)
+    if b is None or b.shape != W.shape[:1]:
+        y = by_rule(lambda x, W: _linear(x, W, None), by_matmul, x=x, W=W)
+        if b is None:
+            return y
+        try:
+            return y + b
+        except (TypeError, ValueError):
+            raise ValueError(f"b must have shape (m,) with m the rows of W, got b {b.shape} and W {W.shape}") from None
+    return by_rule(_linear, by_matmul, x=x, W=W, b=b)
+
+
+@custom_vjp
+def _linear(x, W, b):
+    return fwd(x, W, b)[0]
+
+
+def fwd(x, W, b):
     y = jnp.einsum("...n,mn->...m", x, W, preferred_element_type=wide_dtype(jnp.result_type(x, W)))
     if b is None:
         return y.astype(jnp.result_type(x, W)), (x, W, None)
-    b = floating("b", b)
-    if b.shape != W.shape[:1]:
-        raise ValueError(f"b must have shape (m,) with m the rows of W, got b {b.shape} and W {W.shape}")
     return (y + along_last(wide(b), y.ndim)).astype(jnp.result_type(x, W, b)), (x, W, form(b))
 
 
@@ -87,13 +88,29 @@ def _product(subscripts, a, b, primal):
     return cotangent_of(primal, product, a, b).astype(primal.dtype)
 
 
-linear.defvjp(fwd, bwd)
+_linear.defvjp(fwd, bwd)
+
+
+def reference(x, W, b=None):
+    y = jnp.einsum("...n,mn->...m", x, W)
+    return y if b is None else y + jnp.broadcast_to(b, y.shape)
+
+
+def by_matmul(x, W, b=None):
+    return x @ W.T if b is None else x @ W.T + b
+
+
+def jacobian(x, W, b=None):
+    del x
+    in_b = None if b is None else Diagonal(jnp.ones_like(b))
+    return (Dense(W), None, in_b)[: 2 if b is None else 3]
+
 
 RULES = (
     Rule(
         fn=linear,
         reference=reference,
-        baselines={"x @ W.T + b": lambda x, W, b=None: x @ W.T if b is None else x @ W.T + b},
+        baselines={"x @ W.T + b": by_matmul},
         cases=(
             Case(("c n", "m n", "m"), {"c": 2, "n": 5, "m": 3}),
             Case(("c d n", "m n"), {"c": 2, "d": 3, "n": 7, "m": 5}),

@@ -10,38 +10,52 @@ import numpy as np
 import optax
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vjplib.compat import as_varying, custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import as_form, axes_of, floating, form, masked, shifted_exponentials, wide
+from vjplib.numerics import (
+    as_array,
+    as_form,
+    axes_of,
+    broadcast_shapes,
+    by_rule,
+    floating,
+    form,
+    shifted_exponentials,
+    wide,
+    with_mask,
+)
 from vjplib.rule import Case, Edge, Input, Rule, distribution, index_below, mask
+from vjplib.rules.product import multiply
+from vjplib.rules.softmax import log_softmax
 
 # ----------------------------------------------------------------------------------------------- softmax_cross_entropy
 
 
-@partial(custom_vjp, nondiff_argnames=("axis",))
 def softmax_cross_entropy(
     logits: Float[ArrayLike, "*b n"],
-    labels: Float[ArrayLike, "*b n"],
+    labels: Shaped[ArrayLike, "..."],
     axis: int | Sequence[int] | None = -1,
-    where: Bool[ArrayLike, "*b n"] | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "*b"]:
     """-sum_i labels_i log softmax(logits)_i along axis.
 
     Args:
         logits: any shape, floating: unnormalised log probabilities.
-        labels: floating, of logits' shape: a distribution along axis, for instance one-hot. It need not sum to one.
+        labels: any dtype, of a shape that broadcasts with logits': a distribution along axis, for instance one-hot. It
+            need not sum to one.
         axis: the class axis or axes; None for all.
         where: booleans that broadcast with logits, or of its shape less axis: the elements to include.
 
     Returns:
-        logits' shape less axis, in the dtype that both promote to; in [0, inf] for distributions. A slice wholly masked
-        gives 0. A label of 0 on a logit of -inf is 0 times inf, NaN, as in optax: exclude it by where.
+        The broadcast shape less axis, in the dtype that both promote to; in [0, inf] for distributions. A slice wholly
+        masked gives 0. A label of 0 on a logit of -inf is 0 times inf, NaN, as in optax: exclude it by where.
 
     Raises:
-        TypeError: logits or labels are not floating, or where not boolean.
-        ValueError: labels' shape is not logits', there is no class, or axis or where do not fit.
+        TypeError: logits are not floating, as in optax, labels not an array of numbers, or where not boolean.
+        ValueError: labels or where do not broadcast with logits, axis does not fit, or there is no class: the logarithm
+            of an empty sum is a loss of -inf, at which no training ends.
 
     Example:
         >>> loss = softmax_cross_entropy(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
@@ -52,7 +66,51 @@ def softmax_cross_entropy(
         Example 2.6 of the lecture, composed with -<labels, log y>. The signature is that of
         `optax.softmax_cross_entropy`.
     """
-    return fwd_softmax_cross_entropy(logits, labels, axis, where)[0]
+    logits, labels = floating("logits", logits), as_array("labels", labels)
+    axes = axes_of(axis, logits.ndim)
+    _some_class(logits, axes)
+    where = None if where is None else _over_classes(where, logits, axes)
+    shape = broadcast_shapes(logits=logits, labels=labels)
+    if shape != logits.shape or (where is not None and broadcast_shapes(logits=logits, where=where) != shape):
+        # Here several distributions share logits: their logarithm is computed once, before it is broadcast.
+        return -jnp.sum(multiply(labels, log_softmax(logits, axis, where)), axis, where=where)
+    _, kept = with_mask(where, logits=logits)
+    return by_rule(
+        lambda logits, labels: _softmax_cross_entropy(logits, labels, kept, axes),
+        partial(optax.softmax_cross_entropy, axis=axes, where=kept),
+        logits=logits,
+        labels=jnp.broadcast_to(labels, shape),
+    )
+
+
+@partial(custom_vjp, nondiff_argnames=("axes",))
+def _softmax_cross_entropy(logits, labels, kept, axes):
+    return fwd_softmax_cross_entropy(logits, labels, kept, axes)[0]
+
+
+def fwd_softmax_cross_entropy(logits, labels, kept, axes):
+    _, total, shift = shifted_exponentials(wide(logits), axes, kept)
+    terms = wide(labels) * ((wide(logits) - shift) - jnp.log(total))
+    loss = -jnp.sum(terms if kept is None else jnp.where(kept, terms, 0), axes)
+    return loss.astype(jnp.result_type(logits, labels)), (logits, labels, kept, total, shift)
+
+
+# l = -sum_i p_i (x_i - log S) with S = sum_k exp(x_k), so dl/dx_j = -p_j + (sum_i p_i) y_j with y_j = exp(x_j) / S, and
+# dl/dp_j = -(x_j - log S). The softmax's n x n Jacobian and the logarithm's 1 / y have cancelled.
+#   g^T J_x = g (y sum(p) - p),   g^T J_p = -g (x - log S)
+# The shift and the sum of exponentials, two numbers a slice, are kept beside the arguments: their logarithms added up
+# would be one, but would round y where logits are large.
+def bwd_softmax_cross_entropy(axes, res, g):
+    logits, labels, kept, total, shift = res
+    g, x, p = jnp.expand_dims(wide(g), axes), wide(logits) - shift, wide(labels)
+    if kept is not None:
+        g, x, p = jnp.where(kept, g, 0), jnp.where(kept, x, 0), jnp.where(kept, p, 0)
+    dlogits = as_varying(g * (jnp.exp(x) / total * jnp.sum(p, axes, keepdims=True) - p), logits)
+    dlabels = as_varying(-g * (x - jnp.log(total)), labels)
+    return dlogits.astype(logits.dtype), dlabels.astype(labels.dtype), None
+
+
+_softmax_cross_entropy.defvjp(fwd_softmax_cross_entropy, bwd_softmax_cross_entropy)
 
 
 def reference_softmax_cross_entropy(logits, labels, axis=-1, where=None):
@@ -70,42 +128,13 @@ def jacobian_softmax_cross_entropy(logits, labels, axis=-1, where=None):
     return Dense((jnp.sum(labels) * y - labels)[None, :]), Dense(-jnp.log(y)[None, :])
 
 
-def fwd_softmax_cross_entropy(logits, labels, axis, where):
-    logits, labels = floating("logits", logits), floating("labels", labels)
-    if labels.shape != logits.shape:
-        raise ValueError(f"labels must have the shape of logits, got labels {labels.shape} and logits {logits.shape}")
-    axes = axes_of(axis, logits.ndim)
-    _some_class(logits, axes)
-    kept = None if where is None else masked(_over_classes(where, logits, axes), logits)
-    _, total, shift = shifted_exponentials(wide(logits), axes, kept)
-    terms = wide(labels) * ((wide(logits) - shift) - jnp.log(total))
-    loss = -jnp.sum(terms if kept is None else jnp.where(kept, terms, 0), axes)
-    return loss.astype(jnp.result_type(logits, labels)), (logits, labels, kept, total, shift)
-
-
-# l = -sum_i p_i (x_i - log S) with S = sum_k exp(x_k), so dl/dx_j = -p_j + (sum_i p_i) y_j with y_j = exp(x_j) / S, and
-# dl/dp_j = -(x_j - log S). The softmax's n x n Jacobian and the logarithm's 1 / y have cancelled.
-#   g^T J_x = g (y sum(p) - p),   g^T J_p = -g (x - log S)
-# The shift and the sum of exponentials, two numbers a slice, are kept beside the arguments: their logarithms added up
-# would be one, but would round y where logits are large.
-def bwd_softmax_cross_entropy(axis, res, g):
-    logits, labels, kept, total, shift = res
-    axes = axes_of(axis, logits.ndim)
-    g, x, p = jnp.expand_dims(wide(g), axes), wide(logits) - shift, wide(labels)
-    if kept is not None:
-        g, x, p = jnp.where(kept, g, 0), jnp.where(kept, x, 0), jnp.where(kept, p, 0)
-    dlogits = as_varying(g * (jnp.exp(x) / total * jnp.sum(p, axes, keepdims=True) - p), logits)
-    dlabels = as_varying(-g * (x - jnp.log(total)), labels)
-    return dlogits.astype(logits.dtype), dlabels.astype(labels.dtype), None
-
-
-softmax_cross_entropy.defvjp(fwd_softmax_cross_entropy, bwd_softmax_cross_entropy)
-
-
 def _over_classes(where, logits, axis):
     """Returns the mask with the class axes put back where it lacks them, as optax does."""
     axes = axes_of(axis, logits.ndim)
-    return jnp.expand_dims(where, axes) if jnp.ndim(where) == logits.ndim - len(axes) else where
+    where = as_array("where", where)
+    if where.ndim > logits.ndim:
+        raise ValueError(f"where must not have more axes than logits, got {where.shape} and {logits.shape}")
+    return jnp.expand_dims(where, axes) if where.ndim == logits.ndim - len(axes) else where
 
 
 def _some_class(logits, axes):
@@ -118,27 +147,31 @@ def _some_class(logits, axes):
 
 def softmax_cross_entropy_with_integer_labels(
     logits: Float[ArrayLike, "*b n"],
-    labels: Int[ArrayLike, "*b"],
+    labels: Int[ArrayLike, "..."],
     axis: int | tuple[int, ...] = -1,
-    where: Bool[ArrayLike, "*b n"] | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "*b"]:
     """log sum_i exp(logits_i) - logits_label, which is -log softmax(logits)_label, along axis.
 
     Args:
         logits: any shape, floating: unnormalised log probabilities.
-        labels: integers, of logits' shape less axis: the right classes, in [-n, n), negative ones counted from the end.
-            Over several axes they index the flattened product, in the order of axis.
+        labels: integers, of logits' shape less axis or one of the same rank that broadcasts with it: the right classes,
+            in [-n, n), negative ones counted from the end. Over several axes they index the flattened product, in the
+            order of axis.
         axis: the class axis, or a tuple of them.
         where: booleans that broadcast with logits, or of its shape less axis: the elements of the sum to include.
 
     Returns:
-        logits' shape less axis, in its dtype; in [0, inf] if the label is not masked. A label out of range gives NaN:
-        values cannot raise under jit. A slice wholly masked gives 0, with cotangent 0. A logit of -inf is a class
+        The broadcast shape of logits less axis and labels, in logits' dtype; in [0, inf] if the label is not masked. A
+        label out of range gives NaN, as in optax, for values cannot raise under jit; its cotangent is that of a loss
+        without a label, g y. A slice wholly masked gives 0, with cotangent 0. A logit of -inf is a class
         without part; NaN, +inf or a slice of -inf alone give NaN.
 
     Raises:
-        TypeError: logits are not floating, labels not integers, where not boolean, or axis neither integer nor tuple.
-        ValueError: labels' shape is not logits' less axis, there is no class, or axis or where do not fit.
+        TypeError: logits are not floating, labels not integers, both as in optax, where is not boolean, or axis neither
+            an integer nor a tuple.
+        ValueError: labels' shape does not broadcast with logits' less axis, axis or where do not fit, or there is no
+            class.
 
     Example:
         >>> jax.grad(softmax_cross_entropy_with_integer_labels)(jnp.array([0.0, 0.0]), 1).tolist()
@@ -148,19 +181,37 @@ def softmax_cross_entropy_with_integer_labels(
         Example 2.6 of the lecture, composed with -log y_label. The signature is that of
         `optax.softmax_cross_entropy_with_integer_labels`.
     """
-    logits, labels = floating("logits", logits), jnp.asarray(labels)
+    logits, labels = floating("logits", logits), as_array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got {labels.dtype} of shape {labels.shape}")
     if not isinstance(axis, tuple) and not hasattr(axis, "__index__"):
         raise TypeError(f"axis must be an integer or a tuple of integers, got {axis!r}")
     axes = axes_of(axis, logits.ndim)
-    if labels.shape != tuple(n for i, n in enumerate(logits.shape) if i not in axes):
-        raise ValueError(f"labels must have logits' shape less axis {axis}, got {labels.shape} and {logits.shape}")
     _some_class(logits, axes)
     in_order = tuple(a % logits.ndim for a in axis) if isinstance(axis, tuple) else axes
-    kept = None if where is None else masked(_over_classes(where, logits, axes), logits)
-    return _integer_cross_entropy(
-        _classes_last(logits, in_order), labels, None if kept is None else _classes_last(kept, in_order)
+    given, kept = logits.shape, None
+    if where is not None:
+        where = _over_classes(where, logits, axes)
+        logits, kept = with_mask(where, logits=logits)
+        if any(logits.shape[i] != given[i] for i in axes):
+            raise ValueError(f"where must not have more classes than logits, got {where.shape} and {given}")
+        kept = _classes_last(kept, in_order)
+    logits = _classes_last(logits, in_order)
+    try:
+        batch = jnp.broadcast_shapes(logits.shape[:-1], labels.shape)
+    except ValueError:
+        batch = None
+    if batch is None or len(batch) != labels.ndim or len(batch) != logits.ndim - 1:
+        raise ValueError(
+            f"labels must have logits' shape less axis {axis}, or broadcast with it, got {labels.shape} and {given}"
+        )
+    if not batch == labels.shape == logits.shape[:-1]:
+        labels, logits = jnp.broadcast_to(labels, batch), jnp.broadcast_to(logits, (*batch, logits.shape[-1]))
+        kept = None if kept is None else jnp.broadcast_to(kept, logits.shape)
+    return by_rule(
+        lambda logits: _integer_cross_entropy(logits, labels, kept),
+        lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, labels, where=kept),
+        logits=logits,
     )
 
 
@@ -170,29 +221,8 @@ def _classes_last(x, axes):
     return x if len(axes) == 1 else x.reshape(*x.shape[: x.ndim - len(axes)], -1)
 
 
-def reference_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    logits = _classes_last(logits, axes)
-    kept = jnp.ones(logits.shape, bool)
-    if where is not None:
-        kept &= _classes_last(jnp.broadcast_to(where, logits.shape), axes)
-    shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, where=kept, initial=-jnp.inf))
-    shift = jnp.where(jnp.any(kept, -1, keepdims=True), shift, 0)
-    total = jnp.sum(jnp.where(kept, jnp.exp(jnp.where(kept, logits - shift, 0)), 0), -1)
-    places = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    is_label = jnp.asarray(labels, jnp.int32)[..., None] % logits.shape[-1] == places
-    loss = jnp.log(total) - jnp.sum(jnp.where(is_label, logits - shift, 0), -1)
-    return jnp.where(jnp.any(kept, -1), loss, 0)
-
-
-def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
-    del axis, where
-    return Dense((jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.size, dtype=logits.dtype))[None, :]), None
-
-
 @custom_vjp
 def _integer_cross_entropy(logits, labels, kept):
-    """The rule itself: the class axis last, arguments checked."""
     return fwd_integer_cross_entropy(logits, labels, kept)[0]
 
 
@@ -224,26 +254,47 @@ def bwd_integer_cross_entropy(res, g):
 
 _integer_cross_entropy.defvjp(fwd_integer_cross_entropy, bwd_integer_cross_entropy)
 
+
+def reference_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    logits = _classes_last(logits, axes)
+    kept = jnp.ones(logits.shape, bool)
+    if where is not None:
+        kept &= _classes_last(jnp.broadcast_to(where, logits.shape), axes)
+    shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, where=kept, initial=-jnp.inf))
+    shift = jnp.where(jnp.any(kept, -1, keepdims=True), shift, 0)
+    total = jnp.sum(jnp.where(kept, jnp.exp(jnp.where(kept, logits - shift, 0)), 0), -1)
+    places = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    is_label = jnp.asarray(labels, jnp.int32)[..., None] % logits.shape[-1] == places
+    loss = jnp.log(total) - jnp.sum(jnp.where(is_label, logits - shift, 0), -1)
+    return jnp.where(jnp.any(kept, -1), loss, 0)
+
+
+def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
+    del axis, where
+    return Dense((jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.size, dtype=logits.dtype))[None, :]), None
+
+
 # ------------------------------------------------------------------------------------------------------- squared_error
 
 
-@custom_vjp
 def squared_error(
-    predictions: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."] | None = None
+    predictions: Float[ArrayLike, "..."], targets: Shaped[ArrayLike, "..."] | None = None
 ) -> Float[Array, "..."]:
     """(predictions - targets)^2, elementwise; its partial derivatives are twice the difference, and minus that.
 
     Args:
         predictions: any shape, floating.
-        targets: floating, of the same shape; None stands for zeros.
+        targets: any dtype, of the same shape; None stands for zeros.
 
     Returns:
         An array of that shape, in the dtype that both promote to; in [0, inf]. There is no factor 1/2 and no
         reduction: see `optax.l2_loss` and `jnp.mean`. NaN and infinities follow arithmetic.
 
     Raises:
-        TypeError: an argument is not floating.
-        ValueError: the shapes differ. They are not broadcast: (n, 1) against (n,) is a mistake too often made.
+        TypeError: predictions are not floating, as in optax, or targets not an array of numbers.
+        ValueError: the shapes differ. As in optax they are not broadcast: (n, 1) against (n,) is a mistake too often
+            made.
 
     Example:
         >>> jax.grad(squared_error)(5.0, 2.0).item()
@@ -252,25 +303,23 @@ def squared_error(
     Source:
         Eq. 1 of the lecture minimises such a loss. The signature is that of `optax.squared_error`.
     """
+    predictions = floating("predictions", predictions)
+    if targets is None:
+        return by_rule(lambda predictions: _squared_error(predictions, None), jnp.square, predictions=predictions)
+    targets = as_array("targets", targets)
+    if targets.shape != predictions.shape:
+        raise ValueError(f"targets must have the shape of predictions, got {targets.shape} and {predictions.shape}")
+    return by_rule(_squared_error, optax.squared_error, predictions=predictions, targets=targets)
+
+
+@custom_vjp
+def _squared_error(predictions, targets):
     return fwd_squared_error(predictions, targets)[0]
 
 
-def reference_squared_error(predictions, targets=None):
-    return (predictions - (0 if targets is None else targets)) ** 2
-
-
-def jacobian_squared_error(predictions, targets=None):
-    difference = predictions - (0 if targets is None else targets)
-    return (Diagonal(2 * difference), Diagonal(-2 * difference))[: 1 if targets is None else 2]
-
-
 def fwd_squared_error(predictions, targets):
-    predictions = floating("predictions", predictions)
     if targets is None:
         return jnp.square(wide(predictions)).astype(predictions.dtype), (wide(predictions), form(predictions), None)
-    targets = floating("targets", targets)
-    if targets.shape != predictions.shape:
-        raise ValueError(f"targets must have the shape of predictions, got {targets.shape} and {predictions.shape}")
     difference = wide(predictions) - wide(targets)
     loss = jnp.square(difference).astype(jnp.result_type(predictions, targets))
     return loss, (difference, form(predictions), form(targets))
@@ -284,7 +333,17 @@ def bwd_squared_error(res, g):
     return as_form(d, form_predictions), None if form_targets is None else as_form(-d, form_targets)
 
 
-squared_error.defvjp(fwd_squared_error, bwd_squared_error)
+_squared_error.defvjp(fwd_squared_error, bwd_squared_error)
+
+
+def reference_squared_error(predictions, targets=None):
+    return (predictions - (0 if targets is None else targets)) ** 2
+
+
+def jacobian_squared_error(predictions, targets=None):
+    difference = predictions - (0 if targets is None else targets)
+    return (Diagonal(2 * difference), Diagonal(-2 * difference))[: 1 if targets is None else 2]
+
 
 # ------------------------------------------------------------------------------------------------------------- records
 

@@ -13,9 +13,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
+from vjplib.arguments import integers, pads, positive, reduce_window_arguments
 from vjplib.compat import custom_vjp, is_symbolic
 from vjplib.jacobians import Dense
-from vjplib.numerics import form, wide, wide_dtype
+from vjplib.numerics import as_array, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 from vjplib.windows import Side, first_best, means, places, taps, to_all, to_best
 
@@ -56,9 +57,9 @@ def reduce_window_max(
         two where a window has more than 256 elements.
 
     Raises:
-        TypeError: sizes, strides or dilations are not positive integers, one for each dimension.
-        ValueError: padding has not two integers for each dimension.
-        RuntimeError: padding is an unknown string.
+        TypeError: an argument has a wrong type; the message names it.
+        ValueError: sizes, strides or dilations are not positive, any of them or padding do not have one entry for each
+            dimension, or padding is an unknown string.
 
     Example:
         >>> x = jnp.array([3.0, 1.0, 2.0, 5.0, 5.0])
@@ -98,13 +99,15 @@ def jacobian_reduce_window_max(
 
 
 def _reduce_window(operand, smallest, window_dimensions, window_strides, padding, base_dilation, window_dilation):
-    x = _array("operand", operand)
+    x = as_array("operand", operand)
+    window_dimensions, window_strides, padding, base_dilation, window_dilation = reduce_window_arguments(
+        x.ndim, window_dimensions, window_strides, padding, base_dilation, window_dilation
+    )
     reduction = (jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)
     options = (window_dimensions, window_strides, padding, base_dilation, window_dilation)
-
     jax.eval_shape(lambda x: lax.reduce_window(x, *reduction, *options), x)  # lax refuses what it does not take
     # XLA:CPU reduces a dilated x wrongly at some sizes (openxla/xla#48714): x is dilated before.
-    if any(d != 1 for d in base_dilation or ()):
+    if any(d != 1 for d in base_dilation):
         x = lax.pad(x, _worst(x.dtype, smallest), [(0, 0, d - 1) for d in base_dilation])
     windows = _windows(x.shape, window_dimensions, window_strides, padding, window_dilation)
     if not _by_hand(x, windows):
@@ -169,9 +172,9 @@ def max_pool(
         The maxima, of inputs' dtype; ties, NaN and what is kept for the backward as in `reduce_window_max`.
 
     Raises:
-        TypeError: sizes or strides are not positive integers.
-        ValueError: inputs have too few dimensions, or strides or padding not one entry for each spatial dimension.
-        RuntimeError: padding is an unknown string.
+        TypeError: an argument has a wrong type; the message names it.
+        ValueError: inputs have too few dimensions, sizes or strides are not positive, strides or padding do not have
+            one entry for each spatial dimension, or padding is an unknown string.
 
     Example:
         >>> x = jnp.array([[3.0], [1.0], [2.0], [5.0]])
@@ -213,9 +216,9 @@ def min_pool(
         The minima, of inputs' dtype; ties, NaN and what is kept for the backward as in `reduce_window_max`.
 
     Raises:
-        TypeError: sizes or strides are not positive integers.
-        ValueError: inputs have too few dimensions, or strides or padding not one entry for each spatial dimension.
-        RuntimeError: padding is an unknown string.
+        TypeError: an argument has a wrong type; the message names it.
+        ValueError: inputs have too few dimensions, sizes or strides are not positive, strides or padding do not have
+            one entry for each spatial dimension, or padding is an unknown string.
 
     Example:
         >>> min_pool(jnp.array([[3.0], [1.0], [2.0], [5.0]]), (2,), strides=(2,)).tolist()
@@ -261,9 +264,9 @@ def avg_pool(
         nothing but padding is 0, without count_include_pad NaN.
 
     Raises:
-        TypeError: sizes or strides are not positive integers, or inputs have no number dtype.
-        ValueError: inputs have too few dimensions, or strides or padding not one entry for each spatial dimension.
-        RuntimeError: padding is an unknown string.
+        TypeError: an argument has a wrong type, the message names it; or inputs have no number dtype.
+        ValueError: inputs have too few dimensions, sizes or strides are not positive, strides or padding do not have
+            one entry for each spatial dimension, or padding is an unknown string.
 
     Example:
         >>> x = jnp.array([[3.0], [1.0], [2.0]])
@@ -275,7 +278,7 @@ def avg_pool(
     Source:
         The lecture's Algorithm 4, for a kernel of ones. The signature is that of `flax.linen.avg_pool`.
     """
-    x = _array("inputs", inputs)
+    x = as_array("inputs", inputs)
     dims, given_strides, given_padding = _features_last(x, window_shape, strides, padding)
 
     def sum_by_lax(x):
@@ -349,30 +352,20 @@ def _counts(windows, shape, count_include_pad):
 
 def _features_last(x, window_shape, strides, padding):
     """Returns flax's arguments as lax's: of each dimension of x, batch and features included."""
-    x = _array("inputs", x)
+    x, window_shape = as_array("inputs", x), integers("window_shape", window_shape)
     spatial = len(window_shape)
     batch = x.ndim - spatial - 1
     if batch < 0:
         raise ValueError(
-            f"inputs must have a dimension for each of window_shape {tuple(window_shape)} and one of features, "
+            f"inputs must have a dimension for each of window_shape {window_shape} and one of features, "
             f"got shape {x.shape}"
         )
-    strides = (1,) * spatial if strides is None else tuple(strides)
-    if len(strides) != spatial:
-        raise ValueError(f"strides must have one entry for each of window_shape {tuple(window_shape)}, got {strides}")
+    window_shape = positive("window_shape", window_shape, spatial)
+    strides = (1,) * spatial if strides is None else positive("strides", strides, spatial)
+    padding = pads(padding, spatial)
     if not isinstance(padding, str):
-        padding = tuple(map(tuple, padding))
-        if [len(pads) for pads in padding] != [2] * spatial:
-            raise ValueError(f"padding must have a pair for each of window_shape {tuple(window_shape)}, got {padding}")
         padding = ((0, 0),) * batch + padding + ((0, 0),)
-    return (1,) * batch + tuple(window_shape) + (1,), (1,) * batch + strides + (1,), padding
-
-
-def _array(name, x):
-    try:
-        return jnp.asarray(x)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an array, got {type(x).__name__} {x!r:.60}") from None
+    return (1,) * batch + window_shape + (1,), (1,) * batch + strides + (1,), padding
 
 
 def _windows(shape, sizes, strides, padding, dilation=None):

@@ -7,30 +7,29 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import as_form, axes_of, broadcast_shapes, floating, form, wide
-from vjplib.rule import Case, Edge, Input, Rule
+from vjplib.numerics import as_array, as_form, axes_of, broadcast_shapes, by_rule, form, wide, wide_dtype, with_mask
+from vjplib.rule import Case, Edge, Input, Rule, mask
 
 # ------------------------------------------------------------------------------------------------------------ multiply
 
 
-@custom_vjp
-def multiply(x: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+def multiply(x: Shaped[ArrayLike, "..."], y: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     """x y, elementwise; its partial derivatives are y and x.
 
     Args:
-        x: floating, of any shape that broadcasts with y's.
-        y: floating.
+        x: of any shape that broadcasts with y's, and any dtype.
+        y: any dtype. Where both promote to an integer or complex dtype, the result is `jnp.multiply`'s.
 
     Returns:
         An array of the broadcast shape, of the dtype that both promote to. NaN and infinities follow arithmetic.
 
     Raises:
-        TypeError: an argument is not floating.
+        TypeError: an argument is not an array of numbers.
         ValueError: the shapes do not broadcast.
 
     Example:
@@ -40,20 +39,17 @@ def multiply(x: Float[ArrayLike, "..."], y: Float[ArrayLike, "..."]) -> Float[Ar
     Source:
         Example 2.3 of the lecture, Eq. 8 and 9.
     """
+    x, y = as_array("x", x), as_array("y", y)
+    broadcast_shapes(x=x, y=y)
+    return by_rule(_multiply, jnp.multiply, x=x, y=y)
+
+
+@custom_vjp
+def _multiply(x, y):
     return fwd_multiply(x, y)[0]
 
 
-def reference_multiply(x, y):
-    return x * y
-
-
-def jacobian_multiply(x, y):
-    return Diagonal(y), Diagonal(x)
-
-
 def fwd_multiply(x, y):
-    x, y = floating("x", x), floating("y", y)
-    broadcast_shapes(x=x, y=y)
     return (wide(x) * wide(y)).astype(jnp.result_type(x, y)), (x, y)
 
 
@@ -65,32 +61,55 @@ def bwd_multiply(res, g):
     return as_form(g * wide(y), form(x)), as_form(g * wide(x), form(y))
 
 
-multiply.defvjp(fwd_multiply, bwd_multiply)
+_multiply.defvjp(fwd_multiply, bwd_multiply)
+
+
+def reference_multiply(x, y):
+    return x * y
+
+
+def jacobian_multiply(x, y):
+    return Diagonal(y), Diagonal(x)
+
 
 # ---------------------------------------------------------------------------------------------------------------- prod
 
 
-@partial(custom_vjp, nondiff_argnames=("axis", "keepdims"))
 def prod(
-    x: Float[ArrayLike, "..."], axis: int | Sequence[int] | None = None, keepdims: bool = False
-) -> Float[Array, "..."]:
-    """prod_i x_i along axes; its i-th partial derivative is the product of the others, prod_{j != i} x_j.
+    a: Shaped[ArrayLike, "..."],
+    axis: int | Sequence[int] | None = None,
+    dtype: DTypeLike | None = None,
+    out: None = None,
+    keepdims: bool = False,
+    initial: Shaped[ArrayLike, ""] | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
+    promote_integers: bool = True,
+) -> Shaped[Array, "..."]:
+    """prod_i a_i along axes; its i-th partial derivative is the product of the others, prod_{j != i} a_j.
 
     All products of the others together take O(n) time and memory, and no division: zeros are right (beside one zero,
     only its own partial derivative differs from zero; beside several, none does), and so are totals that underflow.
 
     Args:
-        x: any shape, floating.
-        axis: the axis or axes to multiply along; None for all.
+        a: any shape and dtype; where the result is an integer or complex, it is `jnp.prod`'s.
+        axis: the axis or axes to multiply along; None for all. Along an axis of symbolic size, as in `jax.export`, the
+            derivative is that of `jnp.prod`: the tree of products needs the number of its leaves.
+        dtype: the dtype of the result; None for a's. Half precision multiplies in float32.
+        out: None; arrays of JAX cannot be written to.
         keepdims: whether the axes stay, with size 1.
+        initial: a number that every product is multiplied by.
+        where: booleans that broadcast with a: the elements to include. None includes all.
+        promote_integers: whether a product of small integers is an integer of JAX's default dtype.
 
     Returns:
-        An array of x's dtype. Along an empty axis the product is 1. NaN in x makes NaN of the product and of every
-        partial derivative but its own; an infinity beside a zero gives NaN, as in arithmetic.
+        An array of a's dtype, or of the one given. Along an empty axis, or one wholly masked, the product is 1, or
+        initial. NaN in a makes NaN of the product and of every partial derivative but its own; an infinity beside a
+        zero gives NaN, as in arithmetic. What is masked has cotangent 0.
 
     Raises:
-        TypeError: x is not floating, or axis not an integer.
-        ValueError: an axis is out of range or named twice.
+        TypeError: a is not an array of numbers, where not boolean, or axis not an integer.
+        ValueError: an axis is out of range or named twice, where does not broadcast with a, initial is not a scalar, or
+            out is not None.
 
     Example:
         >>> jax.grad(prod)(jnp.array([3.0, 7.0, 4.0])).tolist()
@@ -98,24 +117,42 @@ def prod(
 
     Source:
         Example 2.4 of the lecture, Eq. 11 and 12; the function is Speelpenning's product (Speelpenning, Compiling fast
-        partial derivatives of functions given by algorithms, 1980).
+        partial derivatives of functions given by algorithms, 1980). The signature is that of `jnp.prod`.
     """
-    return fwd_prod(x, axis, keepdims)[0]
+    x = as_array("a", a)
+    axes = axes_of(axis, x.ndim)
+    if out is not None:
+        raise ValueError(f"out must be None, for arrays of JAX cannot be written to, got {out!r}")
+    if initial is not None and (initial := as_array("initial", initial)).ndim:
+        raise ValueError(f"initial must be a scalar, got shape {initial.shape}")
+    x, included = with_mask(where, a=x)
+    if included is not None:
+        x = jnp.where(included, x, jnp.ones((), x.dtype))
+    incumbent = partial(
+        jnp.prod, axis=axes, dtype=dtype, keepdims=keepdims, initial=initial, promote_integers=promote_integers
+    )
+    if not all(isinstance(x.shape[i], int) for i in axes):
+        return incumbent(x)
+    if dtype is not None:
+        if not jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.complexfloating):
+            return incumbent(x)
+        x = x if x.dtype == dtype else x.astype(wide_dtype(jax.dtypes.canonicalize_dtype(dtype)))
+
+    def rule(x: jax.Array) -> jax.Array:
+        y = _prod(x if initial is None else wide(x), axes, bool(keepdims))
+        y = y if initial is None else initial.astype(y.dtype) * y
+        return y.astype(x.dtype if dtype is None else dtype)
+
+    return by_rule(rule, incumbent, a=x)
 
 
-def reference_prod(x, axis=None, keepdims=False):
-    return jnp.prod(x, axis=axis, keepdims=keepdims)
+@partial(custom_vjp, nondiff_argnames=("axes", "keepdims"))
+def _prod(x, axes, keepdims):
+    return fwd_prod(x, axes, keepdims)[0]
 
 
-def jacobian_prod(x, axis=None, keepdims=False):
-    del axis, keepdims
-    others = jnp.where(jnp.eye(x.size, dtype=bool), 1, x)
-    return (Dense(jnp.prod(others, axis=1)[None, :]),)
-
-
-def fwd_prod(x, axis, keepdims):
-    x = floating("x", x)
-    return jnp.prod(wide(x), axis=axes_of(axis, x.ndim), keepdims=bool(keepdims)).astype(x.dtype), (x,)
+def fwd_prod(x, axes, keepdims):
+    return jnp.prod(wide(x), axis=axes, keepdims=keepdims).astype(x.dtype), (x,)
 
 
 # dy/dx_i = prod_{j != i} x_j. Multiply pairwise in a tree with x at the leaves and y at the root. The product of all
@@ -123,9 +160,9 @@ def fwd_prod(x, axis, keepdims):
 #   others(root) = 1,   others(left) = others(parent) * right,   others(right) = others(parent) * left
 # One sweep up and one down take 3 n multiplications, against n^2 from the definition.
 #   g^T J = g * others
-def bwd_prod(axis, keepdims, res, g):
+def bwd_prod(axes, keepdims, res, g):
+    del keepdims
     (x,) = res
-    axes = axes_of(axis, x.ndim)
     kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     last = tuple(range(-len(axes), 0))
     moved = jnp.moveaxis(wide(x), axes, last)
@@ -153,7 +190,18 @@ def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x[..., :half], right
 
 
-prod.defvjp(fwd_prod, bwd_prod)
+_prod.defvjp(fwd_prod, bwd_prod)
+
+
+def reference_prod(a, axis=None, keepdims=False, initial=None, where=None):
+    return jnp.prod(a, axis=axis, keepdims=keepdims, initial=initial, where=where)
+
+
+def jacobian_prod(x, axis=None, keepdims=False):
+    del axis, keepdims
+    others = jnp.where(jnp.eye(x.size, dtype=bool), 1, x)
+    return (Dense(jnp.prod(others, axis=1)[None, :]),)
+
 
 # ------------------------------------------------------------------------------------------------------------- records
 
@@ -163,6 +211,8 @@ def _near_one(rng, shape, dims):
     del dims
     return np.exp(0.02 * rng.standard_normal(shape))
 
+
+_ENDS = np.array([True, False, False, True])
 
 RULES = (
     Rule(
@@ -190,6 +240,7 @@ RULES = (
             Case(("b n",), {"b": 2, "n": 7}, {"axis": -1}),
             Case(("b n c",), {"b": 2, "n": 3, "c": 5}, {"axis": (0, 2), "keepdims": True}),
             Case(("n",), {"n": 11}),
+            Case(("b n",), {"b": 2, "n": 7}, {"axis": -1, "where": Input("b n", mask), "initial": 3.0}),
             Case(("",), {}),
         ),
         edges=(
@@ -199,6 +250,8 @@ RULES = (
             Edge("total underflows, partials do not", ([1e-25, 1e-25],)),
             Edge("one factor", ([2.5],)),
             Edge("empty axis", ([],)),
+            Edge("a masked NaN and a masked zero", ([2.0, float("nan"), 0.0, 5.0],), {"where": _ENDS}),
+            Edge("a slice wholly masked", ([2.0, 3.0],), {"where": np.zeros(2, bool)}),
         ),
         bench=(Case((Input("b n", _near_one),), {"b": 256, "n": 4096}, {"axis": -1}),),
         residuals=lambda b, n: 4 * b * n,

@@ -7,35 +7,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import DiagonalMinusLowRank
-from vjplib.numerics import axes_of, floating, masked, shifted_exponentials, wide
+from vjplib.numerics import as_inexact, axes_of, by_rule, shifted_exponentials, wide, with_mask
 from vjplib.rule import Case, Edge, Input, Rule, mask
 
 # ------------------------------------------------------------------------------------------------------------- softmax
 
 
-@partial(custom_vjp, nondiff_argnames=("axis",))
 def softmax(
-    x: Float[ArrayLike, "..."], axis: int | Sequence[int] | None = -1, where: Bool[ArrayLike, "..."] | None = None
-) -> Float[Array, "..."]:
+    x: Shaped[ArrayLike, "..."], axis: int | Sequence[int] | None = -1, where: Bool[ArrayLike, "..."] | None = None
+) -> Shaped[Array, "..."]:
     """exp(x_i) / sum_j exp(x_j); its Jacobian diag(y) - y y^T acts on a cotangent as y (g - <g, y>).
 
     Args:
-        x: any shape, floating.
+        x: any shape and dtype; complex numbers are `jax.nn.softmax`'s to serve.
         axis: the axis or axes that sum to one; None for all.
         where: booleans that broadcast with x: the elements to include. None includes all.
 
     Returns:
-        An array of x's shape and dtype, in [0, 1], summing to 1 along axis, 0 where masked. Logits are shifted by their
-        maximum, so large ones do not overflow. -inf gives 0; NaN, +inf or a slice of -inf alone make their slice NaN. A
-        slice that is wholly masked is 0, with cotangent 0, and an empty one is empty.
+        An array of x's shape and dtype, of JAX's default float for integers, in [0, 1], summing to 1 along axis, 0
+        where masked. Logits are shifted by their maximum, so large ones do not overflow. -inf gives 0; NaN, +inf or a
+        slice of -inf alone make their slice NaN. A slice that is wholly masked is 0, with cotangent 0, and an empty one
+        is empty.
 
     Raises:
-        TypeError: x is not floating, or where not boolean.
-        ValueError: an axis is out of range or named twice, or where does not broadcast to x's shape.
+        TypeError: x is not an array of numbers, or where not boolean.
+        ValueError: an axis is out of range or named twice, or where does not broadcast with x.
 
     Example:
         >>> y = softmax(jnp.array([0.0, jnp.log(3.0)]))
@@ -45,7 +45,34 @@ def softmax(
     Source:
         Example 2.6 of the lecture, Eq. 16 and 17. The signature is that of `jax.nn.softmax`.
     """
-    return fwd_softmax(x, axis, where)[0]
+    x, kept = with_mask(where, x=as_inexact("x", x))
+    axes = axes_of(axis, x.ndim)
+    return by_rule(lambda x: _softmax(x, kept, axes), lambda x: jax.nn.softmax(x, axes, kept), x=x)
+
+
+@partial(custom_vjp, nondiff_argnames=("axes",))
+def _softmax(x, kept, axes):
+    return fwd_softmax(x, kept, axes)[0]
+
+
+def fwd_softmax(x, kept, axes):
+    e, total, _ = shifted_exponentials(wide(x), axes, kept)
+    y = (e / total).astype(x.dtype)
+    return y, (y, kept)
+
+
+# With S = sum_k exp(x_k): dy_i/dx_j = exp(x_i) delta_ij / S - exp(x_i) exp(x_j) / S^2, so J = diag(y) - y y^T.
+#   g^T J = g * y - (sum_i g_i y_i) y = y * (g - <g, y>)
+# The diagonal and the rank-one term act on g in O(n). A masked element has y = 0 and drops out of both; its g is set
+# to 0 first, for 0 times an infinite g would be NaN.
+def bwd_softmax(axes, res, g):
+    y, kept = res
+    y, wide_g = wide(y), wide(g) if kept is None else jnp.where(kept, wide(g), 0)
+    dx = y * (wide_g - jnp.sum(wide_g * y, axes, keepdims=True))
+    return dx.astype(g.dtype), None
+
+
+_softmax.defvjp(fwd_softmax, bwd_softmax)
 
 
 def reference_softmax(x, axis=-1, where=None):
@@ -61,50 +88,28 @@ def jacobian_softmax(x, axis=-1, where=None):
     return (DiagonalMinusLowRank(y, y[:, None], y[:, None]),)
 
 
-def fwd_softmax(x, axis, where):
-    x, kept = floating("x", x), masked(where, x)
-    axes = axes_of(axis, x.ndim)
-    e, total, _ = shifted_exponentials(wide(x), axes, kept)
-    y = (e / total).astype(x.dtype)
-    return y, (y, kept)
-
-
-# With S = sum_k exp(x_k): dy_i/dx_j = exp(x_i) delta_ij / S - exp(x_i) exp(x_j) / S^2, so J = diag(y) - y y^T.
-#   g^T J = g * y - (sum_i g_i y_i) y = y * (g - <g, y>)
-# The diagonal and the rank-one term act on g in O(n). A masked element has y = 0 and drops out of both; its g is set
-# to 0 first, for 0 times an infinite g would be NaN.
-def bwd_softmax(axis, res, g):
-    y, kept = res
-    axes = axes_of(axis, y.ndim)
-    y, wide_g = wide(y), wide(g) if kept is None else jnp.where(kept, wide(g), 0)
-    dx = y * (wide_g - jnp.sum(wide_g * y, axes, keepdims=True))
-    return dx.astype(g.dtype), None
-
-
-softmax.defvjp(fwd_softmax, bwd_softmax)
-
 # --------------------------------------------------------------------------------------------------------- log_softmax
 
 
-@partial(custom_vjp, nondiff_argnames=("axis",))
 def log_softmax(
-    x: Float[ArrayLike, "..."], axis: int | Sequence[int] | None = -1, where: Bool[ArrayLike, "..."] | None = None
-) -> Float[Array, "..."]:
+    x: Shaped[ArrayLike, "..."], axis: int | Sequence[int] | None = -1, where: Bool[ArrayLike, "..."] | None = None
+) -> Shaped[Array, "..."]:
     """x_i - log sum_j exp(x_j); its Jacobian I - 1 s^T, s the softmax, acts on a cotangent as g - s sum(g).
 
     Args:
-        x: any shape, floating.
+        x: any shape and dtype; complex numbers are `jax.nn.log_softmax`'s to serve.
         axis: the axis or axes whose exponentials sum to one; None for all.
         where: booleans that broadcast with x: the elements to include. None includes all.
 
     Returns:
-        An array of x's shape and dtype, in [-inf, 0], -inf where masked or where x is -inf. Logits are shifted by their
-        maximum, so large ones neither overflow nor lose the difference between them. NaN, +inf or a slice of -inf alone
-        make their slice NaN. Cotangents of masked elements are not used, and theirs are 0.
+        An array of x's shape and dtype, of JAX's default float for integers, in [-inf, 0], -inf where masked or where x
+        is -inf. Logits are shifted by their maximum, so large ones neither overflow nor lose the difference between
+        them. NaN, +inf or a slice of -inf alone make their slice NaN. Cotangents of masked elements are not used, and
+        theirs are 0.
 
     Raises:
-        TypeError: x is not floating, or where not boolean.
-        ValueError: an axis is out of range or named twice, or where does not broadcast to x's shape.
+        TypeError: x is not an array of numbers, or where not boolean.
+        ValueError: an axis is out of range or named twice, or where does not broadcast with x.
 
     Example:
         >>> [round(float(v), 6) for v in log_softmax(jnp.array([0.0, 1000.0]))]
@@ -113,7 +118,34 @@ def log_softmax(
     Source:
         Example 2.6 of the lecture, composed with the logarithm. The signature is that of `jax.nn.log_softmax`.
     """
-    return fwd_log_softmax(x, axis, where)[0]
+    x, kept = with_mask(where, x=as_inexact("x", x))
+    axes = axes_of(axis, x.ndim)
+    return by_rule(lambda x: _log_softmax(x, kept, axes), lambda x: jax.nn.log_softmax(x, axes, kept), x=x)
+
+
+@partial(custom_vjp, nondiff_argnames=("axes",))
+def _log_softmax(x, kept, axes):
+    return fwd_log_softmax(x, kept, axes)[0]
+
+
+def fwd_log_softmax(x, kept, axes):
+    _, total, shift = shifted_exponentials(wide(x), axes, kept)
+    y = (wide(x) - shift) - jnp.log(total)
+    y = (y if kept is None else jnp.where(kept, y, -jnp.inf)).astype(x.dtype)
+    return y, (y, kept)
+
+
+# y_i = x_i - log S, so dy_i/dx_j = delta_ij - exp(x_j) / S = delta_ij - s_j with s = exp(y): J = I - 1 s^T.
+#   g^T J = g - (sum_i g_i) exp(y)
+# The output alone tells the softmax, so neither x nor s is kept. A masked y_i is the constant -inf: its g is not used.
+def bwd_log_softmax(axes, res, g):
+    y, kept = res
+    wide_g = wide(g) if kept is None else jnp.where(kept, wide(g), 0)
+    dx = wide_g - jnp.sum(wide_g, axes, keepdims=True) * jnp.exp(wide(y))
+    return dx.astype(g.dtype), None
+
+
+_log_softmax.defvjp(fwd_log_softmax, bwd_log_softmax)
 
 
 def reference_log_softmax(x, axis=-1, where=None):
@@ -129,28 +161,6 @@ def jacobian_log_softmax(x, axis=-1, where=None):
     s = reference_softmax(x, axis, where)
     return (DiagonalMinusLowRank(jnp.ones_like(s), jnp.ones_like(s)[:, None], s[:, None]),)
 
-
-def fwd_log_softmax(x, axis, where):
-    x, kept = floating("x", x), masked(where, x)
-    axes = axes_of(axis, x.ndim)
-    _, total, shift = shifted_exponentials(wide(x), axes, kept)
-    y = (wide(x) - shift) - jnp.log(total)
-    y = (y if kept is None else jnp.where(kept, y, -jnp.inf)).astype(x.dtype)
-    return y, (y, kept)
-
-
-# y_i = x_i - log S, so dy_i/dx_j = delta_ij - exp(x_j) / S = delta_ij - s_j with s = exp(y): J = I - 1 s^T.
-#   g^T J = g - (sum_i g_i) exp(y)
-# The output alone tells the softmax, so neither x nor s is kept. A masked y_i is the constant -inf: its g is not used.
-def bwd_log_softmax(axis, res, g):
-    y, kept = res
-    axes = axes_of(axis, y.ndim)
-    wide_g = wide(g) if kept is None else jnp.where(kept, wide(g), 0)
-    dx = wide_g - jnp.sum(wide_g, axes, keepdims=True) * jnp.exp(wide(y))
-    return dx.astype(g.dtype), None
-
-
-log_softmax.defvjp(fwd_log_softmax, bwd_log_softmax)
 
 # ------------------------------------------------------------------------------------------------------------- records
 
