@@ -54,8 +54,8 @@ def softmax_cross_entropy(
 
     Raises:
         TypeError: logits are not floating, as in optax, labels not an array of numbers, or where not boolean.
-        ValueError: labels or where do not broadcast with logits, axis does not fit, or there is no class: the logarithm
-            of an empty sum is a loss of -inf, at which no training ends.
+        ValueError: labels or where do not broadcast with logits, axis does not fit, or there is no class, and so no
+            softmax.
 
     Example:
         >>> loss = softmax_cross_entropy(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
