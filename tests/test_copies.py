@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pickle
 import pkgutil
+from typing import Any
 
 import cloudpickle
 import equinox as eqx
@@ -40,7 +41,7 @@ def test_public_functions_are_copied_by_reference(name, way):
 class Linen(nn.Module):
     """One layer and an activation."""
 
-    activation: object
+    activation: Any
 
     @nn.compact
     def __call__(self, x):
@@ -61,7 +62,7 @@ class Equinox(eqx.Module):
     """One layer and an activation."""
 
     layer: eqx.nn.Linear
-    activation: object
+    activation: Any
 
     def __call__(self, x):
         return self.activation(jax.vmap(self.layer)(x))
