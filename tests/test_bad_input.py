@@ -112,11 +112,6 @@ BAD = {
         ValueError,
         r"logits and labels must broadcast together, got shapes \(2, 5\) and \(4,\)",
     ),
-    "cross-entropy of no class": (
-        lambda: vl.softmax_cross_entropy(jnp.ones((2, 0)), jnp.ones((2, 0))),
-        ValueError,
-        r"logits must have at least one class along axis .*\(2, 0\)",
-    ),
     "integer cross-entropy, integer logits": (
         lambda: vl.softmax_cross_entropy_with_integer_labels(INTEGERS, jnp.array(1)),
         TypeError,
@@ -131,11 +126,6 @@ BAD = {
         lambda: vl.softmax_cross_entropy_with_integer_labels(X, INTEGERS),
         ValueError,
         r"labels must have logits' shape less axis -1, or broadcast with it, got \(3,\) and \(2, 5\)",
-    ),
-    "integer cross-entropy of no class": (
-        lambda: vl.softmax_cross_entropy_with_integer_labels(jnp.ones((2, 0)), LABELS),
-        ValueError,
-        r"at least one class.*\(2, 0\)",
     ),
     "integer cross-entropy, axis None": (
         lambda: vl.softmax_cross_entropy_with_integer_labels(X, LABELS, axis=None),

@@ -36,6 +36,9 @@ class ClaimError(NotVerifiedError):
         AssertionError.__init__(self, message)
         self.report = report
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.report, str(self)), self.__dict__
+
 
 @dataclass
 class Sheet:

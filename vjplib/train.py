@@ -74,6 +74,9 @@ class DivergenceError(FloatingPointError):
         super().__init__(f"epoch {epoch}, step {step}: {what} {loss}; .result holds the params before that step")
         self.epoch, self.step, self.loss, self.result = epoch, step, loss, result
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.epoch, self.step, self.loss, self.result), self.__dict__
+
 
 # --------------------------------------------------------------------------------------------------- losses and metrics
 

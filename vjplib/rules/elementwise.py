@@ -12,7 +12,7 @@ from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Diagonal
-from vjplib.numerics import as_array, as_form, broadcast_shapes, by_rule, form, wide
+from vjplib.numerics import as_array, as_form, as_inexact, broadcast_shapes, by_rule, form, wide
 from vjplib.rule import Case, Edge, Rule
 
 # ---------------------------------------------------------------------------------------------------------------- relu
@@ -153,7 +153,7 @@ def sigmoid(x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     Source:
         Example 2.1 of the lecture, item 3.
     """
-    return by_rule(_sigmoid, jax.nn.sigmoid, x=x)
+    return by_rule(_sigmoid, jax.nn.sigmoid, x=as_inexact("x", x))
 
 
 @custom_vjp

@@ -92,8 +92,7 @@ def prod(
 
     Args:
         a: any shape and dtype; where the result is an integer or complex, it is `jnp.prod`'s.
-        axis: the axis or axes to multiply along; None for all. Along an axis of symbolic size, as in `jax.export`, the
-            derivative is that of `jnp.prod`: the tree of products needs the number of its leaves.
+        axis: the axis or axes to multiply along; None for all.
         dtype: the dtype of the result; None for a's. Half precision multiplies in float32.
         out: None; arrays of JAX cannot be written to.
         keepdims: whether the axes stay, with size 1.
@@ -131,8 +130,6 @@ def prod(
     incumbent = partial(
         jnp.prod, axis=axes, dtype=dtype, keepdims=keepdims, initial=initial, promote_integers=promote_integers
     )
-    if not all(isinstance(x.shape[i], int) for i in axes):
-        return incumbent(x)
     if dtype is not None:
         if not jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.complexfloating):
             return incumbent(x)
@@ -172,6 +169,8 @@ def bwd_prod(axes, keepdims, res, g):
 
 
 def _products_of_others(x: jax.Array) -> jax.Array:
+    if not isinstance(x.shape[-1], int):
+        return _products_of_symbolically_many_others(x)
     levels = [_halves(x)]
     while levels[-1][0].shape[-1] > 1:
         left, right = levels[-1]
@@ -181,6 +180,17 @@ def _products_of_others(x: jax.Array) -> jax.Array:
         n = left.shape[-1]
         others = jnp.concatenate((others[..., :n] * right, others[..., :n] * left), axis=-1)
     return others[..., : x.shape[-1]]
+
+
+def _products_of_symbolically_many_others(x: jax.Array) -> jax.Array:
+    """Return the products of those before and of those after: a tree of unknown size, as in `jax.export`, is not built.
+
+    XLA computes a cumulative product in n log n steps; JAX differentiates it at known sizes alone.
+    """
+    axis, one = x.ndim - 1, jnp.ones((), x.dtype)
+    unmoved = [(0, 0, 0)] * axis
+    before, after = (jax.lax.pad(x, one, [*unmoved, pad]) for pad in ((1, -1, 0), (-1, 1, 0)))
+    return jax.lax.cumprod(before, axis) * jax.lax.cumprod(after, axis, reverse=True)
 
 
 def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -23,7 +23,8 @@ def softmax(
     """exp(x_i) / sum_j exp(x_j); its Jacobian diag(y) - y y^T acts on a cotangent as y (g - <g, y>).
 
     Args:
-        x: any shape and dtype; complex numbers are `jax.nn.softmax`'s to serve.
+        x: any shape and dtype. Integers are converted to floats before they are subtracted, for unsigned ones wrap
+            around in `jax.nn.softmax`. Complex numbers are `jax.nn.softmax`'s to serve.
         axis: the axis or axes that sum to one; None for all.
         where: booleans that broadcast with x: the elements to include. None includes all.
 
@@ -97,7 +98,8 @@ def log_softmax(
     """x_i - log sum_j exp(x_j); its Jacobian I - 1 s^T, s the softmax, acts on a cotangent as g - s sum(g).
 
     Args:
-        x: any shape and dtype; complex numbers are `jax.nn.log_softmax`'s to serve.
+        x: any shape and dtype. Integers are converted to floats before they are subtracted, for unsigned ones wrap
+            around in `jax.nn.log_softmax`. Complex numbers are `jax.nn.log_softmax`'s to serve.
         axis: the axis or axes whose exponentials sum to one; None for all.
         where: booleans that broadcast with x: the elements to include. None includes all.
 

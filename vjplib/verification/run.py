@@ -84,6 +84,9 @@ class NotVerifiedError(AssertionError):
         super().__init__(f"{report.name} is not verified\n{report}")
         self.report = report
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.report,), self.__dict__
+
 
 def verify(
     fn: Callable[..., Any],

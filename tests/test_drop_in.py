@@ -1,0 +1,408 @@
+"""The functions stand in for JAX's and optax's: they take what those take, and give what those give."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import export
+
+import vjplib
+from vjplib.compat import x64
+from vjplib.numerics import as_inexact
+
+vl: Any = vjplib  # calls that a type checker refuses are among these
+
+
+def plain_quadratic(x, y):
+    return 4 * x + 7 * y**2
+
+
+def plain_linear(x, W, b=None):
+    return x @ W.T if b is None else x @ W.T + b
+
+
+ONE_ARRAY = {
+    "relu": (vl.relu, jax.nn.relu),
+    "tanh": (vl.tanh, jnp.tanh),
+    "sigmoid": (vl.sigmoid, lambda x: jax.nn.sigmoid(as_inexact("x", x))),  # JAX's takes no integers
+    "prod": (vl.prod, jnp.prod),
+}
+SOFTMAXES = {"softmax": (vl.softmax, jax.nn.softmax), "log_softmax": (vl.log_softmax, jax.nn.log_softmax)}
+TWO_ARRAYS = {"multiply": (vl.multiply, jnp.multiply), "quadratic": (vl.quadratic, plain_quadratic)}
+CROSS_ENTROPY = (vl.softmax_cross_entropy, optax.softmax_cross_entropy)
+INTEGER_CROSS_ENTROPY = (
+    vl.softmax_cross_entropy_with_integer_labels,
+    optax.softmax_cross_entropy_with_integer_labels,
+)
+
+NUMBERS = np.array([[1.5, 2, -1], [0.25, 3, 1]])
+DTYPES = ("bool", "int8", "uint8", "int32", "float16", "bfloat16", "float32", "complex64")
+WIDE_DTYPES = ("int64", "float64", "complex128")
+SCALARS = {"True": True, "2": 2, "0.5": 0.5, "0.5j": 0.5j, "float32(0.5)": np.float32(0.5), "int8(2)": np.int8(2)}
+
+
+def array(dtype):
+    return jnp.asarray(NUMBERS + (1j * NUMBERS[::-1] if dtype.startswith("complex") else 0)).astype(dtype)
+
+
+def require_same(ours, incumbent, *arguments, **options):
+    """Requires the same value, shape, dtype and weak type, and the same derivative where the incumbent has one."""
+    y, expected = ours(*arguments, **options), incumbent(*arguments, **options)
+    assert (y.shape, y.dtype, y.weak_type) == (expected.shape, expected.dtype, expected.weak_type)
+    require_close(y, expected, expected.dtype)
+    moving = [i for i, a in enumerate(arguments) if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
+    if not moving or not jnp.issubdtype(expected.dtype, jnp.floating):
+        return
+    g = jnp.asarray(np.random.default_rng(1).standard_normal(expected.shape)).astype(expected.dtype)
+    g = jnp.where(jnp.isfinite(expected), g, 0)
+
+    def cotangents(f):
+        def moved(*given):
+            every = list(arguments)
+            for i, a in zip(moving, given, strict=True):
+                every[i] = a
+            return f(*every, **options)
+
+        return jax.vjp(moved, *(jnp.asarray(arguments[i]) for i in moving))[1](g)
+
+    for dx, expected_dx, i in zip(cotangents(ours), cotangents(incumbent), moving, strict=True):
+        assert dx.dtype == expected_dx.dtype
+        coarse = min((jnp.result_type(arguments[i]), expected.dtype), key=lambda d: jnp.finfo(d).bits)
+        known = ~jnp.isnan(expected_dx)  # autodiff gives NaN beside a mask
+        assert not jnp.isnan(dx).any()
+        require_close(jnp.where(known, dx, 0), jnp.where(known, expected_dx, 0), coarse)
+
+
+def require_close(y, expected, dtype):
+    kind = complex if jnp.issubdtype(dtype, jnp.complexfloating) else float
+    eps = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.inexact) else 0
+    y, expected = (np.asarray(a.astype(kind)) if hasattr(a, "astype") else a for a in (y, expected))
+    size = np.max(np.abs(expected), initial=1, where=np.isfinite(expected))
+    np.testing.assert_allclose(y, expected, rtol=20 * eps, atol=20 * eps * size)
+
+
+# ------------------------------------------------------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [*ONE_ARRAY, *SOFTMAXES])
+def test_arrays_of_every_dtype(name, dtype):
+    x = array(dtype)
+    if name in SOFTMAXES and dtype in ("bool", "uint8"):
+        # jax.nn's refuse booleans and wrap unsigned integers around; their numbers are what is right.
+        require_same(SOFTMAXES[name][0], lambda x: SOFTMAXES[name][1](x.astype(np.float32)), x)
+    elif name in SOFTMAXES and dtype in ("int8", "int32"):
+        with np.errstate(invalid="ignore"):  # of -inf, which they make an integer
+            require_same(*SOFTMAXES[name], x)
+    elif name in SOFTMAXES and dtype == "complex64":
+        y, expected = (f(x) for f in SOFTMAXES[name])
+        np.testing.assert_array_equal(y, expected)
+    else:
+        require_same(*{**ONE_ARRAY, **SOFTMAXES}[name], x)
+
+
+@pytest.mark.parametrize("dtype", WIDE_DTYPES)
+@pytest.mark.parametrize("name", ONE_ARRAY)
+def test_arrays_of_every_wide_dtype(name, dtype):
+    with x64():
+        require_same(*ONE_ARRAY[name], array(dtype))
+
+
+@pytest.mark.parametrize("number", SCALARS)
+@pytest.mark.parametrize("name", ONE_ARRAY)
+def test_scalars_of_python_and_numpy(name, number):
+    require_same(*ONE_ARRAY[name], SCALARS[number])
+
+
+def test_a_weak_array_stays_weak_where_the_incumbent_leaves_it_weak():
+    weak = jnp.full((2, 3), 0.5) * jnp.asarray(2.0)
+    for pair in ONE_ARRAY.values():
+        require_same(*pair, jnp.asarray(0.5))
+        require_same(*pair, weak)
+    require_same(*SOFTMAXES["softmax"], jax.lax.broadcast(jnp.asarray(0.5), (3,)))
+
+
+@pytest.mark.parametrize("name", TWO_ARRAYS)
+def test_every_pair_of_dtypes(name):
+    ours, incumbent = TWO_ARRAYS[name]
+    for a, b in itertools.product(("bool", "uint8", "int32", "float16", "bfloat16", "float32", "complex64"), repeat=2):
+        require_same(ours, incumbent, array(a), array(b)[:1])
+
+
+@pytest.mark.parametrize("number", SCALARS)
+@pytest.mark.parametrize("dtype", ["bool", "int32", "bfloat16", "float32"])
+def test_products_with_scalars(dtype, number):
+    require_same(*TWO_ARRAYS["multiply"], array(dtype), SCALARS[number])
+    require_same(*TWO_ARRAYS["multiply"], SCALARS[number], array(dtype))
+
+
+@pytest.mark.parametrize(("x", "W"), list(itertools.product(["int32", "bfloat16", "float32", "complex64"], repeat=2)))
+def test_the_linear_map_of_every_dtype_and_any_bias(x, W):
+    require_same(vl.linear, plain_linear, array(x), array(W))
+    for b in (array(W)[:, 0], array(W)[0, :1], array("float32")[:, :2], array("int32")[0, 0]):
+        require_same(vl.linear, plain_linear, array(x), array(W), b)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "bfloat16", "float32"])
+def test_targets_and_one_hot_labels_of_every_dtype(dtype):
+    x = array("float32")
+    require_same(vl.squared_error, optax.squared_error, x, array(dtype))
+    require_same(*CROSS_ENTROPY, x, array(dtype))
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+PRODUCTS = {
+    "of dtype float16": {"dtype": jnp.float16},
+    "of dtype float": {"dtype": float, "axis": 0},
+    "of dtype int": {"dtype": int},
+    "of dtype complex": {"dtype": complex},
+    "initial": {"initial": 2},
+    "initial of a NumPy dtype": {"initial": np.float16(1.5), "axis": -1},
+    "masked": {"where": np.array([True, False, True]), "axis": 1, "keepdims": True},
+    "masked by rows, initial": {"where": np.array([[True], [False]]), "axis": 0, "initial": 1.5},
+    "masked by one boolean": {"where": True},
+    "masked by more rows": {"where": np.array([[True], [False], [True]]), "axis": 0},
+    "integers not promoted": {"promote_integers": False},
+    "no axis": {"axis": ()},
+    "axes in a list": {"axis": [0, -1]},
+}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("options", PRODUCTS)
+def test_products_with_options(options, dtype):
+    x = array(dtype)
+    x = x[:1] if "more rows" in options else x
+    require_same(vl.prod, jnp.prod, x, **PRODUCTS[options])
+
+
+def test_a_masked_product_has_the_derivative_of_the_rule():
+    x, where = jnp.array([2.0, 0.0, jnp.nan, 5.0]), jnp.array([True, True, False, True])
+    assert jax.grad(vl.prod)(x, where=where, initial=3.0).tolist() == [0.0, 30.0, 0.0, 0.0]
+    assert jax.grad(lambda initial: vl.prod(x, where=where, initial=initial))(3.0) == 0.0
+    program = str(jax.make_jaxpr(jax.grad(lambda x: vl.prod(x, where=where, initial=3.0)))(x))
+    assert "reduce_prod" in program
+    assert "cumprod" not in program  # autodiff of jnp.prod has them
+
+
+def test_positions_and_keywords_are_those_of_the_incumbents():
+    x = array("float32")
+    assert vl.prod(x, 0, None, None, True).shape == (1, 3)
+    assert vl.prod(a=x, where=x > 0) == jnp.prod(x, where=x > 0)
+    assert jax.grad(vl.prod)(x, where=x > 0, keepdims=False).shape == x.shape
+    np.testing.assert_array_equal(vl.softmax(x=x, axis=0), vl.softmax(x, 0))
+    np.testing.assert_array_equal(
+        vl.softmax_cross_entropy(labels=x, logits=x, where=None), vl.softmax_cross_entropy(x, x)
+    )
+    np.testing.assert_array_equal(vl.linear(W=x, x=x), vl.linear(x, x))
+    np.testing.assert_array_equal(vl.squared_error(targets=x, predictions=x), jnp.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("name", SOFTMAXES)
+@pytest.mark.parametrize(
+    "options",
+    [{"axis": None}, {"axis": (0, 1)}, {"axis": ()}, {"where": NUMBERS > 0}, {"where": NUMBERS > -2}],
+    ids=["all axes", "two axes", "no axis", "masked", "nothing masked"],
+)
+def test_softmax_with_options(name, options):
+    require_same(*SOFTMAXES[name], array("float32"), **options)
+
+
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_one_slice_under_several_masks(name):
+    require_same(*SOFTMAXES[name], array("float32")[:1], where=np.array([[True, True, False], [False, True, True]]))
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+LOGITS = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4)), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        (LOGITS, np.eye(4, dtype=np.float32)[1]),
+        (LOGITS, np.ones((2, 1), np.float32)),
+        (LOGITS[0], np.eye(4, dtype=np.int32)),
+        (LOGITS[:1], np.eye(4, dtype=bool)),
+        (LOGITS, 1.0),
+        (LOGITS[:, :1], LOGITS),
+    ],
+    ids=["a row", "a column", "one slice of logits", "one row of logits", "a number", "one class"],
+)
+def test_labels_that_broadcast(logits, labels):
+    require_same(*CROSS_ENTROPY, logits, labels)
+    require_same(*CROSS_ENTROPY, logits, labels, axis=None) if jnp.ndim(logits) == jnp.ndim(labels) else None
+
+
+@pytest.mark.parametrize("where", [np.array([True, False]), np.array([[True, True, False, True]])])
+def test_labels_that_broadcast_under_a_mask(where):
+    require_same(*CROSS_ENTROPY, LOGITS, np.eye(4, dtype=np.float32)[:1], where=jnp.asarray(where))
+    require_same(*INTEGER_CROSS_ENTROPY, LOGITS, np.array([1]), where=jnp.asarray(where))
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "axis"),
+    [
+        (LOGITS, [3], -1),
+        (LOGITS[:1], [1, 2, 3], -1),
+        (LOGITS[:, None], [[0, 1, 2]], 2),
+        (LOGITS[:, :, None], [[1], [0]], 1),
+        (LOGITS.reshape(1, 2, 2, 2), [[1], [2]], (3, 1)),
+    ],
+    ids=["one label", "one row of logits", "both", "an axis between", "two axes"],
+)
+def test_integer_labels_that_broadcast(logits, labels, axis):
+    require_same(*INTEGER_CROSS_ENTROPY, logits, np.array(labels), axis=axis)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint32])
+@pytest.mark.parametrize("label", [0, 3, 4, 100, -1, -4, -5, -100])
+def test_labels_outside_the_classes_have_optax_s_value_and_gradient(label, dtype):
+    labels = jnp.full((2,), label, np.int32).astype(dtype)
+    ours, theirs = (f(LOGITS, labels) for f in INTEGER_CROSS_ENTROPY)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    if label in (4, 100, -5, -100):
+        assert jnp.isnan(ours).all()
+    for where in (None, jnp.array([True, False])):
+        ours, theirs = (
+            jax.grad(lambda x, f=f, where=where: f(x, labels, where=where).sum())(LOGITS) for f in INTEGER_CROSS_ENTROPY
+        )
+        kept = slice(None) if where is None else slice(1)  # in a slice wholly masked optax's gradient is NaN
+        np.testing.assert_allclose(ours[kept], theirs[kept], rtol=1e-5, atol=1e-6)
+
+
+def test_losses_of_no_class_are_optax_s():
+    require_same(*CROSS_ENTROPY, LOGITS[:, :0], LOGITS[:, :0])
+    ours, theirs = (f(LOGITS[:, :0], jnp.array([0, 1])) for f in INTEGER_CROSS_ENTROPY)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+# ------------------------------------------------------------------------------------------------------------- lists
+
+LISTS = {
+    "relu": lambda x: vl.relu([[x, -1.0]]),
+    "tanh": lambda x: vl.tanh((x, 1)),
+    "sigmoid": lambda x: vl.sigmoid([x]),
+    "quadratic": lambda x: vl.quadratic(x, [1, 2.0]),
+    "multiply": lambda x: vl.multiply((1, 2), x),
+    "prod": lambda x: vl.prod([x, 2.0], where=[True, False], initial=3),
+    "linear": lambda x: vl.linear([x, x], [[1, 2.0]], [3]),
+    "softmax": lambda x: vl.softmax([x, 1.0, 3.0], where=[True, True, False]),
+    "log_softmax": lambda x: vl.log_softmax((x, 1.0)),
+    "softmax_cross_entropy": lambda x: vl.softmax_cross_entropy([x, 1.0], [0, 1]),
+    "softmax_cross_entropy, logits alone": lambda x: vl.softmax_cross_entropy(jnp.stack([x, x]), [False, True]),
+    "integer labels": lambda x: vl.softmax_cross_entropy_with_integer_labels([[x, 1.0]], [1], where=[[True, True]]),
+    "squared_error": lambda x: vl.squared_error(jnp.stack([x, x]), [1.0, 2.0]),
+    "squared_error of lists": lambda x: vl.squared_error([x, 2.0], [1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_and_tuples_have_values_and_gradients(name):
+    def loss(x):
+        return jnp.sum(LISTS[name](x) ** 2)
+
+    h = 2.0**-7
+    slope = (loss(jnp.float32(0.5 + h)) - loss(jnp.float32(0.5 - h))) / (2 * h)
+    np.testing.assert_allclose(jax.grad(loss)(0.5), slope, rtol=2e-3, atol=2e-3)
+
+
+# ----------------------------------------------------------------------------------------------------- symbolic sizes
+
+ROWS = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5)), jnp.float32)
+MASK = jnp.array([[True] * 4 + [False]] * 3)
+EXPORTED = {
+    "relu": (vl.relu, ("a, b",), (ROWS,)),
+    "tanh": (vl.tanh, ("a, b",), (ROWS,)),
+    "sigmoid": (vl.sigmoid, ("a, b",), (ROWS,)),
+    "quadratic": (vl.quadratic, ("a, b", "b"), (ROWS, ROWS[0])),
+    "multiply": (vl.multiply, ("a, b", "a, 1"), (ROWS, ROWS[:, :1])),
+    "prod": (lambda x: vl.prod(x, -1), ("a, b",), (ROWS,)),
+    "prod of all": (vl.prod, ("a, b",), (ROWS,)),
+    "prod along a known axis": (lambda x: vl.prod(x, -1), ("a, 5",), (ROWS,)),
+    "prod, masked": (lambda x, m: vl.prod(x, 0, where=m, initial=2.0), ("a, b", "a, b"), (ROWS, MASK)),
+    "softmax": (vl.softmax, ("a, b",), (ROWS,)),
+    "softmax, masked": (lambda x, m: vl.softmax(x, 0, m), ("a, b", "a, b"), (ROWS, MASK)),
+    "log_softmax": (lambda x: vl.log_softmax(x, None), ("a, b",), (ROWS,)),
+    "softmax_cross_entropy": (vl.softmax_cross_entropy, ("a, b", "a, b"), (ROWS, ROWS)),
+    "labels that broadcast": (vl.softmax_cross_entropy, ("a, b", "b"), (ROWS, ROWS[0])),
+    "integer labels": (INTEGER_CROSS_ENTROPY[0], ("a, b", "a"), (ROWS, jnp.array([1, 2, 4]))),
+    "integer labels that broadcast": (INTEGER_CROSS_ENTROPY[0], ("a, b", "1"), (ROWS, jnp.array([1]))),
+    "integer labels of two axes": (
+        lambda x, labels: vl.softmax_cross_entropy_with_integer_labels(x, labels, (0, 2)),
+        ("a, b, c", "b"),
+        (ROWS.reshape(3, 1, 5), jnp.array([14])),
+    ),
+    "squared_error": (vl.squared_error, ("a, b", "a, b"), (ROWS, ROWS + 1)),
+    "linear": (vl.linear, ("a, n", "m, n", "m"), (ROWS, ROWS[:2], ROWS[0, :2])),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_every_size_may_be_symbolic(name):
+    f, shapes, arguments = EXPORTED[name]
+    scope = export.SymbolicScope()
+    given = [
+        jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), a.dtype)
+        for shape, a in zip(shapes, arguments, strict=True)
+    ]
+    moving = tuple(i for i, a in enumerate(arguments) if jnp.issubdtype(a.dtype, jnp.floating))
+
+    def loss(*arguments):
+        return jnp.sum(jnp.sin(f(*arguments)))
+
+    for g in (f, jax.grad(loss, argnums=moving)):
+        exported = export.export(jax.jit(g))(*given)
+        for y, expected in zip(jax.tree.leaves(exported.call(*arguments)), jax.tree.leaves(g(*arguments)), strict=True):
+            np.testing.assert_allclose(y, expected, rtol=2e-5, atol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- messages
+
+
+def test_wrong_calls_are_refused_as_python_and_jax_do():
+    x = array("float32")
+    for f in (vl.relu, vl.tanh, vl.sigmoid, vl.prod, vl.softmax, vl.log_softmax):
+        with pytest.raises(TypeError, match=rf"{f.__name__}\(\) got an unexpected keyword argument 'no_such_option'"):
+            f(x, no_such_option=1)
+        with pytest.raises(TypeError, match=rf"{f.__name__}\(\) missing 1 required positional argument: '[ax]'"):
+            f()
+        with pytest.raises(TypeError, match=r"[ax] must be an array of numbers, got str 'one'"):
+            f("one")
+    with pytest.raises(TypeError, match=r"multiply\(\) missing 1 required positional argument: 'y'"):
+        vl.multiply(x)
+
+
+BAD_OPTIONS = {
+    "out": (lambda: vl.prod(NUMBERS, out=NUMBERS), ValueError, "out must be None"),
+    "initial": (
+        lambda: vl.prod(NUMBERS, initial=NUMBERS[0]),
+        ValueError,
+        r"initial must be a scalar, got shape \(3,\)",
+    ),
+    "mask of integers": (lambda: vl.prod(NUMBERS, where=NUMBERS.astype(int)), TypeError, "where must be boolean, got"),
+    "mask of four": (lambda: vl.prod(NUMBERS, where=np.ones(4, bool)), ValueError, r"where must broadcast with a, got"),
+    "mask of more axes than logits": (
+        lambda: vl.softmax_cross_entropy(LOGITS, LOGITS, where=np.ones((1, 2, 4), bool)),
+        ValueError,
+        "where must not have more axes than logits",
+    ),
+    "mask of more classes than logits": (
+        lambda: vl.softmax_cross_entropy_with_integer_labels(LOGITS[:, :1], [0, 0], where=np.ones((2, 4), bool)),
+        ValueError,
+        "where must not have more classes than logits",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_options_are_refused_by_name(name):
+    call, error, message = BAD_OPTIONS[name]
+    with pytest.raises(error, match=message):
+        call()
