@@ -25,6 +25,7 @@ from rich.table import Table
 from vjplib import __version__
 from vjplib.compat import x64
 from vjplib.rule import Case, Rule, Scaling
+from vjplib.verification.accuracy import tail_error
 from vjplib.verification.residuals import residual_bytes
 from vjplib.verification.subject import Leaves, Subject
 
@@ -82,6 +83,8 @@ class Row:
         ours: what the rule takes.
         theirs: what the baseline takes, under autodiff.
         reason: why the rule exists.
+        error: the largest relative error of a component of the rule's gradient in its tails; None if not measured.
+        baseline_error: that of the baseline under autodiff.
 
     Example:
         >>> fast, slow = (Cost(s, s, s, 9, 0.1, 0.1, 0, 0) for s in (1e-3, 3e-3))
@@ -97,6 +100,8 @@ class Row:
     ours: Cost
     theirs: Cost
     reason: str
+    error: float | None = None
+    baseline_error: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -237,9 +242,12 @@ def _bench_case(rule: Rule, case: Case, seconds: float) -> Iterator[Row]:
     # XLA's float64 convolution takes minutes at sizes that are written out, those of networks; the others may vary.
     _require_agreement(subject, functions, np.float64 if case.dims else np.float32)
     costs = {measure: _costs(subject, functions, measure, seconds) for measure in MEASURES}
+    errors = {name: rule.tails and tail_error(Subject(fn, ()), rule.tails) for name, fn in functions.items()}
     for baseline in rule.baselines:
         for measure, cost in costs.items():
-            yield Row(rule.name, subject.case, baseline, measure, cost[rule.name], cost[baseline], rule.reason)
+            ours, theirs = cost[rule.name], cost[baseline]
+            accuracy = errors[rule.name], errors[baseline]
+            yield Row(rule.name, subject.case, baseline, measure, ours, theirs, rule.reason, *accuracy)
 
 
 def _growth(rule: Rule, name: str, scaling: Scaling, seconds: float) -> Growth:
@@ -373,9 +381,11 @@ def to_dict(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> dict[str, An
 
 
 def tables(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> Iterator[Table]:
-    """Yields the table of calls and that of growth, each only if it has a row."""
+    """Yields the table of calls, that of accuracy and that of growth, each only if it has a row."""
     if rows:
         yield _call_table(rows)
+    if any(row.error is not None for row in rows):
+        yield _accuracy_table(rows)
     if growths:
         yield _growth_table(growths)
 
@@ -443,6 +453,17 @@ def making_cells(c: Cost) -> list[str]:
 def short(value: float) -> str:
     """Returns a positive number to three digits, without an exponent."""
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def _accuracy_table(rows: Sequence[Row]) -> Table:
+    """Returns a table of one line for each rule whose record declares tails, and baseline."""
+    table = new_table("accuracy: the largest relative error of a component of the gradient in the tails")
+    for heading in ("", "accuracy", "autodiff's", "of"):
+        table.add_column(heading, overflow="fold")
+    for (rule, baseline), (row, *_) in _grouped(rows, lambda row: (row.rule, row.baseline)):
+        if row.error is not None and row.baseline_error is not None:
+            table.add_row(f"[bold]{rule}[/]", f"{row.error:.0e}", f"{row.baseline_error:.0e}", baseline)
+    return table
 
 
 def _growth_table(growths: Sequence[Growth]) -> Table:
