@@ -10,12 +10,12 @@ from jax import lax
 import vjplib
 
 
-def random_call(rng, largest=8):
+def random_call(rng, largest=8) -> tuple[Any, Any, dict[str, Any]]:
     """Return shapes and keyword arguments of a call that lax accepts."""
     return _accepted(lambda: _drawn(rng, largest))
 
 
-def unusual_call(rng, largest=20):
+def unusual_call(rng, largest=20) -> tuple[Any, Any, dict[str, Any]]:
     """Return a call that lax accepts, most of its pads one-sided, cropping or longer than the kernel reaches."""
 
     def drawn():

@@ -66,8 +66,9 @@ BAD = {
         ValueError,
         r"where must broadcast with x.*where \(4,\) and shape \(2, 5\)",
     ),
-    "conv1d of integers": (lambda: vl.conv1d(INTEGERS, jnp.ones(3)), TypeError, "x must have a floating dtype"),
-    "conv1d, integer kernel": (lambda: vl.conv1d(X, INTEGERS), TypeError, "h must have a floating dtype"),
+    "conv1d of text": (lambda: vl.conv1d("x", jnp.ones(3)), TypeError, "x must be an array of numbers, got str 'x'"),
+    "conv1d, kernel of text": (lambda: vl.conv1d(X, "h"), TypeError, "h must be an array of numbers, got str 'h'"),
+    "conv1d, no kernel": (lambda: vl.conv1d(X, None), TypeError, "h must be an array of numbers, got NoneType None"),
     "conv1d, k larger than n": (
         lambda: vl.conv1d(X, jnp.ones(6)),
         ValueError,

@@ -21,7 +21,7 @@ SPACE = {1: "W", 2: "HW", 3: "DHW"}
 def dense(size, kernel, padding, channels=8, layout="last", **kwargs):
     n = len(size)
     space = SPACE[n]
-    arguments = {"window_strides": (1,) * n, "padding": padding} | kwargs
+    arguments: dict[str, Any] = {"window_strides": (1,) * n, "padding": padding} | kwargs
     if layout == "last":
         numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
         return (4, *size, channels), (*kernel, channels, channels), arguments | {"dimension_numbers": numbers}
@@ -29,7 +29,7 @@ def dense(size, kernel, padding, channels=8, layout="last", **kwargs):
     return (4, channels, *size), (channels, channels, *kernel), arguments | {"dimension_numbers": numbers}
 
 
-MISREAD = {
+MISREAD: dict[str, Any] = {
     "kernel 3 at low pad 4": dense((16, 16), (3, 3), ((4, 0), (4, 0))),
     "kernel 2 at low pad 2": dense((16, 16), (2, 2), ((2, 0), (2, 0))),
     "one tap, cropped": dense((16, 16), (1, 1), ((-1, 0), (0, -2))),

@@ -12,23 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from vjplib.compat import as_varying, automatic, custom_vjp, is_symbolic, separate_call
 from vjplib.convolution.dense import convolved, kernel_convolved
 from vjplib.convolution.problem import Problem
 from vjplib.convolution.xla import call_of, conv_general_dilated
 from vjplib.jacobians import BandedToeplitz, Dense
-from vjplib.numerics import along_last, as_form, cotangent_of, floating, form, wide, wide_dtype
+from vjplib.numerics import along_last, as_array, as_form, by_rule, cotangent_of, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule, Scaling
 
 
 def conv1d(
-    x: Float[ArrayLike, "*batch n"] | Float[ArrayLike, "*batch n c_in"],
-    h: Float[ArrayLike, " k"] | Float[ArrayLike, "k c_in c_out"],
-    b: Float[ArrayLike, ""] | Float[ArrayLike, " c_out"] | None = None,
+    x: Shaped[ArrayLike, "*batch n"] | Shaped[ArrayLike, "*batch n c_in"],
+    h: Shaped[ArrayLike, " k"] | Shaped[ArrayLike, "k c_in c_out"],
+    b: Shaped[ArrayLike, ""] | Shaped[ArrayLike, " c_out"] | None = None,
     stride: int = 1,
-) -> Float[Array, "*batch m"] | Float[Array, "*batch m c_out"]:
+) -> Shaped[Array, "*batch m"] | Shaped[Array, "*batch m c_out"]:
     """y_i = sum_j h_j x_{s i + j - p} + b, x zero outside; dx is g convolved back with h, dh is x correlated with g.
 
     For k = 3 and stride 1 it is y_i = h_1 x_{i-1} + h_2 x_i + h_3 x_{i+1}, the lecture's. The padding is that of
@@ -36,17 +36,19 @@ def conv1d(
     further to the right.
 
     Args:
-        x: (..., n) for a single kernel, (..., n, c_in) for channels, floating, any batch axes.
-        h: (k,), one kernel for all of x, or (k, c_in, c_out), floating, with 1 <= k <= n.
+        x: (..., n) for a single kernel, (..., n, c_in) for channels, any batch axes and dtype; integer and complex
+            results are lax's to compute.
+        h: (k,), one kernel for all of x, or (k, c_in, c_out), with 1 <= k <= n.
         b: a bias, () or (c_out,), or None.
         stride: s, at least 1.
 
     Returns:
         (..., m) or (..., m, c_out) with m = ceil(n / s), of the dtype that the arguments promote to; half precision
-        accumulates in float32. NaN and infinities reach the k outputs around them.
+        accumulates in float32. NaN and infinities of x reach the k outputs around them; those of h reach every output,
+        those at the ends too, where h meets padding alone.
 
     Raises:
-        TypeError: an argument is not floating, or stride not an integer.
+        TypeError: an argument is not an array of numbers, or stride not an integer.
         ValueError: ranks or channels do not fit, k is 0 or larger than n, or stride is less than 1.
 
     Example:
@@ -56,9 +58,10 @@ def conv1d(
     Source:
         Example 4.2 of the lecture, Eq. 34 and 35; the backward is its Algorithm 4.
     """
-    x, h, b = floating("x", x), floating("h", h), None if b is None else floating("b", b)
-    _check(x, h, b, stride)
-    return _conv1d(x, h, b, operator.index(stride))
+    arrays = {"x": as_array("x", x), "h": as_array("h", h)} | ({} if b is None else {"b": as_array("b", b)})
+    _check(**arrays, stride=stride)
+    stride = operator.index(stride)
+    return by_rule(lambda x, h, b=None: _conv1d(x, h, b, stride), partial(_lax_conv, stride=stride), **arrays)
 
 
 def reference(x, h, b=None, stride=1):
@@ -125,7 +128,7 @@ def bwd(stride, res, g):
 _conv1d.defvjp(fwd, bwd)
 
 
-def _check(x, h, b, stride):
+def _check(x, h, stride, b=None):
     if h.ndim not in (1, 3):
         raise ValueError(f"h must have shape (k,) or (k, c_in, c_out), got {h.shape}")
     if x.ndim < (1 if h.ndim == 1 else 2):
@@ -258,6 +261,8 @@ def sparse_vjp(h, g):
 
 
 def _lax_conv(x, h, b=None, stride=1):
+    dtype = jnp.result_type(x, h)
+    x, h = x.astype(dtype), h.astype(dtype)
     y = _convolve(_blocks(x, h), _kernel(h), stride)
     y = y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
     return y if b is None else y + b
