@@ -168,6 +168,20 @@ class Scaling(NamedTuple):
     sizes: tuple[str, tuple[int, ...]]
 
 
+class Tail(NamedTuple):
+    """A call whose exact cotangents are known to their last digit, however small they are.
+
+    Args:
+        args: positional arguments; floating ones are cast to the dtype under test, which they must survive unrounded.
+        g: the cotangent of the output.
+        exact: the cotangent of each floating argument, in float64, computed without cancellation.
+    """
+
+    args: tuple[np.ndarray, ...]
+    g: np.ndarray
+    exact: tuple[np.ndarray, ...]
+
+
 @dataclass(frozen=True)
 class Rule:
     """All that the library knows of one rule.
@@ -187,6 +201,8 @@ class Rule:
         reason: why the rule exists, in one sentence.
         source: where the mathematics is found.
         order_two: whether second derivatives are offered; if not, that they are refused is verified.
+        tails: takes log-spaced numbers of both signs, (n,); returns the call made of them with its exact cotangents, by
+            which `vjplib bench` measures the largest relative error of the rule and of its baselines.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -206,6 +222,7 @@ class Rule:
     reason: str = ""
     source: str = ""
     order_two: bool = True
+    tails: Callable[[np.ndarray], Tail] | None = None
 
     def __post_init__(self) -> None:
         if not self.cases:
