@@ -55,6 +55,28 @@ def test_bytes_kept_are_those_of_the_record():
     assert rows[1].theirs.residual > 15
 
 
+def test_the_largest_relative_error_in_the_tails_is_measured_where_the_record_declares_them():
+    sigmoid = replace(find("sigmoid")[0], bench=(CASE,))
+    rows = bench.bench_rule(sigmoid, seconds=0)
+    for r in rows:
+        assert r.error is not None
+        assert r.error < 1e-6
+        assert r.baseline_error is not None
+    text = shown(bench.tables([replace(r, error=2e-7, baseline_error=1.0) for r in rows]))
+    for word in ("largest", "error", "2e-07", "1e+00"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    written = json.loads(json.dumps(bench.to_dict(rows)))["rows"][0]
+    assert (written["error"], written["baseline_error"]) == (rows[0].error, rows[0].baseline_error)
+
+
+def test_no_error_is_shown_where_no_record_declares_tails():
+    rows = bench.bench_rule(rule(), seconds=0)
+    assert {(r.error, r.baseline_error) for r in rows} == {(None, None)}
+    assert "error" not in shown(bench.tables(rows))
+
+
 def test_scratch_of_a_formed_jacobian_shows():
     def formed(x):
         return jax.jacobian(jnp.cumsum)(x) @ x

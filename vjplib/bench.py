@@ -24,7 +24,8 @@ from rich.table import Table
 
 from vjplib import __version__
 from vjplib.compat import x64
-from vjplib.rule import Case, Rule, Scaling, Tail
+from vjplib.rule import Case, Rule, Scaling
+from vjplib.verification.accuracy import tail_error
 from vjplib.verification.residuals import residual_bytes
 from vjplib.verification.subject import Leaves, Subject
 
@@ -36,9 +37,6 @@ FEWEST_QUICK = 5
 """The fewest calls that a median is taken of then."""
 ROUNDS = (11, 500)
 """The fewest and the most calls that a median is taken of."""
-
-TAILS = np.outer((-1.0, 1.0), np.geomspace(1e-3, 80.0, 200)).ravel()
-"""The log-spaced numbers of both signs at which the accuracy of a gradient is measured."""
 
 Program = Callable[[tuple[Any, ...], Mapping[str, Any], Leaves], Any]
 
@@ -85,7 +83,7 @@ class Row:
         ours: what the rule takes.
         theirs: what the baseline takes, under autodiff.
         reason: why the rule exists.
-        error: the largest relative error of a component of the rule's gradient, by `tail_error`; None if not measured.
+        error: the largest relative error of a component of the rule's gradient in its tails; None if not measured.
         baseline_error: that of the baseline under autodiff.
 
     Example:
@@ -189,38 +187,6 @@ def bench_growth(rule: Rule, *, seconds: float = 1.0) -> list[Growth]:
     return [_growth(rule, name, scaling, seconds) for name, scaling in rule.scaling.items()]
 
 
-def tail_error(fn: Callable[..., Any], tail: Tail, dtype: Any = np.float32) -> float:
-    """Return the largest relative error of a component of fn's cotangents at a call of known cotangents.
-
-    Only components whose exact value is a normal number of the dtype count.
-
-    Args:
-        fn: a function of arrays, differentiated by JAX.
-        tail: the call and its exact cotangents.
-        dtype: the dtype of the floating arguments and of the output's cotangent.
-
-    Example:
-        >>> x = np.array([20.0])
-        >>> tail = Tail((x,), np.ones(1), (np.exp(-x) / (1 + np.exp(-x)) ** 2,))
-        >>> tail_error(jax.nn.sigmoid, tail)
-        1.0
-    """
-    leaves, tree = jax.tree.flatten(tail.args)
-    places = [i for i, a in enumerate(leaves) if np.issubdtype(a.dtype, np.floating)]
-
-    def call(*xs: Any) -> Any:
-        given = dict(zip(places, xs, strict=True))
-        return fn(*jax.tree.unflatten(tree, [given.get(i, a) for i, a in enumerate(leaves)]))
-
-    xs, g = [jnp.asarray(leaves[i], dtype) for i in places], jnp.asarray(tail.g, dtype)
-    found = jax.jit(lambda xs, g: jax.vjp(call, *xs)[1](g))(xs, g)
-    errors = [0.0]
-    for dx, exact in zip(found, tail.exact, strict=True):
-        normal = np.abs(exact) >= float(jnp.finfo(dtype).tiny)
-        errors.append(float(np.max(np.abs(np.asarray(dx, np.float64)[normal] / exact[normal] - 1), initial=0)))
-    return max(errors)
-
-
 # ------------------------------------------------------------------------------------------------------- what is timed
 
 
@@ -276,8 +242,7 @@ def _bench_case(rule: Rule, case: Case, seconds: float) -> Iterator[Row]:
     # XLA's float64 convolution takes minutes at sizes that are written out, those of networks; the others may vary.
     _require_agreement(subject, functions, np.float64 if case.dims else np.float32)
     costs = {measure: _costs(subject, functions, measure, seconds) for measure in MEASURES}
-    tail = rule.tails and rule.tails(TAILS.astype(np.float32).astype(np.float64))
-    errors = {name: tail and tail_error(fn, tail) for name, fn in functions.items()}
+    errors = {name: rule.tails and tail_error(Subject(fn, ()), rule.tails) for name, fn in functions.items()}
     for baseline in rule.baselines:
         for measure, cost in costs.items():
             ours, theirs = cost[rule.name], cost[baseline]
@@ -435,12 +400,10 @@ def remarks(rows: Sequence[Row]) -> Iterator[str]:
 
 def _call_table(rows: Sequence[Row]) -> Table:
     """Returns a table of one line a function: those of one call stand together, the rule first."""
-    table = new_table(
-        "ms a call; x: how many times faster the rule is; ±: half the quartile range; largest error: relative, of a\n"
-        "component of the gradient in the tails"
-    )
-    table.add_column("", overflow="fold")
     measured = any(row.error is not None for row in rows)
+    title = "ms a call; x: how many times faster the rule is; ±: half the quartile range"
+    table = new_table(title + "\nerror: relative, the largest of a component of the gradient in the tails" * measured)
+    table.add_column("", overflow="fold")
     headings = (*(f"{measure}\nms" for measure in MEASURES), "±", "compile\ns", "kept\nMB", "scratch\nMB")
     for heading in (*headings, *(["largest\nerror"] if measured else [])):
         table.add_column(heading, justify="right", no_wrap=True)

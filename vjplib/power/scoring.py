@@ -165,4 +165,6 @@ def _examinations(target: Target, i: int, subject: Mutant) -> Iterator[tuple[str
     yield "V10", edges.check, subject
     yield "V2", value.check, subject
     yield "V11", accuracy.check, subject
+    if main is not subject:
+        yield "V11", accuracy.check, main
     yield "V4", partial(transforms.check, eager=False), subject

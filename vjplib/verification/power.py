@@ -2,7 +2,8 @@
 
 A factor on an equation's output that moves no cotangent could be anything: whatever is wrong there, no comparison at
 these inputs shows it. Whether each equation is seen is read off the derivative of the cotangents by all the factors, as
-V12 takes it. Only the author can tell why one is not: a mask may hide it, it may cancel, or nothing may use it.
+V12 takes it. What moves none at the call may do so in the tails that the record declares, where each component is held
+to its own size. Only the author can tell why one is not: a mask may hide it, it may cancel, or nothing may use it.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
+from vjplib.verification.accuracy import at_tails
 from vjplib.verification.locate import MOST, steered
 from vjplib.verification.measure import HALF_THE_DIGITS
 from vjplib.verification.report import Finding, said
@@ -65,4 +67,26 @@ def _blind(subject: Subject) -> tuple[list[str], int, str]:
     # What only decides a comparison moves nothing by a little: it is given the other sign.
     changes = [np.linalg.norm(jitted(ones.at[i].set(OTHER)) - jitted(ones)) for i in blind]
     unseen = [i for i, change in zip(blind, changes, strict=True) if change <= HALF_THE_DIGITS]
+    if unseen and subject.tails is not None:
+        unseen = _unseen_in_tails(subject, program.places, [inside[i] for i in unseen])
+        return [program.places[number] for number in unseen], len(inside), ""
     return [program.places[inside[i]] for i in unseen], len(inside), ""
+
+
+def _unseen_in_tails(subject: Subject, places: tuple[str, ...], numbers: list[int]) -> list[int]:
+    """Returns those of the equations that move no component of a cotangent by a share of it in the tails either."""
+    assert subject.tails is not None
+    tail, there = at_tails(subject, subject.tails, np.float64)
+    program = steered(there, there.leaves(np.float64), (np.asarray(tail.g, np.float64),))
+    if program.places != places:  # another program, whose equations are others
+        return numbers
+    cotangents = jax.jit(program.cotangents([1.0] * len(tail.exact), numbers))
+    ones = jnp.ones(len(numbers))
+    plain = np.asarray(cotangents(ones))
+    sized = plain != 0
+    unseen = []
+    for i, number in enumerate(numbers):
+        changed = np.asarray(cotangents(ones.at[i].set(OTHER)))
+        if np.max(np.abs(changed[sized] / plain[sized] - 1), initial=0) <= HALF_THE_DIGITS:
+            unseen.append(number)
+    return unseen

@@ -397,6 +397,7 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
         sizes={k: v for k, v in dims.items() if k not in case.fixed} if case.growth else {},
         resize=lambda changed: case.avals({**dims, **changed}),
         case=" ".join(described) or "scalars",
+        tails=rule.tails if main else None,
     )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import hasty_options, opened, programs, strip_custom_rules, x64
+from vjplib.rule import Tail
 from vjplib.verification.report import said
 
 Leaves = tuple[Any, ...]
@@ -72,6 +73,7 @@ class Subject:
         resize: takes other sizes for some of them; returns the arguments and array keyword arguments then, as
             `jax.ShapeDtypeStruct`.
         case: a name for the call.
+        tails: makes a call whose exact cotangents are known of log-spaced numbers, or None; see `vjplib.rule.Rule`.
         hurried: whether compiling may leave out optimisation in float32 too; in float64 it does, if the call is small.
     """
 
@@ -87,6 +89,7 @@ class Subject:
     resize: Callable[[Mapping[str, int]], tuple[tuple[Any, ...], Mapping[str, Any]]] | None = None
     case: str = ""
     hurried: bool = False
+    tails: Callable[[np.ndarray], Tail] | None = None
 
     def flat(self, f: Callable[..., Any]) -> Callable[..., Leaves]:
         """Returns f at this call as a function of the differentiated leaves, to its floating output leaves."""
