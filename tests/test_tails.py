@@ -1,5 +1,6 @@
 """Gradients keep their relative accuracy, component by component, where a function saturates: from -80 to 80."""
 
+from dataclasses import replace
 from decimal import Decimal, localcontext
 from functools import partial
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 import vjplib as vl
-from vjplib.catalog import rules
+from vjplib.catalog import find, rules
 from vjplib.compat import x64
 from vjplib.rules.softmax import saturating
+from vjplib.verification import verify_rule
 from vjplib.verification.accuracy import tail_error
 from vjplib.verification.subject import Subject
 
@@ -86,6 +88,15 @@ def test_gradient_at_the_tails_of_the_record(name, dtype):
 def test_what_autodiff_loses_is_seen(naive):
     _, tails = TAILED["sigmoid"]
     assert tail_error(Subject(naive, ()), tails) >= 0.5
+
+
+def test_accuracy_is_refuted_where_a_rule_loses_its_tails():
+    (sigmoid,) = find("sigmoid")
+    naive = replace(sigmoid, fn=lambda x: 1 / (1 + jnp.exp(-x)))
+    failures = verify_rule(naive, claims=("V11",)).failures
+    assert {f.message.partition(":")[0] for f in failures} == {"float32", "bfloat16", "float16"}
+    assert all("in the tails" in f.message for f in failures)
+    assert verify_rule(sigmoid, claims=("V11",)).ok
 
 
 def test_tails_of_the_records_are_exact_to_decimals():

@@ -381,9 +381,11 @@ def to_dict(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> dict[str, An
 
 
 def tables(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> Iterator[Table]:
-    """Yields the table of calls and that of growth, each only if it has a row."""
+    """Yields the table of calls, that of accuracy and that of growth, each only if it has a row."""
     if rows:
         yield _call_table(rows)
+    if any(row.error is not None for row in rows):
+        yield _accuracy_table(rows)
     if growths:
         yield _growth_table(growths)
 
@@ -400,17 +402,13 @@ def remarks(rows: Sequence[Row]) -> Iterator[str]:
 
 def _call_table(rows: Sequence[Row]) -> Table:
     """Returns a table of one line a function: those of one call stand together, the rule first."""
-    measured = any(row.error is not None for row in rows)
-    title = "ms a call; x: how many times faster the rule is; ±: half the quartile range"
-    table = new_table(title + "\nerror: relative, the largest of a component of the gradient in the tails" * measured)
+    table = new_table("ms a call; x: how many times faster the rule is; ±: half the quartile range")
     table.add_column("", overflow="fold")
-    headings = (*(f"{measure}\nms" for measure in MEASURES), "±", "compile\ns", "kept\nMB", "scratch\nMB")
-    for heading in (*headings, *(["largest\nerror"] if measured else [])):
+    for heading in (*(f"{measure}\nms" for measure in MEASURES), "±", "compile\ns", "kept\nMB", "scratch\nMB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for (rule, case), group in _grouped(rows, lambda row: (row.rule, row.case)):
         by_baseline = [list(pairs) for _, pairs in _grouped(group, lambda row: row.baseline)]
-        of_rule = _cells([row.ours for row in by_baseline[0]])
-        table.add_row(f"[bold]{rule}[/]\n{case}", *of_rule, *([_share(group[0].error)] if measured else []))
+        table.add_row(f"[bold]{rule}[/]\n{case}", *_cells([row.ours for row in by_baseline[0]]))
         for pairs in by_baseline:
             ratios = (f"{short(row.ratio)} x" for row in pairs)
             marked = (
@@ -418,7 +416,7 @@ def _call_table(rows: Sequence[Row]) -> Table:
             )
             times, rest = (cells := _cells([row.theirs for row in pairs]))[: len(MEASURES)], cells[len(MEASURES) :]
             both = (f"{cell}\n{ratio}" for cell, ratio in zip(times, marked, strict=True))
-            table.add_row(pairs[0].baseline, *both, *rest, *([_share(pairs[0].baseline_error)] if measured else []))
+            table.add_row(pairs[0].baseline, *both, *rest)
         table.add_section()
     return table
 
@@ -441,10 +439,6 @@ def _cells(costs: Sequence[Cost]) -> list[str]:
     ]
 
 
-def _share(error: float | None) -> str:
-    return "" if error is None else f"{error:.0e}"
-
-
 def time_cell(c: Cost) -> str:
     """Returns the median in ms, and half the quartile range as a share of it."""
     return f"{short(1e3 * c.median)} ±{c.spread:.0%}"
@@ -459,6 +453,17 @@ def making_cells(c: Cost) -> list[str]:
 def short(value: float) -> str:
     """Returns a positive number to three digits, without an exponent."""
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def _accuracy_table(rows: Sequence[Row]) -> Table:
+    """Returns a table of one line for each rule whose record declares tails, and baseline."""
+    table = new_table("accuracy: the largest relative error of a component of the gradient in the tails")
+    for heading in ("", "accuracy", "autodiff's", "of"):
+        table.add_column(heading, overflow="fold")
+    for (rule, baseline), (row, *_) in _grouped(rows, lambda row: (row.rule, row.baseline)):
+        if row.error is not None and row.baseline_error is not None:
+            table.add_row(f"[bold]{rule}[/]", f"{row.error:.0e}", f"{row.baseline_error:.0e}", baseline)
+    return table
 
 
 def _growth_table(growths: Sequence[Growth]) -> Table:

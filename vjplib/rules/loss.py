@@ -111,10 +111,8 @@ def bwd_softmax_cross_entropy(axes, res, g):
     if kept is not None:
         g, x, p = jnp.where(kept, g, 0), jnp.where(kept, x, 0), jnp.where(kept, p, 0)
     e = jnp.exp(x)
-    y = e / total
+    y = e / total if kept is None else jnp.where(kept, e / total, 0)
     d = y * jnp.sum(p, axes, keepdims=True) - p
-    y = y if kept is None else jnp.where(kept, y, 0)
-    d = d if kept is None else jnp.where(kept, d, 0)
     dlogits = as_varying(g * (d - y * jnp.sum(d, axes, keepdims=True)), logits)
     rest = jnp.sum(e - (x == 0), axes, keepdims=True)
     log_total = jnp.where(total < 1.5, jnp.log1p(rest), jnp.log(total))
