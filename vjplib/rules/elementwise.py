@@ -118,21 +118,21 @@ def fwd_tanh(x):
 # Nothing is subtracted, and h, unlike h^2, underflows only long after the derivative itself.
 def bwd_tanh(res, g):
     (x,) = res
-    return ((wide(g) * _tanh_slope(wide(x))).astype(g.dtype),)
+    return (_times_tanh_slope(wide(g), wide(x)).astype(g.dtype),)
 
 
 @jax.custom_jvp
-def _tanh_slope(x):
+def _times_tanh_slope(g, x):
     root = jnp.exp(-jnp.abs(x)) * (1 + jnp.abs(jnp.tanh(x)))
-    return root * root
+    return g * root * root
 
 
 # d/dx 1/cosh^2 = -2 tanh / cosh^2: JAX's derivative of the line above adds terms that cancel near 0.
-@_tanh_slope.defjvp
-def _tanh_curvature(primals, tangents):
-    (x,), (t,) = primals, tangents
-    slope = _tanh_slope(x)
-    return slope, -2 * jnp.tanh(x) * slope * t
+@_times_tanh_slope.defjvp
+def _times_tanh_curvature(primals, tangents):
+    (g, x), (tg, tx) = primals, tangents
+    dx = _times_tanh_slope(g, x)
+    return dx, _times_tanh_slope(tg, x) - 2 * jnp.tanh(x) * dx * tx
 
 
 _tanh.defvjp(fwd_tanh, bwd_tanh)
@@ -189,20 +189,20 @@ def fwd_sigmoid(x):
 #   g^T J = g * s(x) s(-x)
 def bwd_sigmoid(res, g):
     (x,) = res
-    return ((wide(g) * _sigmoid_slope(wide(x))).astype(g.dtype),)
+    return (_times_sigmoid_slope(wide(g), wide(x)).astype(g.dtype),)
 
 
 @jax.custom_jvp
-def _sigmoid_slope(x):
-    return jax.lax.logistic(x) * jax.lax.logistic(-x)
+def _times_sigmoid_slope(g, x):
+    return g * jax.lax.logistic(x) * jax.lax.logistic(-x)
 
 
 # d/dx s(x) s(-x) = s(x) s(-x) (s(-x) - s(x)), and s(x) - s(-x) = tanh(x / 2), which cancels nothing near 0.
-@_sigmoid_slope.defjvp
-def _sigmoid_curvature(primals, tangents):
-    (x,), (t,) = primals, tangents
-    slope = _sigmoid_slope(x)
-    return slope, -jnp.tanh(x / 2) * slope * t
+@_times_sigmoid_slope.defjvp
+def _times_sigmoid_curvature(primals, tangents):
+    (g, x), (tg, tx) = primals, tangents
+    dx = _times_sigmoid_slope(g, x)
+    return dx, _times_sigmoid_slope(tg, x) - jnp.tanh(x / 2) * dx * tx
 
 
 _sigmoid.defvjp(fwd_sigmoid, bwd_sigmoid)

@@ -80,7 +80,7 @@ def tail_error(subject: Subject, tails: Callable[[np.ndarray], Tail], dtype: Any
 
 def at_tails(subject: Subject, tails: Callable[[np.ndarray], Tail], dtype: Any) -> tuple[Tail, Subject]:
     """Return the call that tails makes of log-spaced numbers of a dtype, and the function at that call."""
-    tail = tails(np.unique(TAILS.astype(dtype)).astype(np.float64))
+    tail = tails(np.unique(TAILS.astype(dtype))[::-1].astype(np.float64))
     return tail, subject.at(tail.args, {}, f"tails in {jnp.dtype(dtype).name}")
 
 
