@@ -19,12 +19,19 @@ class Formulation(NamedTuple):
         why: why it is chosen where it applies.
         applies: whether it serves a problem well.
         run: takes the problem and two canonical arrays; returns the product. None where XLA's convolution serves.
+        nonfinite: where NaN and infinities reach further than what they are multiplied with; empty for nowhere.
     """
 
     name: str
     why: str
     applies: Callable[[Problem], bool]
     run: Callable[[Problem, jax.Array, jax.Array], jax.Array] | None
+    nonfinite: str = ""
+
+
+PADDING = "an infinite number in the kernel gives NaN where it meets padding"
+GAPS = "NaN and infinities in x give NaN at places nearby, whose window has a gap there"
+GROUPS = "NaN and infinities of a group give NaN in the other groups of its block, at the same places"
 
 
 def output(problem: Problem, x: jax.Array, k: jax.Array) -> jax.Array:
@@ -52,36 +59,42 @@ OUTPUT: tuple[Formulation, ...] = (
         "windows that do not overlap: x cut up is a matrix already",
         dense.patches_apply,
         dense.patches,
+        PADDING,
     ),
     Formulation(
         "a matrix product for all of y",
         "x has one place: each place of y meets one tap at most",
         dense.place_applies,
         dense.place,
+        GAPS,
     ),
     Formulation(
         "multiples of one channel",
         "one channel: a sum of multiples of x, in a single pass over y",
         dense.multiples_apply,
         dense.multiples,
+        PADDING,
     ),
     Formulation(
         "all phases as features",
         "a dilated input of which XLA makes little: one undilated convolution gives every phase of y",
         phased.apply,
         phased.phases,
+        f"{PADDING}; {GAPS}",
     ),
     Formulation(
         "shifted copies",
         "one channel a group: XLA runs such groups one by one, shifted copies are sums over whole arrays",
         depthwise.taps_apply,
         depthwise.taps,
+        PADDING,
     ),
     Formulation(
         "shifted copies by phase",
         "one channel a group and a dilated input: each phase of y meets its own taps, no zero is multiplied",
         depthwise.phases_apply,
         depthwise.phases,
+        f"{PADDING}; {GAPS}",
     ),
     Formulation(
         "a column a tap",
@@ -100,18 +113,21 @@ OUTPUT: tuple[Formulation, ...] = (
         "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
         dense.slabs_apply,
         dense.slabs,
+        PADDING,
     ),
     Formulation(
         "shifted copies of each channel of a group",
         "few channels and taps a group: one sum reads each place of y's neighbourhood, no product with other groups",
         grouped.lanes_apply,
         grouped.lanes,
+        PADDING,
     ),
     Formulation(
         "dense convolutions of blocks of groups",
         "XLA runs groups one by one: a block of 32 features, zero between its groups, runs at full speed",
         grouped.blocks_apply,
         grouped.blocks(output),
+        f"{PADDING}; {GROUPS}",
     ),
     XLA,
 )

@@ -63,8 +63,8 @@ def conv_general_dilated(
 
     Returns:
         y, with the shape and dtype that lax gives it; half precision accumulates in float32 and is rounded once. NaN
-        and infinities reach the outputs whose window they lie in; where neighbouring groups are computed as one block
-        ("dense convolutions of blocks of groups"), those of the block's other groups at the same places too.
+        and infinities reach the outputs that they are multiplied into, and in some formulations more: a kernel's as NaN
+        where it meets padding, those of a group the other groups of its block. `explain_convolution` says where.
 
     Raises:
         TypeError: an argument has a wrong type, or ranks or dtypes differ; the message names it.
@@ -195,8 +195,11 @@ class Explanation(NamedTuple):
     dk: Formulation
 
     def __str__(self) -> str:
-        """Returns a line a product."""
-        return "\n".join(f"{product}: {f.name} ({f.why})" for product, f in zip(self._fields, self, strict=True))
+        """Return a line a product, and below it where that spreads NaN and infinities."""
+        return "\n".join(
+            f"{product}: {f.name} ({f.why})" + (f"\n    {f.nonfinite}" if f.nonfinite else "")
+            for product, f in zip(self._fields, self, strict=True)
+        )
 
 
 def explain_convolution(

@@ -287,7 +287,7 @@ def avg_pool(
     jax.eval_shape(sum_by_lax, x)  # lax refuses what it does not take
     windows = _windows(x.shape, dims, given_strides, given_padding, None)
     if not _by_hand(x, windows) or max(side.size for side in windows) > LONGEST:
-        counts = taps(windows) if count_include_pad else sum_by_lax(jnp.ones(x.shape))
+        counts = float(taps(windows)) if count_include_pad else sum_by_lax(jnp.ones(x.shape))
         return sum_by_lax(x) / counts
     return _mean(x, windows, bool(count_include_pad))
 
