@@ -28,7 +28,7 @@ def lax_max(x, *args):
 
 def y_and_dx(f, x, g=None):
     y, back = jax.vjp(f, jnp.asarray(x))
-    return y, back(jnp.ones_like(y) if g is None else g)[0]
+    return y, back(jnp.ones_like(y) if g is None else jnp.asarray(g, y.dtype))[0]
 
 
 def on_both(ours, theirs, x, g):
@@ -70,6 +70,10 @@ def assert_maxima_are_lax_s(seed):
         ours, theirs = on_both(lambda x: vjplib.reduce_window_max(x, *args), lambda x: oracle(x, *args), x, g)
         chex.assert_trees_all_equal(ours, theirs)
         chex.assert_trees_all_equal(ours[0], lax_max(x, *args))
+        in_float32 = jax.jit(lambda x, g: y_and_dx(lambda x: vjplib.reduce_window_max(x, *args), x, g))(
+            x.astype(jnp.float32), g.astype(jnp.float32)
+        )
+        chex.assert_trees_all_equal(jax.tree.map(lambda a: a.astype(jnp.float64), in_float32), theirs)
 
 
 @pytest.mark.parametrize("seed", range(24))
@@ -109,10 +113,17 @@ def assert_pool_is_flax_s(name, seed):
     ours, theirs = POOLS[name]
     options = {"count_include_pad": bool(rng.random() < 0.5)} if name == "avg_pool" else {}
     with x64():
-        x = jnp.asarray(rng.standard_normal(shape))
+        x = jnp.asarray(rng.standard_normal(shape).astype(np.float32), jnp.float64)
         y = jax.eval_shape(lambda x: theirs(x, *args, **options), x)
-        g = jnp.asarray(rng.standard_normal(y.shape))
+        g = jnp.asarray(rng.standard_normal(y.shape).astype(np.float32), jnp.float64)
         pair = on_both(lambda x: ours(x, *args, **options), lambda x: theirs(x, *args, **options), x, g)
+        in_float32 = jax.jit(lambda x, g: y_and_dx(lambda x: ours(x, *args, **options), x, g))(
+            x.astype(jnp.float32), g.astype(jnp.float32)
+        )
+        right = jax.tree.map(lambda a: a.astype(jnp.float32), pair[1])
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda a: a.astype(jnp.float32), in_float32), right, rtol=1e-5, atol=1e-6
+        )
     if name == "avg_pool":  # adds along one side after the other
         chex.assert_trees_all_close(*pair, rtol=1e-13, atol=1e-14)
     else:
