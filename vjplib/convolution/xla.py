@@ -113,11 +113,8 @@ class Call:
     @cached_property
     def met(self) -> tuple[tuple[int, int], ...]:
         """The taps [first, end) of each spatial axis of the kernel that reach x from any place of y."""
-        n, k, m = self._space
         low = (low for low, _ in self.pads)
-        axes = zip(n, k, m, self.strides, low, self.lhs_dilation, self.rhs_dilation, strict=True)
-        ends = [(-((s * (m - 1) - p) // r), (d * (n - 1) + p) // r + 1, k) for n, k, m, s, p, d, r in axes]
-        return tuple((min(max(0, first), k), max(min(max(0, first), k), min(k, end))) for first, end, k in ends)
+        return tuple(map(met, *self._space, self.strides, low, self.lhs_dilation, self.rhs_dilation))
 
     @cached_property
     def trimmed(self) -> "Call":
@@ -259,6 +256,17 @@ def excess(n: int, k: int, m: int, s: int, low: int, high: int, d: int, r: int) 
     if high <= reach_k and all(max(0, reach_k - reach_x) <= p <= min(reach_k, reach_y) for p in (low, h)):
         return 0, 0, 0
     return low, h, d - 1
+
+
+def met(n: int, k: int, m: int, s: int, p: int, d: int, r: int) -> tuple[int, int]:
+    """Return the taps [first, end) of one axis, of k, for which s i + r j = d l + p may hold with i < m and l < n.
+
+    Example:
+        >>> met(5, 3, 5, 1, 1, 1, 1), met(5, 3, 5, 1, 2**31, 1, 2**31), met(5, 3, 4, 1, 9, 1, 1)
+        ((0, 3), (1, 2), (3, 3))
+    """
+    first = min(k, max(0, -((s * (m - 1) - p) // r)))
+    return first, max(first, min(k, (d * (n - 1) + p) // r + 1))
 
 
 def canonical(problem: Problem, x: Array, k: Array) -> Array:
