@@ -520,7 +520,7 @@ RULES = (
         ),
         residuals=lambda n: (n - 3) // 2 + 1,
         jacobian=jacobian_reduce_window_max,
-        reason="on CPU many times faster than XLA's select-and-scatter; keeps a byte an output, not the input",
+        reason="on CPU many times faster than XLA's select-and-scatter, right if x is dilated; keeps a byte an output",
         source="Algorithm 4",
     ),
     *(
