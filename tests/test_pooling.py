@@ -376,3 +376,27 @@ def test_the_mean_of_booleans_is_refused_as_by_flax():
     for f in POOLS["avg_pool"]:
         with pytest.raises(TypeError, match="number dtype"):
             f(X > 0, (2,))
+
+
+CROPS = ((-1, 0), (0, 0)), ((-1, 2), (1, -1)), ((0, 0), (0, -3))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32, np.complex64])
+@pytest.mark.parametrize("padding", CROPS)
+def test_windows_of_one_element_that_crop_compile(dtype, padding):
+    # Those that XLA were given would abort the process (openxla/xla#48719).
+    x = np.arange(1, 33).reshape(8, 4).astype(dtype)
+    (top, bottom), (left, right) = padding
+    crop = x[max(0, -top) : 8 + min(0, bottom), max(0, -left) : 4 + min(0, right)]
+    outside = [(max(0, top), max(0, bottom)), (max(0, left), max(0, right))]
+
+    def check(f, expected):
+        np.testing.assert_array_equal(jax.jit(f)(x), expected)
+
+    def filled(value):
+        return np.pad(crop.astype(np.result_type(dtype, np.float32)), outside, constant_values=value)
+
+    worst = np.iinfo(dtype).min if dtype == np.int32 else -np.inf
+    check(lambda x: vjplib.reduce_window_max(x, (1, 1), None, padding), np.pad(crop, outside, constant_values=worst))
+    check(lambda x: vjplib.avg_pool(x[..., None], (1, 1), None, padding)[..., 0], filled(0))
+    check(lambda x: vjplib.avg_pool(x[..., None], (1, 1), None, padding, False)[..., 0], filled(np.nan))

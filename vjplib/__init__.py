@@ -16,7 +16,7 @@ The map of the package, from the bottom up:
     reports       what a run of the verifier found, for people and programs, and what changed since another
     testing       rules verified by one's own tests; the plugin of pytest stands beside the package, in vjplib_pytest
     bench         times a rule against what users would otherwise call; peers does so in torch
-    sweep         times random convolutions, to find a shape at which lax's is faster
+    sweep         checks and times random convolutions, to find one that is wrong, or at which lax's is faster
     models        flax networks, of which bench_models times training steps, and torch_models the same in torch
     net, train    networks of pure functions, and their training with optax
     figures       the lecture's figures, drawn from running code

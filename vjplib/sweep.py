@@ -1,4 +1,4 @@
-"""sweep: random convolutions timed against lax's, to find a shape at which the choice of formulation is wrong."""
+"""sweep: random convolutions checked in float32 and timed against lax's, to find a wrong result or a wrong choice."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from rich.markup import escape
 from rich.table import Table
 
 import vjplib.bench as bench
@@ -16,6 +17,8 @@ from vjplib.rules.convolution_general import conv_general_dilated, explain_convo
 
 SLOW = 0.8
 """A ratio below this, again and again, is a wrong choice."""
+WRONG = 1e-4
+"""An error above this share of the largest entry is no rounding: sums of a million numbers stay a decade below."""
 REPEATS = 3
 """How many times in all a slow shape is timed before it is called slow."""
 LARGEST = 2**22
@@ -26,7 +29,7 @@ MOST_WORK = 2**29
 
 @dataclass(frozen=True)
 class Trial:
-    """One random convolution, timed forward and backward with the output returned.
+    """One random convolution, checked and timed forward and backward with the output returned.
 
     Args:
         lhs: shape of x.
@@ -37,6 +40,8 @@ class Trial:
         ours: seconds.
         theirs: seconds.
         compiling: seconds that ours and lax's took to lower and compile.
+        errors: the largest errors of our y, dx and dk, as shares of the largest entry; inf where NaN.
+        lax_errors: those of lax's.
     """
 
     lhs: tuple[int, ...]
@@ -47,6 +52,18 @@ class Trial:
     ours: float
     theirs: float
     compiling: tuple[float, float]
+    errors: tuple[float, ...]
+    lax_errors: tuple[float, ...]
+
+    @property
+    def wrong(self) -> bool:
+        """Whether y, dx or dk of ours is wrong."""
+        return max(self.errors) > WRONG
+
+    @property
+    def lax_wrong(self) -> bool:
+        """Whether y, dx or dk of lax's is wrong."""
+        return max(self.lax_errors) > WRONG
 
     @property
     def slow(self) -> bool:
@@ -64,7 +81,9 @@ class Trial:
 
 
 def draw(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
-    """Returns shapes and arguments of a random convolution of a size met in practice: 1 to 3 dimensions, any kind.
+    """Return shapes and arguments of a random convolution of a practical size: 1 to 3 dimensions, any kind.
+
+    A third of the convolutions have pads that `unusual_pads` draws.
 
     Example:
         >>> lhs, rhs, arguments = draw(np.random.default_rng(0))
@@ -121,6 +140,9 @@ def _drawn(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], 
     size = max(1, min(side, 4096 if ndim == 1 else 224))
     window = (kernel - 1) * dilation + 1
     padding = ((pick(0, window - 1, window // 2),) * 2,) * ndim if dilated > 1 else pick("SAME", "SAME", "VALID")
+    if pick(True, False, False):  # XLA:CPU's fault needs such pads on every axis
+        same = unusual_pads(rng, window)
+        padding = (same,) * ndim if pick(True, False) else tuple(unusual_pads(rng, window) for _ in range(ndim))
     first, last = f"NC{space}", f"N{space}C"
     layout = pick((last, f"{space}IO", last), (last, f"{space}IO", last), (first, f"OI{space}", first))
     sizes = {"N": batch, "C": channels, "I": channels // groups, "O": features}
@@ -139,8 +161,115 @@ def _drawn(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], 
     )
 
 
+def unusual_pads(rng: np.random.Generator, window: int) -> tuple[int, int]:
+    """Return the pads of an axis: one-sided, cropping or at least as long as the window.
+
+    Args:
+        rng: draws them.
+        window: the size of the kernel along the axis, dilated.
+
+    Example:
+        >>> unusual_pads(np.random.default_rng(0), 3)
+        (8, 8)
+    """
+    beyond, cut, few = int(rng.integers(window, 2 * window + 4)), -int(rng.integers(1, 4)), int(rng.integers(1, 3))
+    pads = (
+        *((beyond, 0), (0, beyond), (beyond, beyond)),
+        *((cut, 0), (0, cut), (cut, few), (few, cut), (cut, beyond), (beyond, cut)),
+    )
+    return pads[int(rng.integers(len(pads)))]
+
+
+def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return y, dx and dk of a convolution and a cotangent g in float64, by NumPy: a matrix product for each tap.
+
+    No product of XLA or of this library is used, and none is formed in float32.
+
+    Args:
+        x: the input.
+        k: the kernel.
+        g: the cotangent of y.
+        arguments: keyword arguments of `conv_general_dilated`, with one group of the batch.
+
+    Returns:
+        y, dx and dk, of the layouts of y, x and k.
+
+    Example:
+        >>> x, k = np.ones((1, 1, 3)), np.ones((1, 1, 2))
+        >>> arguments = {"window_strides": (1,), "padding": ((1, 0),), "dimension_numbers": ("NCH", "OIH", "NCH")}
+        >>> y, dx, dk = exact(x, k, x, arguments)
+        >>> y.tolist(), dx.tolist(), dk.tolist()
+        ([[[1.0, 2.0, 2.0]]], [[[2.0, 2.0, 1.0]]], [[[2.0, 3.0]]])
+    """
+    layouts = lax.conv_dimension_numbers(x.shape, k.shape, arguments["dimension_numbers"])
+    order_x, order_y = ((spec[0], *spec[2:], spec[1]) for spec in (layouts.lhs_spec, layouts.out_spec))
+    order_k = (*layouts.rhs_spec[2:], layouts.rhs_spec[1], layouts.rhs_spec[0])
+    x, k, g = (
+        np.transpose(np.asarray(a, np.float64), order) for a, order in ((x, order_x), (k, order_k), (g, order_y))
+    )
+    size, kernel, out = x.shape[1:-1], k.shape[:-2], g.shape[1:-1]
+    strides, ones = arguments["window_strides"], (1,) * len(size)
+    dilated, dilation = arguments.get("lhs_dilation", ones), arguments.get("rhs_dilation", ones)
+    pads = arguments["padding"]
+    if isinstance(pads, str):
+        window = [(n - 1) * r + 1 for n, r in zip(kernel, dilation, strict=True)]
+        pads = lax.padtype_to_pads(size, window, strides, pads)
+    # x in an array that holds every place that a tap reads: `inside` is where x lies in it.
+    before = [max(low, 0) for low, _ in pads]
+    starts = [b - low for b, (low, _) in zip(before, pads, strict=True)]
+    last = [a + (m - 1) * s + (n - 1) * r for a, m, s, n, r in zip(starts, out, strides, kernel, dilation, strict=True)]
+    ends = [b + (n - 1) * d for b, n, d in zip(before, size, dilated, strict=True)]
+    inside = tuple(slice(b, e + 1, d) for b, e, d in zip(before, ends, dilated, strict=True))
+    whole = np.zeros((x.shape[0], *(max(e, t) + 1 for e, t in zip(ends, last, strict=True)), x.shape[-1]))
+    whole[:, *inside] = x
+    cotangent, dk = np.zeros(whole.shape), np.zeros(k.shape)
+    groups = arguments.get("feature_group_count", 1)
+
+    def grouped(a: np.ndarray) -> np.ndarray:
+        """Return the features of a as (groups, everything else, features of a group)."""
+        return np.moveaxis(a.reshape(-1, groups, a.shape[-1] // groups), 1, 0)
+
+    def ungrouped(a: np.ndarray) -> np.ndarray:
+        return np.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
+
+    y, gs = np.zeros((groups, g[..., 0].size, g.shape[-1] // groups)), np.ascontiguousarray(grouped(g))
+    for tap in np.ndindex(*kernel):
+        first = [a + j * r for a, j, r in zip(starts, tap, dilation, strict=True)]
+        at = (slice(None), *(slice(f, f + (m - 1) * s + 1, s) for f, m, s in zip(first, out, strides, strict=True)))
+        xs, ks = np.ascontiguousarray(grouped(whole[at])), grouped(k[tap])
+        y += _product(xs, ks)
+        cotangent[at] += ungrouped(_product(gs, np.swapaxes(ks, 1, 2))).reshape(whole[at].shape)
+        dk[tap] = ungrouped(np.swapaxes(xs, 1, 2) @ gs)
+    dx = cotangent[:, *inside]
+    made = (ungrouped(y).reshape(g.shape), order_y), (dx, order_x), (dk, order_k)
+    y, dx, dk = (np.transpose(a, np.argsort(order)) for a, order in made)
+    return y, dx, dk
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a @ b for each group; where there is one number to sum over, a product is many times faster."""
+    return a * b if b.shape[1] == 1 else a @ b
+
+
+def errors(products: Sequence[Any], right: Sequence[np.ndarray]) -> tuple[float, ...]:
+    """Return the largest error of each array, as a share of the largest entry of the right one, inf where NaN.
+
+    Example:
+        >>> errors([np.array([1.0, 2.0]), np.array([np.nan])], [np.array([1.0, 4.0]), np.array([1.0])])
+        (0.5, inf)
+    """
+    found = []
+    for a, b in zip(products, right, strict=True):
+        error = np.max(np.abs(np.asarray(a, np.float64) - b)) / max(np.max(np.abs(b)), np.finfo(np.float32).tiny)
+        found.append(float(error) if np.isfinite(error) else math.inf)
+    return tuple(found)
+
+
 def sweep(count: int, *, seed: int = 0, seconds: float = 0.2) -> Iterator[Trial]:
-    """Yields count random convolutions, each timed against lax's.
+    """Yield count random convolutions, each checked for rightness and timed against lax's.
+
+    The y, dx and dk compared are those of the timed programs, in float32 and in full, at the size drawn; `exact` gives
+    the right ones. Where lax's result is wrong its time counts all the same.
 
     Args:
         count: how many.
@@ -152,8 +281,8 @@ def sweep(count: int, *, seed: int = 0, seconds: float = 0.2) -> Iterator[Trial]
 
     Example:
         >>> (trial,) = sweep(1, seconds=0)
-        >>> trial.ratio > 0
-        True
+        >>> trial.ratio > 0, trial.wrong
+        (True, False)
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -163,37 +292,66 @@ def sweep(count: int, *, seed: int = 0, seconds: float = 0.2) -> Iterator[Trial]
         served = explain_convolution(_form(lhs), _form(rhs), **arguments)
         names = tuple(formulation.name for formulation in served)
         x, k = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in (lhs, rhs))
-        programs = [_program(f, x, k, arguments) for f in (conv_general_dilated, lax.conv_general_dilated)]
+        y = jax.eval_shape(lambda x, k, a=arguments: lax.conv_general_dilated(x, k, **a), x, k)
+        g = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        programs = [_program(f, x, k, g, arguments) for f in (conv_general_dilated, lax.conv_general_dilated)]
         runs, compiling = zip(*programs, strict=True)
         ours, theirs, repeats = 1.0, 0.0, 0
         while theirs < SLOW * ours and repeats < REPEATS:
             ours, theirs = (float(t) for t in np.median(bench.interleaved(runs, seconds), axis=1))
             repeats += 1
-        yield Trial(lhs, rhs, arguments, names, theirs / ours, ours, theirs, compiling)
+        right = exact(x, k, g, arguments)
+        found = (errors(run(), right) for run in runs)
+        yield Trial(lhs, rhs, arguments, names, theirs / ours, ours, theirs, compiling, *found)
 
 
 def _program(
-    f: Callable[..., Any], x: jax.Array, k: jax.Array, arguments: dict[str, Any]
+    f: Callable[..., Any], x: jax.Array, k: jax.Array, g: jax.Array, arguments: dict[str, Any]
 ) -> tuple[Callable[[], Any], float]:
-    """Returns y and both cotangents as a compiled program, and the seconds it took to make."""
-    y = jax.eval_shape(lambda x, k: f(x, k, **arguments), x, k)
-    g = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+    """Return y and both cotangents as a compiled program, and the seconds it took to make."""
 
+    # Everything is an argument: XLA folds what is constant, and by another convolution than the one it would run.
     def run(x: jax.Array, k: jax.Array, g: jax.Array) -> Any:
         y, back = jax.vjp(lambda x, k: f(x, k, **arguments), x, k)
-        return y, back(g)
+        return y, *back(g)
 
     call, lowering, compiling, _ = bench.compile_bound(run, x, k, g)
     return call, lowering + compiling
 
 
 def to_dict(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Returns trials in plain types, with the environment: what `vjplib bench --sweep N --json` writes."""
-    return {"environment": bench.environment(), "trials": [{**asdict(trial), "slow": trial.slow} for trial in trials]}
+    """Return trials in plain types, with the environment: what `vjplib bench --sweep N --json` writes.
+
+    An infinite error, which JSON cannot represent, is the string "inf".
+    """
+
+    def row(trial: Trial) -> dict[str, Any]:
+        fields = {name: getattr(trial, name) for name in ("slow", "wrong", "lax_wrong")}
+        for name in ("errors", "lax_errors"):
+            fields[name] = [e if math.isfinite(e) else str(e) for e in getattr(trial, name)]
+        return asdict(trial) | fields
+
+    return {"environment": bench.environment(), "trials": [row(trial) for trial in trials]}
 
 
 def tables(trials: Sequence[Trial], *, lowest: int = 10) -> Iterator[Table]:
-    """Yields how many times faster than lax's the trials are: quantiles, for each forward served, and the lowest."""
+    """Yield the wrong results of ours if there are any, and how much faster than lax's the trials are.
+
+    Args:
+        trials: what `sweep` yields.
+        lowest: how many of the slowest trials are shown.
+    """
+    if any(trial.wrong for trial in trials):
+        table = bench.new_table(
+            f"WRONG: y, dx or dk of ours in float32 is off by more than {WRONG:g} of the largest entry"
+        )
+        for heading in ("call", "y is computed by", "y", "dx", "dk"):
+            table.add_column(heading, justify="right" if len(heading) < 3 else "left", overflow="fold")
+        for trial in trials:
+            if trial.wrong:
+                found = (f"[bold red]{e:.1e}[/]" if e > WRONG else f"{e:.1e}" for e in trial.errors)
+                table.add_row(f"[bold red]{escape(str(trial))}[/]", trial.served[0], *found)
+        yield table
     table = bench.new_table(f"{len(trials)} random convolutions, forward and backward: how many times lax's speed")
     for heading in ("y is computed by", "number", "lowest", "median", "highest"):
         table.add_column(heading, justify="left" if heading.startswith("y") else "right")
@@ -208,5 +366,19 @@ def tables(trials: Sequence[Trial], *, lowest: int = 10) -> Iterator[Table]:
     for trial in sorted(trials, key=lambda trial: trial.ratio)[:lowest]:
         ratio = f"[bold red]{bench.short(trial.ratio)}[/]" if trial.slow else bench.short(trial.ratio)
         times = (bench.short(1e3 * t) for t in (trial.ours, trial.theirs))
-        table.add_row(str(trial), ratio, *times, *(f"{t:.2f}" for t in trial.compiling))
+        table.add_row(escape(str(trial)), ratio, *times, *(f"{t:.2f}" for t in trial.compiling))
     yield table
+
+
+def remarks(trials: Sequence[Trial]) -> Iterator[str]:
+    """Yield one line that says how often lax is wrong, and one that says how far ours is off at most.
+
+    Example:
+        >>> for line in remarks(tuple(sweep(1, seconds=0))):
+        ...     print(line)
+        lax is wrong in 0 of 1
+        the largest error of y, dx and dk of ours is ... of the largest entry
+    """
+    yield f"lax is wrong in {sum(trial.lax_wrong for trial in trials)} of {len(trials)}"
+    largest = max(max(trial.errors) for trial in trials)
+    yield f"the largest error of y, dx and dk of ours is {largest:.1e} of the largest entry"

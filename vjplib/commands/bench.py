@@ -1,4 +1,4 @@
-"""vjplib bench: rules, networks and random convolutions timed."""
+"""vjplib bench: rules, networks and random convolutions timed; the convolutions are checked too."""
 
 import argparse
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ def add(command: Command) -> None:
         "--sweep",
         type=count,
         metavar="N",
-        help="time N random convolutions in place of rules; exit 1 if lax is faster at one",
+        help="check and time N random convolutions in place of rules; exit 1 if one is wrong, or slower than lax's",
     )
     bench.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the random convolutions (default 0)")
     bench.add_argument("--torch", action="store_true", help="time PyTorch too, where it has the same; installed by you")
@@ -87,7 +87,7 @@ def _bench_models(parsed: argparse.Namespace) -> int:
 
 def _sweep(parsed: argparse.Namespace) -> int:
     if parsed.targets or parsed.models:
-        parsed.error("--sweep times random convolutions and takes neither a rule nor --models")
+        parsed.error("--sweep checks and times random convolutions and takes neither a rule nor --models")
     from vjplib import sweep
 
     console = Console(highlight=False)
@@ -100,7 +100,9 @@ def _sweep(parsed: argparse.Namespace) -> int:
         write_json(parsed.json, sweep.to_dict(done))
     for table in sweep.tables(done):
         console.print(table)
-    return 1 if any(trial.slow for trial in done) else 0
+    for line in sweep.remarks(done):
+        console.print(line, markup=False, soft_wrap=True)
+    return 1 if any(trial.slow or trial.wrong for trial in done) else 0
 
 
 def _seconds(parsed: argparse.Namespace) -> float:

@@ -58,21 +58,35 @@ class Call:
     out_sharding: Any = None
 
     def __call__(self, x: Array, k: Array) -> Array:
-        """Return y, computed by XLA's convolution as lax calls it."""
+        """Return y by XLA's convolution, of an x padded outside of it where XLA:CPU would misread pads.
+
+        On other platforms too: inside of `lax.platform_dependent` XLA:CPU may run a convolution a hundred times slower.
+        """
+        call = self.within_reach
         return conv_general_dilated(
-            x,
+            self.pad(x),
             k,
-            self.strides,
-            self.padding,
-            self.lhs_dilation,
-            self.rhs_dilation,
-            self.dimensions,
-            self.feature_groups,
-            self.batch_groups,
-            self.precision,
-            self.preferred_element_type,
-            self.out_sharding,
+            call.strides,
+            call.padding,
+            call.lhs_dilation,
+            call.rhs_dilation,
+            call.dimensions,
+            call.feature_groups,
+            call.batch_groups,
+            call.precision,
+            call.preferred_element_type,
+            call.out_sharding,
         )
+
+    def input_cotangent(self, g: Array, k: Array, x: Array) -> Array:
+        """Return dx by XLA's convolution, as JAX transposes it; of x only shape and dtype count."""
+        (dx,) = jax.linear_transpose(lambda x: self(x, k), x)(g)
+        return dx
+
+    def kernel_cotangent(self, g: Array, x: Array, k: Array) -> Array:
+        """Return dk by XLA's convolution, as JAX transposes it; of k only shape and dtype count."""
+        (dk,) = jax.linear_transpose(lambda k: self(x, k), k)(g)
+        return dk
 
     @cached_property
     def pads(self) -> tuple[tuple[int, int], ...]:
@@ -85,9 +99,9 @@ class Call:
         return tuple(lax.padtype_to_pads(sizes, window, self.strides, self.padding))
 
     @cached_property
-    def safe(self) -> "Call":
+    def within_reach(self) -> "Call":
         """The convolution of `pad(x)` that gives the same y, and that XLA:CPU computes rightly."""
-        if not self.misread:
+        if not any(map(any, self.excess)):
             return self
         lhs, padding, dilation = list(self.lhs), list(self.pads), list(self.lhs_dilation)
         for axis, (at, (low, high, interior)) in enumerate(zip(self.dimensions.lhs_spec[2:], self.excess, strict=True)):
@@ -133,21 +147,12 @@ class Call:
         first, end = zip(*(met.get(i, (0, n)) for i, n in enumerate(k.shape)), strict=True)
         return lax.slice(k, first, end)
 
-    @property
-    def misread(self) -> bool:
-        """Whether XLA:CPU may compute this convolution or a derivative of it wrongly, and `on_cpu` does not."""
-        return any(map(any, self.excess))
-
     def pad(self, x: Array) -> Array:
-        """Return x with its excess padded or cut: the argument of `safe`."""
-        if not self.misread:
+        """Return x with its excess padded or cut: the argument of `within_reach`."""
+        if self.within_reach is self:
             return x
         pads = dict(zip(self.dimensions.lhs_spec[2:], self.excess, strict=True))
         return lax.pad(x, jnp.zeros((), x.dtype), [pads.get(i, (0, 0, 0)) for i in range(x.ndim)])
-
-    def on_cpu(self, x: Array, k: Array) -> Array:
-        """Return y by XLA's convolution, of an x padded outside of it where XLA:CPU would misread pads."""
-        return self.safe(self.pad(x), k)
 
     @property
     def problem(self) -> Problem:
@@ -270,7 +275,7 @@ def met(n: int, k: int, m: int, s: int, p: int, d: int, r: int) -> tuple[int, in
 
 
 def canonical(problem: Problem, x: Array, k: Array) -> Array:
-    """Return y of a problem with one group, by XLA's convolution of arrays in canonical form, on CPU."""
+    """Return y of a problem with one group, by XLA's convolution of arrays in canonical form."""
     n = problem.ndim
     lhs, rhs = (0, n + 1, *range(1, n + 1)), (n + 1, n, *range(n))
     call = Call(
@@ -287,7 +292,7 @@ def canonical(problem: Problem, x: Array, k: Array) -> Array:
         None,
         None,
     )
-    return call.on_cpu(x, k)
+    return call(x, k)
 
 
 def call_of(

@@ -90,9 +90,7 @@ def _convolve(lhs, rhs, **arguments):
         if call.trimmed.empty:
             return jnp.zeros(call.out, jax.eval_shape(call, lhs, rhs).dtype)
         call, rhs = call.trimmed, call.trim(rhs)
-    if _served(call, lhs, rhs):
-        return _rule(call)(lhs, rhs)
-    return (_padded(call) if call.misread else call)(lhs, rhs)
+    return _rule(call)(lhs, rhs) if _served(call, lhs, rhs) else call(lhs, rhs)
 
 
 def conv(
@@ -315,11 +313,6 @@ def _call(*, lhs, rhs, out_sharding, **arguments) -> Call:
 
 
 @functools.lru_cache(maxsize=4096)
-def _padded(call: Call) -> Callable[[Array, Array], Array]:
-    return _by_xla(call, _y)
-
-
-@functools.lru_cache(maxsize=4096)
 def _rule(call: Call) -> Callable[[Array, Array], Array]:
     problem = call.problem
     output, input_cotangent, kernel_cotangent = (f.run for f in served_by(call) or ())
@@ -338,9 +331,9 @@ def _rule(call: Call) -> Callable[[Array, Array], Array]:
         dk = _in_one_dtype(kernel_cotangent, problem, k.dtype)(call.x_to_canonical(x), call.y_to_canonical(g))
         return as_varying(call.k_from_canonical(dk), k)
 
-    y_of = by_platform(y_on_cpu, call) if output else _by_xla(call, _y)
-    dx_of = by_platform(dx_on_cpu, _dx(call)) if input_cotangent else _by_xla(call, _dx)
-    dk_of = by_platform(dk_on_cpu, _dk(call)) if kernel_cotangent else _by_xla(call, _dk)
+    y_of = by_platform(output and y_on_cpu, call)
+    dx_of = by_platform(input_cotangent and dx_on_cpu, call.input_cotangent)
+    dk_of = by_platform(kernel_cotangent and dk_on_cpu, call.kernel_cotangent)
 
     @custom_vjp
     def convolve(x: Array, k: Array) -> Array:
@@ -363,27 +356,10 @@ def _rule(call: Call) -> Callable[[Array, Array], Array]:
     return convolve
 
 
-def _y(convolve):
-    return convolve
-
-
-def _dx(convolve):
-    """Return dx of a convolution, as JAX transposes it; of x only shape and dtype count."""
-    return lambda g, k, x: jax.linear_transpose(lambda x: convolve(x, k), x)(g)[0]
-
-
-def _dk(convolve):
-    """Return dk of a convolution, as JAX transposes it; of k only shape and dtype count."""
-    return lambda g, x, k: jax.linear_transpose(lambda k: convolve(x, k), k)(g)[0]
-
-
-def _by_xla(call, product):
-    """Return a product by XLA as one jitted function, on CPU of an x padded outside where XLA:CPU misreads pads."""
-    return by_platform(product(call.on_cpu), product(call)) if call.misread else jax.jit(product(call))
-
-
 def by_platform(on_cpu, default):
-    """Return a product as one jitted function: on CPU in a form of ours, else by XLA as lax calls it."""
+    """Return a product as one jitted function: on CPU in a form of ours, if there is one, else by XLA."""
+    if on_cpu is None:
+        return jax.jit(default)
 
     def product(*arrays):
         on_devices = automatic(on_cpu, jax.eval_shape(default, *arrays))
@@ -461,7 +437,7 @@ RULES = (
             _general(x, k, label=label, space=len(k.split()) - 2, **arguments) for label, x, k, arguments in SHAPES
         ),
         residuals=_residuals,
-        reason="lax's convolution; on CPU its depthwise, grouped and transposed forms are many times faster",
+        reason="lax's convolution; on CPU depthwise, grouped and transposed many times faster, and right at any pad",
         source="Example 4.2, generalised",
     ),
     Rule(

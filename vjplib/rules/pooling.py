@@ -111,15 +111,26 @@ def _reduce_window(operand, smallest, window_dimensions, window_strides, padding
         x = lax.pad(x, _worst(x.dtype, smallest), [(0, 0, d - 1) for d in base_dilation])
     windows = _windows(x.shape, window_dimensions, window_strides, padding, window_dilation)
     if not _by_hand(x, windows):
+        if _only_pad(windows):
+            return _padded(x, _worst(x.dtype, smallest), windows)
         return lax.reduce_window(x, *reduction, window_dimensions, window_strides, padding, None, window_dilation)
     if not any(side.pools for side in windows):
         return x
     return _best(x, windows, smallest)
 
 
+def _only_pad(windows):
+    """Return whether windows hold one element each, all of them: where they crop x, XLA aborts (openxla/xla#48719)."""
+    return all(side[:2] == (1, 1) for side in windows)
+
+
+def _padded(x, outside, windows):
+    return lax.pad(x, jnp.asarray(outside, x.dtype), [(side.low, side.high, 0) for side in windows])
+
+
 def _worst(dtype, smallest):
     """Return the number that is no better than any other, in a dtype."""
-    if jnp.issubdtype(dtype, jnp.floating):
+    if jnp.issubdtype(dtype, jnp.inexact):
         return jnp.asarray(jnp.inf if smallest else -jnp.inf, dtype)
     if dtype == jnp.bool_:
         return jnp.asarray(smallest)
@@ -287,8 +298,9 @@ def avg_pool(
     jax.eval_shape(sum_by_lax, x)  # lax refuses what it does not take
     windows = _windows(x.shape, dims, given_strides, given_padding, None)
     if not _by_hand(x, windows) or max(side.size for side in windows) > LONGEST:
-        counts = float(taps(windows)) if count_include_pad else sum_by_lax(jnp.ones(x.shape))
-        return sum_by_lax(x) / counts
+        sums = (lambda x: _padded(x, 0, windows)) if _only_pad(windows) else sum_by_lax
+        counts = float(taps(windows)) if count_include_pad else sums(jnp.ones(x.shape))
+        return sums(x) / counts
     return _mean(x, windows, bool(count_include_pad))
 
 
@@ -520,7 +532,7 @@ RULES = (
         ),
         residuals=lambda n: (n - 3) // 2 + 1,
         jacobian=jacobian_reduce_window_max,
-        reason="on CPU many times faster than XLA's select-and-scatter; keeps a byte an output, not the input",
+        reason="on CPU many times faster than XLA's select-and-scatter, right if x is dilated; keeps a byte an output",
         source="Algorithm 4",
     ),
     *(
