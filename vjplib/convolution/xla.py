@@ -132,8 +132,8 @@ class Call:
 
     @cached_property
     def trimmed(self) -> "Call":
-        """The same convolution by a kernel that is cut to the taps that are met."""
-        if not self.known or self.empty or self.met == tuple((0, k) for k in self._space[1]):
+        """The same convolution, where x cannot be padded by a kernel that is cut to the taps that are met."""
+        if not self.known or self.empty or not (self.problem.sprawls or self.problem.transposed.sprawls):
             return self
         rhs, padding = list(self.rhs), list(self.pads)
         for axis, (at, (first, end)) in enumerate(zip(self.dimensions.rhs_spec[2:], self.met, strict=True)):

@@ -114,7 +114,7 @@ def bwd_softmax_cross_entropy(axes, res, g):
     y = e / total if kept is None else jnp.where(kept, e / total, 0)
     d = y * jnp.sum(p, axes, keepdims=True) - p
     dlogits = as_varying(g * (d - y * jnp.sum(d, axes, keepdims=True)), logits)
-    rest = jnp.sum(e - (x == 0), axes, keepdims=True)
+    rest = jnp.sum(e - (x == 0).astype(e.dtype), axes, keepdims=True)
     log_total = jnp.where(total < 1.5, jnp.log1p(rest), jnp.log(total))
     dlabels = as_varying(-g * (x - log_total), labels)
     return dlogits.astype(logits.dtype), dlabels.astype(labels.dtype), None
