@@ -112,6 +112,21 @@ def test_arrays_of_every_wide_dtype(name, dtype):
         require_same(*ONE_ARRAY[name], array(dtype))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int32", "int64"])
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_the_float_that_integers_make_under_x64(name, dtype):
+    ours, incumbent = SOFTMAXES[name]
+    with x64():
+        x = jnp.asarray(np.abs(NUMBERS)).astype(dtype)
+        assert ours(x).dtype == jax.eval_shape(incumbent, x).dtype
+
+
+def test_numpy_s_integers_are_options():
+    x = jnp.ones((2, 3, 4))
+    assert vl.softmax(x, axis=np.array([0, 2])).shape == x.shape
+    assert float(jax.grad(lambda x: vl.relu(x, np.int64(0)))(0.0)) == 0
+
+
 @pytest.mark.parametrize("number", SCALARS)
 @pytest.mark.parametrize("name", ONE_ARRAY)
 def test_scalars_of_python_and_numpy(name, number):

@@ -1,19 +1,21 @@
 """Absurd pads and dilations, large windows, infinities: nothing aborts, runs out of memory or spreads unsaid."""
 
+import itertools
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from convolution_calls import random_call
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 import vjplib as vl
 from vjplib.convolution import dense
-from vjplib.convolution.choice import OUTPUT, output_formulation
-from vjplib.convolution.xla import call_of
+from vjplib.convolution.choice import GAPS, GROUPS, OUTPUT, PADDING, output_formulation
+from vjplib.convolution.problem import Problem
 
 FAR = 2**31
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
@@ -50,6 +52,35 @@ def test_far_convolutions_are_right(name, groups):
         *(products(IMAGE, kernel, feature_group_count=groups, **given) for given in (far, near)), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_far_convolutions_of_many_taps_do_not_compile_for_long():
+    x, k = jax.ShapeDtypeStruct((1, 2, 500), jnp.float32), jax.ShapeDtypeStruct((2, 2, 500), jnp.float32)
+    explanation = vl.explain_convolution(x, k, (99999,), ((0, 0),), (100000,))
+    assert [f.run for f in explanation] == [None, None, None]
+
+
+def test_a_convolution_of_padding_alone_is_sharded_and_varies_as_its_arguments():
+    mesh = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x, k = jax.device_put(jnp.ones((4, 3, 6)), P("i")), jax.device_put(jnp.ones((4, 3, 3)), P())
+        for padding in (((4, 0),), ((20, -8),), ((FAR, 4 - FAR),), "SAME"):
+            y = vl.conv_general_dilated(x, k, (1,), padding, out_sharding=P("i"))
+            assert jax.typeof(y).sharding.spec == P("i", None, None)
+
+    def rows(x, k):
+        def step(carry, _):
+            return vl.conv_general_dilated(
+                carry, k, (1,), ((FAR, -FAR),), dimension_numbers=("NCW", "OIW", "NCW")
+            ), None
+
+        return jax.lax.scan(step, x, length=2)[0]
+
+    automatic = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    y = jax.shard_map(rows, mesh=automatic, in_specs=(P("i"), P()), out_specs=P("i"))(
+        jnp.ones((4, 3, 6)), jnp.ones((3, 3, 1))
+    )
+    np.testing.assert_array_equal(y, np.zeros((4, 3, 6)))
 
 
 SCRIPT = f"""
@@ -92,41 +123,54 @@ def test_patches_of_a_large_window_need_little_more_than_their_result(padding):
         assert memory.temp_size_in_bytes <= 2 * (y.nbytes + x.nbytes)
 
 
-def containment(call):
-    """Yield each formulation of a call, the array with an infinity, and whether that stays where it is multiplied."""
-    rng = np.random.default_rng(0)
-    for problem in (call.problem, call.problem.transposed):
-        formulation = output_formulation(problem)
-        if formulation.run is None:  # XLA's own
-            continue
-        shapes = (problem.batch, *problem.size, problem.channels), (*problem.kernel, problem.depth, problem.features)
-        for infinite in (0, 1):
-            arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
-            arrays[infinite].reshape(-1)[rng.integers(arrays[infinite].size)] = np.inf
-            y, alone = (np.isfinite(run(problem, *map(jnp.asarray, arrays))) for run in (formulation.run, dense.places))
-            assert not np.any(y & ~alone)
-            yield formulation, infinite, bool((y == alone).all())
+# (batch, size, channels, kernel, features, strides, low, dilation of x, of the kernel, groups, size of y)
+PROBLEMS = {
+    "a matrix product": Problem(1, (5, 5), 3, (1, 1), 2, (2, 1), (1, 0), (1, 1), (1, 1), 1, (3, 5)),
+    "a matrix product of patches": Problem(1, (5,), 2, (2,), 3, (2,), (1,), (1,), (1,), 1, (3,)),
+    "a matrix product for all of y": Problem(2, (1,), 2, (3,), 3, (1,), (4,), (1,), (2,), 1, (5,)),
+    "multiples of one channel": Problem(1, (5, 5), 1, (3, 3), 2, (1, 1), (1, 1), (1, 1), (1, 1), 1, (5, 5)),
+    "all phases as features": Problem(1, (4, 4), 2, (2, 2), 3, (1, 1), (0, 0), (2, 2), (1, 1), 1, (6, 6)),
+    "shifted copies": Problem(1, (5, 5), 3, (3, 3), 3, (1, 1), (1, 1), (1, 1), (1, 1), 3, (5, 5)),
+    "shifted copies by phase": Problem(1, (4,), 2, (4,), 2, (1,), (2,), (2,), (1,), 2, (8,)),
+    "a column a tap": Problem(1, (6,), 4, (3,), 1, (1,), (1,), (1,), (1,), 1, (6,)),
+    "planes of columns": Problem(1, (5, 5), 4, (3, 3), 2, (1, 1), (1, 1), (1, 1), (1, 1), 1, (5, 5)),
+    "a convolution of fewer dimensions a tap": Problem(
+        1, (4, 4, 4), 2, (2, 3, 3), 3, (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1, (5, 4, 4)
+    ),
+    "shifted copies of each channel of a group": Problem(
+        1, (5, 5), 4, (3, 3), 4, (1, 1), (1, 1), (1, 1), (1, 1), 2, (5, 5)
+    ),
+    "dense convolutions of blocks of groups": Problem(
+        1, (5, 5), 32, (3, 3), 4, (1, 1), (1, 1), (1, 1), (1, 1), 2, (5, 5)
+    ),
+}
 
 
-def test_infinities_are_contained_wherever_a_formulation_does_not_say_otherwise():
-    rng, spread = np.random.default_rng(0), set()
-    seen = set()
-    for _ in range(60):
-        lhs, rhs, arguments = random_call(rng, largest=6)
-        y = jax.eval_shape(
-            lambda x, k, a=arguments: lax.conv_general_dilated(x, k, **a),
-            *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (lhs, rhs)),
-        )
-        call = call_of(lhs, rhs, y, **arguments).trimmed
-        if call.empty:
-            continue
-        for formulation, infinite, contained in containment(call):
-            seen.add(formulation.name)
-            if not contained:
-                assert formulation.nonfinite, formulation.name
-                spread.add((formulation.name, infinite))
-    assert len(seen) > len(OUTPUT) // 2
-    assert {("shifted copies", 1), ("dense convolutions of blocks of groups", 0)} <= spread  # what is said does happen
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_infinities_are_contained_unless_the_formulation_says_otherwise(name):
+    problem, rng = PROBLEMS[name], np.random.default_rng(0)
+    formulation = output_formulation(problem)
+    assert formulation.name == name
+    assert formulation.run is not None
+    shapes = (problem.batch, *problem.size, problem.channels), (*problem.kernel, problem.depth, problem.features)
+    run, alone = (jax.jit(partial(f, problem)) for f in (formulation.run, dense.places))
+    spread = {"x": False, "k": False}
+    for infinite, _ in itertools.product(spread, range(8)):
+        arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        changed = arrays["xk".index(infinite)].reshape(-1)
+        changed[rng.integers(changed.size)] = np.inf
+        y, expected = np.isfinite(run(*arrays)), np.isfinite(alone(*arrays))
+        assert not np.any(y & ~expected)
+        spread[infinite] |= bool(np.any(~y & expected))
+    said = {
+        "x": GAPS in formulation.nonfinite or GROUPS in formulation.nonfinite,
+        "k": PADDING in formulation.nonfinite,
+    }
+    assert all(said[array] for array in spread if spread[array]), spread
+
+
+def test_every_formulation_is_among_them():
+    assert {f.name for f in OUTPUT if f.run} - {"places alone"} == set(PROBLEMS)
 
 
 def test_an_explanation_says_where_infinities_spread():

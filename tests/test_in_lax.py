@@ -1,6 +1,7 @@
 """use_in_lax serves who calls jax.lax, this thread alone, jitted programs as they are traced, and leaves no trace."""
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import threading
@@ -576,3 +577,31 @@ def test_a_decorated_async_generator_is_inside_while_it_runs(arrays):
 
     assert inspect.isasyncgenfunction(stream)
     asyncio.run(run())
+
+
+def test_a_callable_that_returns_a_body_to_run_later_is_refused_by_name():
+    def numbers():
+        yield 1
+
+    async def number():
+        return 1
+
+    async def several():
+        yield 1
+
+    class Maker:
+        def __call__(self):
+            return numbers()
+
+    for make in (lambda: numbers(), lambda: number(), lambda: several(), Maker(), contextlib.contextmanager(numbers)):
+        with pytest.raises(TypeError, match="use_in_lax must decorate a generator or coroutine function itself, got "):
+            vl.use_in_lax()(make)()
+    assert vl.use_in_lax()(lambda: [1])() == [1]
+
+
+def test_an_exit_too_many_is_refused():
+    context = vl.use_in_lax()
+    with context:
+        pass
+    with pytest.raises(RuntimeError, match="use_in_lax must be entered before it is left"):
+        context.__exit__(None, None, None)

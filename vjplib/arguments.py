@@ -28,7 +28,9 @@ def convolution_arguments(**given: Any) -> dict[str, Any]:
         ValueError: rhs_dilation must have length 1 and positive entries, got (0,)
     """
     lhs = given["lhs"]
-    if lhs.ndim < 2 or given.get("rhs", lhs).ndim != lhs.ndim:
+    if lhs.ndim < 2:
+        raise ValueError(f"lhs must have at least 2 dimensions, batch and channels, got shape {lhs.shape}")
+    if given.get("rhs", lhs).ndim != lhs.ndim:
         return given  # lax refuses such ranks
     for name, value in given.items():
         if name in ("filter_shape", "window_strides", "strides") or (name.endswith("_dilation") and value is not None):

@@ -56,7 +56,8 @@ class use_in_lax:  # noqa: N801 - read as a verb, as contextlib's contexts are
 
     A decorated function is inside while its body runs. The body of a generator function, a coroutine function or an
     async generator function is inside whenever it runs and outside while it is suspended; tasks that it creates are
-    outside unless decorated themselves.
+    outside unless decorated themselves. A callable of another kind that returns a generator or coroutine, as those of
+    `contextlib.contextmanager` do, is refused when called.
 
     Other threads get JAX's functions. Other tasks of asyncio get them too while a task awaits inside a `with` block;
     tasks created in the block are served until it is left. But JAX keys its caches by thread: a jitted function called
@@ -69,6 +70,10 @@ class use_in_lax:  # noqa: N801 - read as a verb, as contextlib's contexts are
     Not served is a function that was bound before, as by `from jax.lax import conv_general_dilated`, or as the default
     of an argument, as in `flax.nnx.Conv`: give that layer `conv_general_dilated=vjplib.conv_general_dilated`. Inside,
     convolutions with a rule of vjplib's have no forward mode (`jax.jvp`), as no custom_vjp has.
+
+    Raises:
+        TypeError: a decorated callable returns a generator or coroutine without being a function of that kind.
+        RuntimeError: the context is left more often than it was entered.
 
     Example:
         >>> import jax.numpy as jnp
@@ -98,6 +103,8 @@ class use_in_lax:  # noqa: N801 - read as a verb, as contextlib's contexts are
 
     def __exit__(self, *exception: object) -> None:
         with _lock:
+            if not self._entered:
+                raise RuntimeError("use_in_lax must be entered before it is left, got an exit too many")
             # An abandoned generator is closed wherever it is collected: there nothing was entered.
             *_, entry = [entry for entry in self._entered if entry in _here()] or self._entered
             self._entered.remove(entry)
@@ -132,7 +139,8 @@ class use_in_lax:  # noqa: N801 - read as a verb, as contextlib's contexts are
 
         def plain(*args: Any, **kwargs: Any) -> Any:
             with use_in_lax():
-                return call(*args, **kwargs)
+                result = call(*args, **kwargs)
+            return _require_ended(call, result)
 
         if inspect.isasyncgenfunction(function):
             decorated: Any = async_generator
@@ -142,6 +150,20 @@ class use_in_lax:  # noqa: N801 - read as a verb, as contextlib's contexts are
             decorated = generator if inspect.isgeneratorfunction(function) else plain
         functools.update_wrapper(decorated, function)
         return decorated
+
+
+def _require_ended(call: Callable[..., Any], result: Any) -> Any:
+    """Return what a call returned, unless that is a body which has yet to run, and would do so outside."""
+    body = getattr(result, "gen", result)  # contextlib makes context managers of generators
+    if not (inspect.isgenerator(body) or inspect.iscoroutine(body) or inspect.isasyncgen(body)):
+        return result
+    if not inspect.isasyncgen(body):
+        body.close()
+    name = getattr(call, "__qualname__", repr(call))
+    raise TypeError(
+        f"use_in_lax must decorate a generator or coroutine function itself, got {name}, which returned "
+        f"a {type(result).__name__} of {body.__qualname__}"
+    )
 
 
 def _steps(body: Generator[Any, Any, Any] | Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:

@@ -2,9 +2,11 @@
 
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from vjplib.compat import as_varying, automatic, weakly_typed
@@ -48,7 +50,9 @@ def as_inexact(name: str, x: ArrayLike) -> jax.Array:
         dtype('float32')
     """
     array = as_array(name, x)
-    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(jnp.result_type(array, float))
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    return array.astype(jax.eval_shape(jnp.exp, array).dtype)  # under x64 it depends on the integers' size
 
 
 def floating(name: str, x: ArrayLike) -> jax.Array:
@@ -95,16 +99,16 @@ def by_rule(rule: Callable[..., jax.Array], incumbent: Callable[..., jax.Array],
     is_floating = [jnp.issubdtype(a.dtype, jnp.floating) for a in arrays]
     if all(is_floating) and not any(a.weak_type for a in arrays):
         return rule(*arrays)
-    result = jax.eval_shape(incumbent, *arrays)
-    if not jnp.issubdtype(result.dtype, jnp.floating):
+    dtype, weak = jnp.result_type(*arrays), False
+    if not any(floats and not a.weak_type for a, floats in zip(arrays, is_floating, strict=True)):
+        result = jax.eval_shape(incumbent, *arrays)
+        dtype, weak = result.dtype, result.weak_type
+    if not jnp.issubdtype(dtype, jnp.floating):
         return incumbent(*arrays)
     y = rule(
-        *(
-            a if floats and not a.weak_type else a.astype(result.dtype)
-            for a, floats in zip(arrays, is_floating, strict=True)
-        )
+        *(a if floats and not a.weak_type else a.astype(dtype) for a, floats in zip(arrays, is_floating, strict=True))
     )
-    return weakly_typed(y) if result.weak_type else y
+    return weakly_typed(y) if weak else y
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -147,7 +151,7 @@ def axes_of(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
         >>> axes_of((-1, 0), 3)
         (0, 2)
     """
-    given = range(ndim) if axis is None else axis if isinstance(axis, Sequence) else (axis,)
+    given: Any = range(ndim) if axis is None else (axis,) if np.ndim(axis) == 0 else axis
     try:
         indices = [operator.index(a) for a in given]
     except TypeError:

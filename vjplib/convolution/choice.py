@@ -46,13 +46,19 @@ def kernel(problem: Problem, x: jax.Array, g: jax.Array) -> jax.Array:
 
 XLA = Formulation("XLA's convolution", "no formulation known is faster here", lambda problem: True, None)
 
+SPRAWLING = XLA._replace(
+    why="pads or dilations so large that x cannot be padded, and too many taps to multiply each alone",
+    applies=lambda problem: problem.sprawls,
+)
+
 OUTPUT: tuple[Formulation, ...] = (
     Formulation(
         "places alone",
         "pads or dilations so large that x cannot be padded: the places that each tap reaches are multiplied alone",
-        lambda problem: problem.sprawls,
+        dense.places_apply,
         dense.places,
     ),
+    SPRAWLING,
     Formulation("a matrix product", "one tap: no window, all places at once", dense.product_applies, dense.taps),
     Formulation(
         "a matrix product of patches",
@@ -137,9 +143,10 @@ KERNEL: tuple[Formulation, ...] = (
     Formulation(
         "places alone",
         "pads or dilations so large that x cannot be padded: the places that each tap reaches are multiplied alone",
-        lambda problem: problem.sprawls,
+        dense.places_apply,
         dense.kernel_places,
     ),
+    SPRAWLING,
     Formulation("a matrix product", "one tap: no window, all places at once", dense.product_applies, dense.kernel_taps),
     Formulation(
         "a matrix product of patches",

@@ -177,6 +177,11 @@ def taps(problem: Problem, x: Array, k: Array) -> Array:
     return total(parts, (problem.batch, *problem.out, problem.features), x.dtype)
 
 
+def places_apply(problem: Problem) -> bool:
+    """Return whether places alone serve: x cannot be padded, and the taps are few enough to compile."""
+    return problem.sprawls and problem.taps <= MOST_TAPS
+
+
 def places(problem: Problem, x: Array, k: Array) -> Array:
     """Return y of any problem, in groups too, from the places alone that each tap brings together: x is not padded."""
     k = k.reshape(*problem.kernel, problem.depth, problem.groups, problem.width)

@@ -133,7 +133,9 @@ class Call:
     @cached_property
     def trimmed(self) -> "Call":
         """The same convolution, where x cannot be padded by a kernel that is cut to the taps that are met."""
-        if not self.known or self.empty or not (self.problem.sprawls or self.problem.transposed.sprawls):
+        if self.out_sharding is not None or not self.known or self.empty:
+            return self
+        if not (self.problem.sprawls or self.problem.transposed.sprawls):
             return self
         rhs, padding = list(self.rhs), list(self.pads)
         for axis, (at, (first, end)) in enumerate(zip(self.dimensions.rhs_spec[2:], self.met, strict=True)):

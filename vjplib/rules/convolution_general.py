@@ -19,7 +19,7 @@ from vjplib.convolution.shapes import SHAPES
 from vjplib.convolution.whole_batch import whole_batch
 from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated as lax_convolution
-from vjplib.numerics import as_array, wide_dtype
+from vjplib.numerics import as_array, form, wide_dtype
 from vjplib.rule import Case, Edge, Rule
 
 Padding = str | Sequence[tuple[int, int]]
@@ -87,8 +87,9 @@ def conv_general_dilated(
 def _convolve(lhs, rhs, **arguments):
     call = _call(lhs=lhs, rhs=rhs, **arguments)
     if call.trimmed is not call:  # no formulation pads for taps that meet nothing
-        if call.trimmed.empty:
-            return jnp.zeros(call.out, jax.eval_shape(call, lhs, rhs).dtype)
+        if call.trimmed.empty:  # 0, varying over devices as x and k do
+            zero = jnp.sum(form(lhs)) + jnp.sum(form(rhs))
+            return jnp.broadcast_to(zero.astype(jax.eval_shape(call, lhs, rhs).dtype), call.out)
         call, rhs = call.trimmed, call.trim(rhs)
     return _rule(call)(lhs, rhs) if _served(call, lhs, rhs) else call(lhs, rhs)
 

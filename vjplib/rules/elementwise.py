@@ -41,9 +41,9 @@ def relu(x: Shaped[ArrayLike, "..."], derivative_at_zero: int = 1) -> Shaped[Arr
     Source:
         Example 2.1 of the lecture, item 1.
     """
-    if not isinstance(derivative_at_zero, (int, float)) or derivative_at_zero not in (0, 1):
+    if not isinstance(derivative_at_zero, (int, float, np.number)) or derivative_at_zero not in (0, 1):
         raise ValueError(f"derivative_at_zero must be 0 or 1, got {derivative_at_zero!r}")
-    return by_rule(lambda x: _relu(x, derivative_at_zero), jax.nn.relu, x=x)
+    return by_rule(lambda x: _relu(x, int(derivative_at_zero)), jax.nn.relu, x=x)
 
 
 @partial(custom_vjp, nondiff_argnames=("derivative_at_zero",))
