@@ -115,10 +115,9 @@ def test_arrays_of_every_wide_dtype(name, dtype):
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int32", "int64"])
 @pytest.mark.parametrize("name", SOFTMAXES)
 def test_the_float_that_integers_make_under_x64(name, dtype):
-    ours, incumbent = SOFTMAXES[name]
     with x64():
         x = jnp.asarray(np.abs(NUMBERS)).astype(dtype)
-        assert ours(x).dtype == jax.eval_shape(incumbent, x).dtype
+        assert SOFTMAXES[name][0](x).dtype == jax.nn.softmax(x).dtype  # jax.nn.log_softmax of integers warns
 
 
 def test_numpy_s_integers_are_options():
