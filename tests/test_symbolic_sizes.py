@@ -14,7 +14,6 @@ import vjplib as vl
 SIZES = {"b": 3, "n": 11, "m": 9, "c": 4}
 CHANNELS_LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 BATCH = {1: ("b", 11, 4), 2: ("b", 11, 9, 4), 3: ("b", 5, 6, 7, 4)}
-SPACE = {1: (3, "n", 4), 2: (3, "n", "m", 4)}
 ALL = {1: ("b", "n", 4), 2: ("b", "n", "m", 4)}
 
 
@@ -90,14 +89,13 @@ def test_a_convolution_of_a_symbolic_batch(name):
     require_right(ours, theirs, BATCH[len(kernel) - 2], kernel)
 
 
-@pytest.mark.parametrize("sizes", [SPACE, ALL])
 @pytest.mark.parametrize("name", [name for name in CONVOLUTIONS if name != "three dimensions"])
-def test_a_convolution_of_symbolic_space(name, sizes):
+def test_a_convolution_of_symbolic_batch_and_space(name):
     kernel, given = CONVOLUTIONS[name]
     ours, theirs = (convolution(library, name) for library in (vl, lax))
     if "window_strides" not in given:  # JAX exports no gradient of a stride over a symbolic size
         ours, theirs = with_gradients(ours), with_gradients(theirs)
-    require_right(ours, theirs, sizes[len(kernel) - 2], kernel)
+    require_right(ours, theirs, ALL[len(kernel) - 2], kernel)
 
 
 def test_a_symbolic_batch_is_served_by_the_same_formulations():
@@ -120,7 +118,7 @@ def lax_conv1d(x, h, stride):
     return lax.conv_general_dilated(x, h, (stride,), "SAME", dimension_numbers=CHANNELS_LAST[1])
 
 
-@pytest.mark.parametrize("shape", [BATCH[1], SPACE[1], ALL[1], ("b", "n", "c")])
+@pytest.mark.parametrize("shape", [BATCH[1], (3, "n", 4), ("b", "n", "c")])
 @pytest.mark.parametrize("taps", [1, 4])
 def test_conv1d_with_channels(shape, taps):
     require_right(
@@ -129,7 +127,7 @@ def test_conv1d_with_channels(shape, taps):
     require_right(lambda x, h: vl.conv1d(x, h, stride=2), lambda x, h: lax_conv1d(x, h, 2), shape, (taps, shape[-1], 5))
 
 
-@pytest.mark.parametrize("shape", [("b", 11), (3, "n"), ("b", "n")])
+@pytest.mark.parametrize("shape", [("b", 11), ("b", "n")])
 @pytest.mark.parametrize("taps", [1, 4, 11])
 def test_conv1d_of_one_kernel(shape, taps):
     def theirs(x, h):
@@ -147,7 +145,7 @@ def test_conv1d_of_a_symbolic_kernel():
     )
 
 
-@pytest.mark.parametrize("shape", [BATCH[2], SPACE[2], ALL[2]])
+@pytest.mark.parametrize("shape", [BATCH[2], ALL[2]])
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_a_transposed_convolution(shape, padding):
     def transposed(library):
@@ -156,7 +154,7 @@ def test_a_transposed_convolution(shape, padding):
     require_right(transposed(vl), transposed(lax), shape, (3, 3, 4, 5))
 
 
-@pytest.mark.parametrize("shape", [BATCH[2], SPACE[2], ALL[2]])
+@pytest.mark.parametrize("shape", [BATCH[2], ALL[2]])
 @pytest.mark.parametrize("strides", [(1, 1), (3, 2)])
 @pytest.mark.parametrize("padding", ["SAME", ((3, -1), (0, 0))])
 def test_patches(shape, strides, padding):
@@ -185,8 +183,8 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("shape", [("b", 11, 9, 4), (3, "n", "m", 4), (3, 11, 9, "c"), ("b", "n", "m", "c")])
-@pytest.mark.parametrize("window", [((2, 2), (2, 2), "VALID"), ((3, 3), (2, 2), "SAME"), ((3, 2), (1, 1), "SAME")])
+@pytest.mark.parametrize("shape", [("b", 11, 9, 4), (3, 11, 9, "c"), ("b", "n", "m", "c")])
+@pytest.mark.parametrize("window", [((2, 2), (2, 2), "VALID"), ((3, 3), (2, 2), "SAME")])
 @pytest.mark.parametrize("name", POOLS)
 def test_pools(name, window, shape):
     ours, theirs = POOLS[name]
