@@ -3,6 +3,7 @@
 relu, tanh and sigmoid are the activations of the lecture's Example 2.1; quadratic is the function of its Example 2.2.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -113,9 +114,9 @@ def fwd_tanh(x):
 
 
 # d tanh / dx = 1 - tanh^2 = 1 / cosh^2. From y alone 1 - y^2 loses its digits where y nears 1, and is 0 from where y
-# rounds to 1 on. So x is kept: with h = e^-|x|, 1 - |y| = 2 h^2 / (1 + h^2) and 1 + |y| = 2 / (1 + h^2), whence
-#   1 - y^2 = (h (1 + |y|))^2, and g^T J = g * (h (1 + |y|))^2
-# Nothing is subtracted, and h, unlike h^2, underflows only long after the derivative itself.
+# rounds to 1 on. So x is kept: with k = e^-2|x|, 1 - |y| = 2 k / (1 + k) and 1 + |y| = 2 / (1 + k), whence
+#   g^T J = g * 4 k / (1 + k)^2
+# Nothing is subtracted. k underflows where 4 k does not yet: what is computed is e^2 k = e^(2 - 2|x|).
 def bwd_tanh(res, g):
     (x,) = res
     return (_times_tanh_slope(wide(g), wide(x)).astype(g.dtype),)
@@ -123,8 +124,8 @@ def bwd_tanh(res, g):
 
 @jax.custom_jvp
 def _times_tanh_slope(g, x):
-    root = jnp.exp(-jnp.abs(x)) * (1 + jnp.abs(jnp.tanh(x)))
-    return g * root * root
+    k = jnp.exp(2 - 2 * jnp.abs(x))
+    return g * (4 * math.exp(-2) * k / jnp.square(1 + math.exp(-2) * k))
 
 
 # d/dx 1/cosh^2 = -2 tanh / cosh^2: JAX's derivative of the line above adds terms that cancel near 0.
@@ -185,8 +186,8 @@ def fwd_sigmoid(x):
 
 
 # With s(x) = 1 / (1 + e^-x): ds/dx = e^-x / (1 + e^-x)^2 = s (1 - s). From y alone 1 - y loses its digits where y nears
-# 1, and is 0 from where y rounds to 1 on. So x is kept, for 1 - s(x) = s(-x):
-#   g^T J = g * s(x) s(-x)
+# 1, and is 0 from where y rounds to 1 on. So x is kept. The slope is the same at x and -x: with k = e^-|x|,
+#   g^T J = g * k / (1 + k)^2
 def bwd_sigmoid(res, g):
     (x,) = res
     return (_times_sigmoid_slope(wide(g), wide(x)).astype(g.dtype),)
@@ -194,10 +195,12 @@ def bwd_sigmoid(res, g):
 
 @jax.custom_jvp
 def _times_sigmoid_slope(g, x):
-    return g * jax.lax.logistic(x) * jax.lax.logistic(-x)
+    k = jnp.exp(-jnp.abs(x))
+    return g * (k / jnp.square(1 + k))
 
 
-# d/dx s(x) s(-x) = s(x) s(-x) (s(-x) - s(x)), and s(x) - s(-x) = tanh(x / 2), which cancels nothing near 0.
+# The slope is s(x) s(-x). d/dx s(x) s(-x) = s(x) s(-x) (s(-x) - s(x)), and s(x) - s(-x) = tanh(x / 2), which cancels
+# nothing near 0.
 @_times_sigmoid_slope.defjvp
 def _times_sigmoid_curvature(primals, tangents):
     (g, x), (tg, tx) = primals, tangents
