@@ -20,7 +20,7 @@ from vjplib import catalog, figures, net
 from vjplib.compat import opened, programs, recorded_custom_vjps
 from vjplib.jacobians import BandedToeplitz, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
 from vjplib.rules.convolution import naive_vjp, sparse_vjp
-from vjplib.verification.growth import cost
+from vjplib.verification.claims.growth import cost
 
 
 def normal(seed, *shape):

@@ -25,7 +25,7 @@ LAYERS = (
     ("verification", "debug"),
     ("reports", "testing"),
     ("auditing",),
-    ("bench", "page", "power"),
+    ("bench", "page", "mutation"),
     ("peers", "sweep"),
     ("models",),
     ("torch_models",),
@@ -172,7 +172,7 @@ def test_a_users_rule_is_verified_like_ours(package):
     assert verify_rule(right, effort="quick").ok
     (wrong,) = find(f"{package}.wrong:softminus")
     report = verify_rule(wrong, effort="quick")
-    assert {f.claim for f in report.failures} >= {"V2"}
+    assert {f.claim for f in report.failures} >= {"value"}
 
 
 def test_targets_that_name_nothing_say_what_there_is(package):

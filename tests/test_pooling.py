@@ -16,7 +16,7 @@ from jax import lax
 import vjplib
 from vjplib.compat import x64
 from vjplib.rules.pooling import reference_reduce_window_max
-from vjplib.verification.residuals import residual_bytes
+from vjplib.verification.claims.residuals import residual_bytes
 from vjplib.windows import first_best
 
 INF, NAN = jnp.inf, jnp.nan

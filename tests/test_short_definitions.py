@@ -7,7 +7,7 @@ import pytest
 from short_definitions import by_generator, by_keywords
 
 import vjplib
-from vjplib.verification.residuals import residual_bytes
+from vjplib.verification.claims.residuals import residual_bytes
 
 RNG = np.random.default_rng(0)
 

@@ -25,9 +25,9 @@ from rich.table import Table
 from vjplib import __version__
 from vjplib.compat import x64
 from vjplib.rule import Case, Rule, Scaling
-from vjplib.verification.accuracy import tail_error
-from vjplib.verification.residuals import residual_bytes
-from vjplib.verification.subject import Leaves, Subject
+from vjplib.verification.call import Leaves, Subject
+from vjplib.verification.claims.accuracy import tail_error
+from vjplib.verification.claims.residuals import residual_bytes
 
 SLOWER = 1.1
 """From this multiple of a baseline's time on, a rule is called slower, and owes its reason."""

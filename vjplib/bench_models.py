@@ -29,7 +29,7 @@ from vjplib.bench import (
 )
 from vjplib.compat import x64
 from vjplib.models import CLASSES, JAX, VJPLIB, Model, Ops, loss, start, training_step
-from vjplib.verification.residuals import residual_bytes
+from vjplib.verification.claims.residuals import residual_bytes
 
 
 @dataclass(frozen=True)
