@@ -16,10 +16,11 @@ import optax
 import pytest
 
 import vjplib as vl
-from vjplib import catalog, figures, net
+from vjplib import catalog, figures
 from vjplib.compat import opened, programs, recorded_custom_vjps
 from vjplib.jacobians import BandedToeplitz, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
 from vjplib.rules.convolution import naive_vjp, sparse_vjp
+from vjplib.training import net
 from vjplib.verification.growth import cost
 
 

@@ -18,7 +18,7 @@ The map of the package, from the bottom up:
     bench         times a rule against what users would otherwise call; peers does so in torch
     sweep         checks and times random convolutions, to find one that is wrong, or at which lax's is faster
     models        flax networks, of which bench_models times training steps, and torch_models the same in torch
-    net, train    networks of pure functions, and their training with optax
+    training      networks of pure functions, and their training with optax
     figures       the lecture's figures, drawn from running code
 """
 

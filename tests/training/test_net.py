@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import vjplib as vl
-from vjplib import net
+from vjplib.training import net
 
 KEY = jax.random.key(0)
 
