@@ -25,17 +25,17 @@ LAYERS = (
     ("verification", "debug"),
     ("reports", "testing"),
     ("auditing",),
-    ("bench", "page", "power"),
+    ("bench", "power"),
     ("peers", "sweep"),
     ("models",),
     ("torch_models",),
     ("bench_models",),
     ("training",),
-    ("figures",),
+    ("lecture",),
     ("commands",),
     ("__main__",),
 )
-KNOWS_NO_RULE = ("verification", "bench", "page", "peers")
+KNOWS_NO_RULE = ("verification", "bench", "peers")
 
 
 def modules():
@@ -59,7 +59,7 @@ def test_imports_point_down():
         for name in imports(path):
             below = name.split(".")[1] if "." in name else None
             if below is None:
-                assert parts[0] in ("__main__", "commands", "bench", "page"), f"{path} imports the whole package"
+                assert parts[0] in ("__main__", "commands", "bench"), f"{path} imports the whole package"
             else:
                 assert height[below] <= height[parts[0]], f"{path} imports {name}, which stands above it"
                 assert not (parts[0] in KNOWS_NO_RULE and below == "rules"), f"{path} must see records only, not {name}"

@@ -19,7 +19,7 @@ The map of the package, from the bottom up:
     sweep         checks and times random convolutions, to find one that is wrong, or at which lax's is faster
     models        flax networks, of which bench_models times training steps, and torch_models the same in torch
     training      networks of pure functions, and their training with optax
-    figures       the lecture's figures, drawn from running code
+    lecture       the lecture's figures, drawn from running code, and the pages of the rules, written from their records
 """
 
 from vjplib.auditing import AuditReport as AuditReport

@@ -12,7 +12,7 @@ def add(command: Command) -> None:
 
 
 def _figures(parsed: argparse.Namespace) -> int:
-    from vjplib.figures import draw_all
+    from vjplib.lecture.figures import draw_all
 
     try:
         print(*draw_all(parsed.directory), sep="\n")
