@@ -26,16 +26,12 @@ LAYERS = (
     ("reports", "testing"),
     ("auditing",),
     ("bench", "power"),
-    ("peers", "sweep"),
-    ("models",),
-    ("torch_models",),
-    ("bench_models",),
     ("training",),
     ("lecture",),
     ("commands",),
     ("__main__",),
 )
-KNOWS_NO_RULE = ("verification", "bench", "peers")
+KNOWS_NO_RULE = ("verification",)
 
 
 def modules():

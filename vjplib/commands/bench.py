@@ -26,7 +26,8 @@ def add(command: Command) -> None:
 
 
 def _bench(parsed: argparse.Namespace) -> int:
-    from vjplib import bench, peers
+    from vjplib.bench import rules as bench
+    from vjplib.bench import torch_ops as peers
     from vjplib.verification.report import said
 
     if parsed.torch:
@@ -66,7 +67,8 @@ def _bench_models(parsed: argparse.Namespace) -> int:
         parsed.error(f"--models times networks and takes no rule, got {' '.join(parsed.targets)}")
     if find_spec("flax") is None:
         parsed.error("flax must be installed to train its networks: pip install 'vjplib[models]'")
-    from vjplib import bench_models, models
+    from vjplib.bench import networks as models
+    from vjplib.bench import training_steps as bench_models
     from vjplib.verification.report import said
 
     console = Console(highlight=False)
@@ -88,7 +90,7 @@ def _bench_models(parsed: argparse.Namespace) -> int:
 def _sweep(parsed: argparse.Namespace) -> int:
     if parsed.targets or parsed.models:
         parsed.error("--sweep checks and times random convolutions and takes neither a rule nor --models")
-    from vjplib import sweep
+    from vjplib.bench import sweep
 
     console = Console(highlight=False)
     trials = sweep.sweep(parsed.sweep, seed=parsed.seed, seconds=_seconds(parsed) / 10)

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vjplib.models import LEARNING_RATE, State
-from vjplib.peers import import_torch
+from vjplib.bench.networks import LEARNING_RATE, State
+from vjplib.bench.torch_ops import import_torch
 
 Tensor = Any
 Tensors = Any
@@ -81,7 +81,7 @@ NETWORKS: dict[str, Callable[[Any, Tensors, Tensors, Tensor], Tensor]] = {
     "Mamba-like": _mamba,
     "LeNet-like": _lenet,
 }
-"""The networks of `vjplib.models.MODELS` again: of torch's functions, the parameters, the statistics and the input."""
+"""The networks of `vjplib.bench.networks.MODELS` in torch: f(functional, params, statistics, x)."""
 
 
 def loss_and_gradients(name: str, state: State, x: jax.Array, labels: jax.Array) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def loss_and_gradients(name: str, state: State, x: jax.Array, labels: jax.Array)
 
     Args:
         name: a key of `NETWORKS`.
-        state: as from `vjplib.models.start`.
+        state: as from `vjplib.bench.networks.start`.
         x: the inputs, channels last.
         labels: the class of each.
 
@@ -108,7 +108,7 @@ def training_step(name: str, state: State, x: jax.Array, labels: jax.Array) -> C
 
     Args:
         name: a key of `NETWORKS`.
-        state: as from `vjplib.models.start`.
+        state: as from `vjplib.bench.networks.start`.
         x: the inputs, channels last.
         labels: the class of each.
 

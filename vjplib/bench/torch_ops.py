@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.bench import Cost, Row, cost, interleaved
+from vjplib.bench.rules import Cost, Row, cost, interleaved
 from vjplib.compat import programs
 from vjplib.rule import Case, Rule
 
@@ -104,7 +104,7 @@ def _followed(torch: Any, run: Callable[..., Tensor], leaves: Sequence[Tensor], 
 
 
 MEASURES = {"forward": _forward, "returned": _returned, "reduced": _reduced, "followed": _followed}
-"""The programs of `vjplib.bench.MEASURES`, in torch; the norm is taken over channels."""
+"""The programs of `vjplib.bench.rules.MEASURES`, in torch; the norm is taken over channels."""
 
 
 def _costs(torch: Any, rule: Rule, case: Case, seconds: float) -> dict[str, Cost]:

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from vjplib import Case, Rule, bench, bench_models, models, peers
+from vjplib import Case, Rule
 from vjplib.__main__ import main
+from vjplib.bench import networks as models
+from vjplib.bench import rules as bench
+from vjplib.bench import torch_ops as peers
+from vjplib.bench import training_steps as bench_models
 from vjplib.compat import holds_custom_vjp, x64
 
 SMALL = {

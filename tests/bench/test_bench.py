@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from vjplib import Case, Input, Rule, bench
+from vjplib import Case, Input, Rule
+from vjplib.bench import rules as bench
 from vjplib.catalog import find
 from vjplib.rule import Scaling, index_below, mask
 

@@ -12,7 +12,7 @@ from jax import lax
 from rich.markup import escape
 from rich.table import Table
 
-import vjplib.bench as bench
+import vjplib.bench.rules as bench
 from vjplib.rules.convolution_general import conv_general_dilated, explain_convolution
 
 SLOW = 0.8

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from vjplib.bench import (
+from vjplib.bench.networks import CLASSES, JAX, VJPLIB, Model, Ops, loss, start, training_step
+from vjplib.bench.rules import (
     Cost,
     compile_bound,
     cost,
@@ -28,7 +29,6 @@ from vjplib.bench import (
     time_cell,
 )
 from vjplib.compat import x64
-from vjplib.models import CLASSES, JAX, VJPLIB, Model, Ops, loss, start, training_step
 from vjplib.verification.residuals import residual_bytes
 
 
@@ -65,9 +65,9 @@ def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = 
     """Returns what a training step of a network takes, in float32, having shown that both are one function in float64.
 
     Args:
-        name: what the network is called; for torch, a key of `vjplib.torch_models.NETWORKS`.
+        name: what the network is called; for torch, a key of `vjplib.bench.torch_networks.NETWORKS`.
         model: the network and the shape of its batch.
-        seconds: how long the step is timed, in rounds as `vjplib.bench.interleaved` has them.
+        seconds: how long the step is timed, in rounds as `vjplib.bench.rules.interleaved` has them.
         torch: whether PyTorch is timed too.
 
     Raises:
@@ -115,7 +115,7 @@ def require_agreement(name: str, model: Model, *, torch: bool) -> None:
         expected = evaluated(JAX)
         _require_equal(name, "vjplib", expected, evaluated(VJPLIB))
         if torch:
-            from vjplib.torch_models import loss_and_gradients
+            from vjplib.bench.torch_networks import loss_and_gradients
 
             _require_equal(name, "torch", expected, loss_and_gradients(name, state, x, labels))
 
@@ -130,7 +130,7 @@ def _require_equal(name: str, other: str, expected: Any, given: Any) -> None:
 
 
 def _torch_cost(name: str, model: Model, seconds: float) -> Cost:
-    from vjplib.torch_models import training_step as torch_step
+    from vjplib.bench.torch_networks import training_step as torch_step
 
     x, labels = _batch(model, np.float32)
     (times,) = interleaved([torch_step(name, start(model.network(JAX), x), x, labels)], seconds)

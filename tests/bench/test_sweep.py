@@ -11,8 +11,8 @@ import pytest
 from jax import lax
 from rich.console import Console
 
-from vjplib import sweep
 from vjplib.__main__ import main
+from vjplib.bench import sweep
 
 
 @pytest.fixture
