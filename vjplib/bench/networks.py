@@ -184,17 +184,6 @@ def training_step(
         state: from `start`, or from the step before.
         x: the inputs.
         labels: the class of each, below `CLASSES`.
-
-    Example:
-        >>> x, labels = jnp.ones((2, 8, 4)), jnp.array([3, 7])
-        >>> network = MambaLike(VJPLIB)
-        >>> step, state = jax.jit(training_step, static_argnums=0), start(network, x)
-        >>> losses = []
-        >>> for _ in range(3):
-        ...     state, value = step(network, state, x, labels)
-        ...     losses.append(float(value))
-        >>> losses == sorted(losses, reverse=True)
-        True
     """
     (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(
         state.params, network, state.statistics, x, labels

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.bench.rules import Cost, Row, cost, interleaved
+from vjplib.bench.rules import Row
+from vjplib.bench.timing import Cost, time_alone
 from vjplib.compat import programs
 from vjplib.rule import Case, Rule
 
@@ -128,8 +129,7 @@ def _costs(torch: Any, rule: Rule, case: Case, seconds: float) -> dict[str, Cost
     g = torch.randn_like(y)
     costs = {}
     for name, measure in MEASURES.items():
-        (times,) = interleaved([lambda measure=measure: measure(torch, peer.run, leaves, g)], seconds)
-        costs[name] = cost(times, 0.0, 0.0, None, 0)
+        costs[name] = time_alone(lambda measure=measure: measure(torch, peer.run, leaves, g), seconds)
     return costs
 
 

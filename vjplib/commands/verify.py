@@ -68,7 +68,7 @@ def earlier(path: str) -> Run:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from vjplib.bench.rules import environment
+    from vjplib.bench.environment import environment
     from vjplib.verification.report import remarks, table
 
     must_differ(parsed, "json", "markdown", "junit", "html")
