@@ -173,7 +173,7 @@ def test_bench_refuses_a_rule_that_is_not_its_baseline(capsys, module, tmp_path)
 
 
 def test_figures_prints_the_paths_drawn(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("vjplib.figures.draw_all", lambda directory: [tmp_path / directory / "descent.png"])
+    monkeypatch.setattr("vjplib.lecture.figures.draw_all", lambda directory: [tmp_path / directory / "descent.png"])
     assert main(["figures", "made"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'made' / 'descent.png'}\n"
 

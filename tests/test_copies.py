@@ -17,9 +17,9 @@ import pytest
 from flax import nnx
 
 import vjplib
-from vjplib import train
 from vjplib.debug import ContractError
 from vjplib.testing import ClaimError
+from vjplib.training import train
 from vjplib.verification import NotVerifiedError, Report, verify
 
 COPIES = {

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vjplib import catalog, page, verify
+from vjplib import catalog, verify
+from vjplib.lecture import rule_pages
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -47,6 +48,6 @@ def test_bad_input_is_refused_by_name(example, x, error):
 
 
 def test_the_page_of_the_rule_holds_its_derivation(example):
-    text = page.page(example.RULES[0])
+    text = rule_pages.page(example.RULES[0])
     assert "g^T J = (g - mean(g * y) y) / r" in text
     assert "`4*b*n + 4*b`, here 64, bytes" in text

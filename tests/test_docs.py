@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from vjplib import catalog, page
-from vjplib.figures import FIGURES
+from vjplib import catalog
+from vjplib.lecture import rule_pages
+from vjplib.lecture.figures import FIGURES
 from vjplib.verification import CLAIMS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-WRITE_THEM = "run `python -m vjplib.page docs/rules` and commit what it writes"
+WRITE_THEM = "run `python -m vjplib.lecture.rule_pages docs/rules` and commit what it writes"
 
 
 def text(name):
@@ -23,7 +24,7 @@ def text(name):
 
 
 def test_the_pages_of_the_rules_are_those_of_their_records():
-    made = page.pages(catalog.rules())
+    made = rule_pages.pages(catalog.rules())
     kept = {path.name: text(path) for path in (DOCS / "rules").iterdir()}
     assert sorted(kept) == sorted(made), WRITE_THEM
     assert [name for name in made if kept[name] != made[name]] == [], WRITE_THEM

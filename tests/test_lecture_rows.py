@@ -16,10 +16,12 @@ import optax
 import pytest
 
 import vjplib as vl
-from vjplib import catalog, figures, net
+from vjplib import catalog
 from vjplib.compat import opened, programs, recorded_custom_vjps
 from vjplib.jacobians import BandedToeplitz, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
+from vjplib.lecture import figures
 from vjplib.rules.convolution import naive_vjp, sparse_vjp
+from vjplib.training import net
 from vjplib.verification.claims.growth import cost
 
 

@@ -72,7 +72,7 @@ def earlier(path: str) -> Run:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from vjplib.bench import environment
+    from vjplib.bench.environment import environment
     from vjplib.verification.text import remarks, table
 
     must_differ(parsed, "json", "markdown", "junit", "html")

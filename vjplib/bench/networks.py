@@ -1,7 +1,7 @@
-"""Five small networks written with flax, each taking its convolution and its max-pooling as arguments.
+"""Five small flax networks whose convolution and max-pooling are arguments: JAX's or vjplib's.
 
-They are what `vjplib bench --models` trains a step of: once with JAX's functions, once with vjplib's. Only this module
-and what imports it need flax; `pip install vjplib[models]` brings it.
+`vjplib bench --models` times their training steps. Only this module and those that import it need flax, which
+`pip install vjplib[models]` installs.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ OPTIMIZER = optax.sgd(LEARNING_RATE)
 
 
 class Ops(NamedTuple):
-    """The functions that a network is built on.
+    """The operations of a network.
 
     Args:
-        conv_general_dilated: called as `jax.lax.conv_general_dilated` is.
-        max_pool: called as `flax.linen.max_pool` is.
+        conv_general_dilated: has the signature of `jax.lax.conv_general_dilated`.
+        max_pool: has the signature of `flax.linen.max_pool`.
     """
 
     conv_general_dilated: Callable[..., Array]
@@ -46,7 +46,7 @@ class MobileNetV2Like(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch classes"]:
-        """Returns the logits."""
+        """Compute the logits."""
         conv = partial(nn.Conv, use_bias=False, conv_general_dilated=self.ops.conv_general_dilated)
         norm = partial(nn.BatchNorm, use_running_average=False)
         c = x.shape[-1]
@@ -64,7 +64,7 @@ class ConvNeXtLike(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch classes"]:
-        """Returns the logits."""
+        """Compute the logits."""
         c = x.shape[-1]
         for _ in range(2):
             y = nn.Conv(c, (7, 7), feature_group_count=c, conv_general_dilated=self.ops.conv_general_dilated)(x)
@@ -80,7 +80,7 @@ class ResNeXtLike(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch classes"]:
-        """Returns the logits."""
+        """Compute the logits."""
         conv = partial(nn.Conv, use_bias=False, conv_general_dilated=self.ops.conv_general_dilated)
         norm = partial(nn.BatchNorm, use_running_average=False)
         c = x.shape[-1]
@@ -97,7 +97,7 @@ class MambaLike(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch n c"]) -> Float[Array, "batch classes"]:
-        """Returns the logits."""
+        """Compute the logits."""
         conv = partial(nn.Conv, padding="CAUSAL", conv_general_dilated=self.ops.conv_general_dilated)
         c = x.shape[-1]
         y, gate = jnp.split(nn.Dense(4 * c)(x), 2, axis=-1)
@@ -113,7 +113,7 @@ class LeNetLike(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch classes"]:
-        """Returns the logits."""
+        """Compute the logits."""
         for features, padding in ((6, "SAME"), (16, "VALID")):
             conv = nn.Conv(features, (5, 5), padding=padding, conv_general_dilated=self.ops.conv_general_dilated)
             x = self.ops.max_pool(nn.relu(conv(x)), (2, 2), (2, 2))
@@ -124,11 +124,11 @@ class LeNetLike(nn.Module):
 
 
 class Model(NamedTuple):
-    """A network and the shape of the batch that it is timed with.
+    """A network and the shape of the batch that it is timed on.
 
     Args:
         network: makes the flax module from `Ops`.
-        shape: of the input, the batch first.
+        shape: the shape of the input, the batch first.
     """
 
     network: Callable[[Ops], nn.Module]
@@ -146,11 +146,11 @@ MODELS = {
 
 
 class State(NamedTuple):
-    """What a training step takes and returns.
+    """The state of training.
 
     Args:
         params: the network's parameters.
-        statistics: its other variables, those of batch norm.
+        statistics: its other variables, the statistics of batch norm.
         optimizer: the state of `OPTIMIZER`.
     """
 
@@ -160,7 +160,7 @@ class State(NamedTuple):
 
 
 def start(network: nn.Module, x: Float[Array, "batch ..."]) -> State:
-    """Returns a network's first state, parameters drawn with key 0 and of x's dtype."""
+    """Initialize a network's state with key 0 and x's dtype."""
     drawn = jax.tree.map(lambda a: a.astype(x.dtype), jax.jit(network.init)(jax.random.key(0), x))
     params = drawn.pop("params")
     return State(params, drawn, OPTIMIZER.init(params))
@@ -169,7 +169,7 @@ def start(network: nn.Module, x: Float[Array, "batch ..."]) -> State:
 def loss(
     params: Any, network: nn.Module, statistics: Any, x: Float[Array, "batch ..."], labels: Int[Array, " batch"]
 ) -> tuple[Float[Array, ""], Any]:
-    """Returns the mean cross-entropy of a network in training, and its statistics after this batch."""
+    """Compute the mean cross-entropy of a network in training, and its statistics after this batch."""
     logits, updated = network.apply({"params": params, **statistics}, x, mutable=list(statistics))
     return optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels).mean(), updated
 
@@ -177,24 +177,13 @@ def loss(
 def training_step(
     network: nn.Module, state: State, x: Float[Array, "batch ..."], labels: Int[Array, " batch"]
 ) -> tuple[State, Float[Array, ""]]:
-    """Returns the state after one step of gradient descent, and the loss before it.
+    """Take one step of gradient descent; return the new state, and the loss before the step.
 
     Args:
-        network: of `MODELS`, made with `JAX` or `VJPLIB`; static under `jax.jit`.
-        state: from `start`, or from the step before.
+        network: a network of `MODELS`, made with `JAX` or `VJPLIB`; static under `jax.jit`.
+        state: from `start`, or from the previous step.
         x: the inputs.
-        labels: the class of each, below `CLASSES`.
-
-    Example:
-        >>> x, labels = jnp.ones((2, 8, 4)), jnp.array([3, 7])
-        >>> network = MambaLike(VJPLIB)
-        >>> step, state = jax.jit(training_step, static_argnums=0), start(network, x)
-        >>> losses = []
-        >>> for _ in range(3):
-        ...     state, value = step(network, state, x, labels)
-        ...     losses.append(float(value))
-        >>> losses == sorted(losses, reverse=True)
-        True
+        labels: the class of each input, below `CLASSES`.
     """
     (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(
         state.params, network, state.statistics, x, labels

@@ -1,14 +1,15 @@
-"""PyTorch's CPU build on the calls that rules are timed with: its convolution and its max-pooling, both ways.
+"""PyTorch's convolution and max-pooling on CPU, timed on the calls that rules are timed with.
 
-A baseline is traced; torch's counterpart of the one convolution or max-pooling in it is made, shown to compute the
-same, and timed by rounds of its own, with as many threads as JAX has. Images are channels last in memory, as torch's
-advice for CPUs has it. Nothing but `vjplib bench --torch` imports torch.
+A baseline is traced. If it holds one convolution or max-pooling, torch's equivalent is checked to compute the same and
+timed in rounds of its own, with as many threads as JAX has. Images are channels last in memory, as torch recommends for
+CPUs. Only `vjplib bench --torch` imports torch.
 """
 
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.bench import Cost, Row, cost, interleaved
+from vjplib.bench.rules import Row
+from vjplib.bench.timing import Cost, time_alone
 from vjplib.compat import programs
 from vjplib.rule import Case, Rule
 
@@ -24,7 +26,7 @@ Tensor = Any
 
 
 def import_torch() -> Any:
-    """Returns torch, told to use as many threads as this process has cores.
+    """Import torch, and set its number of threads to the number of cores of this process.
 
     Raises:
         ImportError: torch is not installed.
@@ -40,11 +42,11 @@ def import_torch() -> Any:
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A call of torch's that computes what one primitive of JAX does.
+class TorchOp:
+    """A function of torch that computes the same as one primitive of JAX.
 
     Args:
-        run: takes the operands, tensors in torch's order of axes.
+        run: takes the operands as tensors, in torch's order of axes.
         orders: torch's order of the axes of each operand, and last of the result.
     """
 
@@ -53,16 +55,19 @@ class Peer:
 
 
 def with_torch(rule: Rule, rows: Sequence[Row], *, seconds: float) -> list[Row]:
-    """Returns the rows of a rule, and behind those of each case that torch has a peer of, torch as one more baseline.
+    """Add torch as one more baseline to the rows of a rule, for each case that torch can compute.
 
     Args:
-        rule: the record that the rows are of.
+        rule: the record of the rows.
         rows: from `bench_rule`.
-        seconds: how long each measure is timed.
+        seconds: how long to time each measure.
+
+    Returns:
+        The rows, those of torch after the others of the same case.
 
     Raises:
         ImportError: torch is not installed.
-        ValueError: torch's call does not compute what the baseline does.
+        ValueError: torch's call and the baseline do not compute the same.
     """
     torch = import_torch()
     cases = iter(rule.bench)
@@ -104,55 +109,51 @@ def _followed(torch: Any, run: Callable[..., Tensor], leaves: Sequence[Tensor], 
 
 
 MEASURES = {"forward": _forward, "returned": _returned, "reduced": _reduced, "followed": _followed}
-"""The programs of `vjplib.bench.MEASURES`, in torch; the norm is taken over channels."""
+"""The programs of `vjplib.bench.rules.MEASURES` in torch; the norm is taken over channels."""
 
 
 def _costs(torch: Any, rule: Rule, case: Case, seconds: float) -> dict[str, Cost]:
-    """Returns what each measure takes in torch, nothing where it has no peer."""
+    """Return the cost of each measure in torch; nothing if torch has no equivalent."""
     call = case.call(np.random.default_rng(0), np.float32)
     baseline = next(iter(rule.baselines.values()))
     found = list(_primitives(jax.make_jaxpr(lambda *args: baseline(*args, **call.kwargs))(*call.args).jaxpr))
     if len(found) != 1:
         return {}
     (eqn,) = found
-    peer = PEERS[eqn.primitive.name](torch, eqn.params)
-    if peer is None:
+    op = TORCH_OPS[eqn.primitive.name](torch, eqn.params)
+    if op is None:
         return {}
     rng = np.random.default_rng(0)
     operands = [rng.standard_normal(v.aval.shape, np.float32) for v in eqn.invars]
-    leaves = [_tensor(torch, a, order).requires_grad_() for a, order in zip(operands, peer.orders, strict=False)]
-    y = peer.run(*leaves).detach()
-    expected = np.asarray(eqn.primitive.bind(*map(jnp.asarray, operands), **eqn.params)).transpose(peer.orders[-1])
+    leaves = [_tensor(torch, a, order).requires_grad_() for a, order in zip(operands, op.orders, strict=False)]
+    y = op.run(*leaves).detach()
+    expected = np.asarray(eqn.primitive.bind(*map(jnp.asarray, operands), **eqn.params)).transpose(op.orders[-1])
     if not np.allclose(y.numpy(), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()):
-        raise ValueError(f"torch must compute what {next(iter(rule.baselines))} does to be timed beside it")
+        raise ValueError(f"torch and {next(iter(rule.baselines))} must compute the same to be timed side by side")
     g = torch.randn_like(y)
-    costs = {}
-    for name, measure in MEASURES.items():
-        (times,) = interleaved([lambda measure=measure: measure(torch, peer.run, leaves, g)], seconds)
-        costs[name] = cost(times, 0.0, 0.0, None, 0)
-    return costs
+    return {name: time_alone(partial(f, torch, op.run, leaves, g), seconds) for name, f in MEASURES.items()}
 
 
 def _primitives(jaxpr: Any) -> Iterator[Any]:
-    """Yields the equations of a program, and of those inside it, that torch has a peer of."""
+    """Yield the equations of a program, inner programs included, whose primitive is in `TORCH_OPS`."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name in PEERS:
+        if eqn.primitive.name in TORCH_OPS:
             yield eqn
         for _, inner, _ in programs(eqn.params):
             yield from _primitives(inner)
 
 
 def _tensor(torch: Any, a: np.ndarray, order: tuple[int, ...]) -> Tensor:
-    """Returns an array as a tensor in torch's order of axes, channels last in memory where torch knows of that."""
+    """Return an array as a tensor in torch's order of axes, channels last in memory if it is an image or a volume."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return torch.from_numpy(a).permute(order).contiguous(memory_format=formats.get(a.ndim, torch.contiguous_format))
 
 
-# ------------------------------------------------------------------------------------------------------------ the peers
+# ---------------------------------------------------------------------------------------------------- torch's functions
 
 
-def _convolution(torch: Any, params: dict[str, Any]) -> Peer | None:
-    """Returns torch's call for a `conv_general_dilated`, None where it has none."""
+def _convolution(torch: Any, params: dict[str, Any]) -> TorchOp | None:
+    """Return torch's equivalent of a `conv_general_dilated`, None if there is none."""
     F, dimensions = torch.nn.functional, params["dimension_numbers"]
     strides, dilated, padding = params["window_strides"], params["lhs_dilation"], params["padding"]
     groups, r, n = params["feature_group_count"], params["rhs_dilation"], len(params["window_strides"])
@@ -169,7 +170,7 @@ def _convolution(torch: Any, params: dict[str, Any]) -> Peer | None:
         def run(x: Tensor, k: Tensor) -> Tensor:
             return convolve(F.pad(x, pads) if pads else x, k, None, strides, amount, r, groups)
     else:
-        # lax pads the dilated x by r (k - 1) - p, o more behind; torch takes p and o, and the kernel back to front.
+        # lax pads the dilated x by r (k - 1) - p, and by o more at the end; torch takes p, o and the flipped kernel.
         transposed = getattr(F, f"conv_transpose{n}d")
 
         def run(x: Tensor, k: Tensor) -> Tensor:
@@ -178,11 +179,11 @@ def _convolution(torch: Any, params: dict[str, Any]) -> Peer | None:
             k = k.flip(tuple(range(2, k.ndim))).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
             return transposed(x, k, None, dilated, p, o, groups, r)
 
-    return Peer(run, (dimensions.lhs_spec, dimensions.rhs_spec, dimensions.out_spec))
+    return TorchOp(run, (dimensions.lhs_spec, dimensions.rhs_spec, dimensions.out_spec))
 
 
-def _max_pool(torch: Any, params: dict[str, Any]) -> Peer | None:
-    """Returns torch's call for a `reduce_window_max`, None where it has none: it pools all axes but two."""
+def _max_pool(torch: Any, params: dict[str, Any]) -> TorchOp | None:
+    """Return torch's equivalent of a `reduce_window_max`, None if there is none: torch pools all axes but two."""
     F, sizes, strides = torch.nn.functional, params["window_dimensions"], params["window_strides"]
     padding, dilation = params["padding"], params["window_dilation"]
     still = [i for i, w in enumerate(zip(sizes, strides, padding, strict=True)) if w == (1, 1, (0, 0))]
@@ -196,18 +197,18 @@ def _max_pool(torch: Any, params: dict[str, Any]) -> Peer | None:
     def run(x: Tensor) -> Tensor:
         return pool(F.pad(x, pads, value=-torch.inf) if pads else x, size, stride, amount, gap)
 
-    return Peer(run, ((*still, *pooled),) * 2)
+    return TorchOp(run, ((*still, *pooled),) * 2)
 
 
 def _paddings(padding: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Returns what torch must pad beforehand, last axis first, and what it pads as it goes: the same on both sides."""
+    """Return the padding for `F.pad`, last axis first, and the padding argument, which is the same on both sides."""
     if all(low == high >= 0 for low, high in padding):
         return [], [low for low, _ in padding]
     return [p for pair in reversed(padding) for p in pair], [0] * len(padding)
 
 
-PEERS: dict[str, Callable[[Any, dict[str, Any]], Peer | None]] = {
+TORCH_OPS: dict[str, Callable[[Any, dict[str, Any]], TorchOp | None]] = {
     "conv_general_dilated": _convolution,
     "reduce_window_max": _max_pool,
 }
-"""What makes torch's call for a primitive of JAX."""
+"""Torch's equivalent of a primitive of JAX, made from the primitive's parameters."""

@@ -1,4 +1,4 @@
-"""sweep: random convolutions checked in float32 and timed against lax's, to find a wrong result or a wrong choice."""
+"""Random convolutions checked in float32 and timed against lax's, to find a wrong result or a wrong algorithm."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,22 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from rich.markup import escape
-from rich.table import Table
 
-import vjplib.bench as bench
+from vjplib.bench import timing
+from vjplib.bench.environment import environment
 from vjplib.rules.convolution_general import conv_general_dilated, explain_convolution
 
 SLOW = 0.8
-"""A ratio below this, again and again, is a wrong choice."""
+"""A convolution is slow if its speedup over lax is below this in each of `REPEATS` runs."""
 WRONG = 1e-4
-"""An error above this share of the largest entry is no rounding: sums of a million numbers stay a decade below."""
+"""A larger error, relative to the largest entry, is not round-off: sums of a million numbers stay ten times below."""
 REPEATS = 3
-"""How many times in all a slow shape is timed before it is called slow."""
+"""The number of times that a convolution is timed before it is called slow."""
 LARGEST = 2**22
-"""The most elements of x, and of y."""
+"""The largest size of x, and of y."""
 MOST_WORK = 2**29
-"""The most multiplications of one product."""
+"""The largest number of multiplications of y."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,16 @@ class Trial:
     """One random convolution, checked and timed forward and backward with the output returned.
 
     Args:
-        lhs: shape of x.
-        rhs: shape of the kernel.
+        lhs: the shape of x.
+        rhs: the shape of the kernel.
         arguments: keyword arguments of `conv_general_dilated`.
-        served: the names of the formulations of y, dx and dk on CPU.
-        ratio: lax's median time over ours, the best of `REPEATS` where the first is below `SLOW`.
-        ours: seconds.
-        theirs: seconds.
-        compiling: seconds that ours and lax's took to lower and compile.
-        errors: the largest errors of our y, dx and dk, as shares of the largest entry; inf where NaN.
-        lax_errors: those of lax's.
+        served: the names of the algorithms of y, dx and dk on CPU.
+        ratio: lax's median time divided by ours; the last of up to `REPEATS` runs, which end once one is not slow.
+        ours: our median time in seconds.
+        theirs: lax's median time in seconds.
+        compiling: seconds to lower and compile ours, and lax's.
+        errors: the largest errors of our y, dx and dk, relative to the largest entry; inf for NaN.
+        lax_errors: the same of lax's.
     """
 
     lhs: tuple[int, ...]
@@ -57,21 +56,21 @@ class Trial:
 
     @property
     def wrong(self) -> bool:
-        """Whether y, dx or dk of ours is wrong."""
+        """True if our y, dx or dk is wrong."""
         return max(self.errors) > WRONG
 
     @property
     def lax_wrong(self) -> bool:
-        """Whether y, dx or dk of lax's is wrong."""
+        """True if lax's y, dx or dk is wrong."""
         return max(self.lax_errors) > WRONG
 
     @property
     def slow(self) -> bool:
-        """Whether lax was faster again and again, by more than noise makes it."""
+        """True if lax was faster in each run, by more than the noise of timing."""
         return self.ratio < SLOW
 
     def __str__(self) -> str:
-        """Returns the call in a line, what has its default left out."""
+        """Return the call in one line, without the arguments that have their default."""
         given = {k: v for k, v in self.arguments.items() if k == "padding" or v not in (1, (1,) * (len(self.lhs) - 2))}
         layout, *rest = given.pop("dimension_numbers"), *(f"{k}={v}" for k, v in given.items())
         shapes = (
@@ -81,9 +80,9 @@ class Trial:
 
 
 def draw(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
-    """Return shapes and arguments of a random convolution of a practical size: 1 to 3 dimensions, any kind.
+    """Draw the shapes and arguments of a convolution of a practical size: 1 to 3 dimensions, any kind.
 
-    A third of the convolutions have pads that `unusual_pads` draws.
+    A third of the convolutions have the pads of `unusual_pads`.
 
     Example:
         >>> lhs, rhs, arguments = draw(np.random.default_rng(0))
@@ -94,7 +93,7 @@ def draw(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], di
         lhs, rhs, arguments = _drawn(rng)
         try:
             y = jax.eval_shape(lambda x, k, a=arguments: lax.conv_general_dilated(x, k, **a), *map(_form, (lhs, rhs)))
-        except ValueError:  # a window larger than what it slides over
+        except ValueError:  # the window exceeds the padded input
             continue
         work = y.size * math.prod(rhs) // max(1, rhs[_features(arguments)])
         if 0 < y.size <= LARGEST and work <= MOST_WORK:
@@ -162,11 +161,11 @@ def _drawn(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], 
 
 
 def unusual_pads(rng: np.random.Generator, window: int) -> tuple[int, int]:
-    """Return the pads of an axis: one-sided, cropping or at least as long as the window.
+    """Draw the pads of an axis: one-sided, cropping, or at least as long as the window.
 
     Args:
-        rng: draws them.
-        window: the size of the kernel along the axis, dilated.
+        rng: the random numbers.
+        window: the size of the dilated kernel along the axis.
 
     Example:
         >>> unusual_pads(np.random.default_rng(0), 3)
@@ -181,9 +180,7 @@ def unusual_pads(rng: np.random.Generator, window: int) -> tuple[int, int]:
 
 
 def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return y, dx and dk of a convolution and a cotangent g in float64, by NumPy: a matrix product for each tap.
-
-    No product of XLA or of this library is used, and none is formed in float32.
+    """Compute y, dx and dk of a convolution in float64 with NumPy alone: one matrix product for each tap.
 
     Args:
         x: the input.
@@ -192,7 +189,7 @@ def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray
         arguments: keyword arguments of `conv_general_dilated`, with one group of the batch.
 
     Returns:
-        y, dx and dk, of the layouts of y, x and k.
+        y, dx and dk, in the layouts of y, x and k.
 
     Example:
         >>> x, k = np.ones((1, 1, 3)), np.ones((1, 1, 2))
@@ -214,7 +211,7 @@ def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray
     if isinstance(pads, str):
         window = [(n - 1) * r + 1 for n, r in zip(kernel, dilation, strict=True)]
         pads = lax.padtype_to_pads(size, window, strides, pads)
-    # x in an array that holds every place that a tap reads: `inside` is where x lies in it.
+    # `whole` holds every position that a tap reads; `inside` are the positions of x.
     before = [max(low, 0) for low, _ in pads]
     starts = [b - low for b, (low, _) in zip(before, pads, strict=True)]
     last = [a + (m - 1) * s + (n - 1) * r for a, m, s, n, r in zip(starts, out, strides, kernel, dilation, strict=True)]
@@ -226,7 +223,7 @@ def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray
     groups = arguments.get("feature_group_count", 1)
 
     def grouped(a: np.ndarray) -> np.ndarray:
-        """Return the features of a as (groups, everything else, features of a group)."""
+        """Reshape a to (groups, all other axes in one, features of a group)."""
         return np.moveaxis(a.reshape(-1, groups, a.shape[-1] // groups), 1, 0)
 
     def ungrouped(a: np.ndarray) -> np.ndarray:
@@ -247,12 +244,12 @@ def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return a @ b for each group; where there is one number to sum over, a product is many times faster."""
+    """Return a @ b for each group; where one number is summed over, an elementwise product is many times faster."""
     return a * b if b.shape[1] == 1 else a @ b
 
 
 def errors(products: Sequence[Any], right: Sequence[np.ndarray]) -> tuple[float, ...]:
-    """Return the largest error of each array, as a share of the largest entry of the right one, inf where NaN.
+    """Return the largest error of each array, relative to the largest entry of the right one; inf for NaN.
 
     Example:
         >>> errors([np.array([1.0, 2.0]), np.array([np.nan])], [np.array([1.0, 4.0]), np.array([1.0])])
@@ -266,23 +263,25 @@ def errors(products: Sequence[Any], right: Sequence[np.ndarray]) -> tuple[float,
 
 
 def sweep(count: int, *, seed: int = 0, seconds: float = 0.2) -> Iterator[Trial]:
-    """Yield count random convolutions, each checked for rightness and timed against lax's.
+    """Check count random convolutions against float64, and time them against lax's.
 
-    The y, dx and dk compared are those of the timed programs, in float32 and in full, at the size drawn; `exact` gives
-    the right ones. Where lax's result is wrong its time counts all the same.
+    The float32 y, dx and dk of the timed programs are compared in full with those of `exact`. lax's time counts even
+    where its result is wrong.
 
     Args:
-        count: how many.
-        seed: of the random shapes and numbers.
-        seconds: how long each is timed.
+        count: the number of convolutions.
+        seed: seed of the random shapes and numbers.
+        seconds: how long to time each, as in `vjplib.bench.timing.interleaved`.
+
+    Yields:
+        A trial per convolution.
 
     Raises:
         ValueError: count is less than 1.
 
     Example:
-        >>> (trial,) = sweep(1, seconds=0)
-        >>> trial.ratio > 0, trial.wrong
-        (True, False)
+        for trial in sweep(10):
+            print(trial, trial.ratio, trial.wrong)
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -298,7 +297,7 @@ def sweep(count: int, *, seed: int = 0, seconds: float = 0.2) -> Iterator[Trial]
         runs, compiling = zip(*programs, strict=True)
         ours, theirs, repeats = 1.0, 0.0, 0
         while theirs < SLOW * ours and repeats < REPEATS:
-            ours, theirs = (float(t) for t in np.median(bench.interleaved(runs, seconds), axis=1))
+            ours, theirs = (float(t) for t in np.median(timing.interleaved(runs, seconds), axis=1))
             repeats += 1
         right = exact(x, k, g, arguments)
         found = (errors(run(), right) for run in runs)
@@ -308,21 +307,21 @@ def sweep(count: int, *, seed: int = 0, seconds: float = 0.2) -> Iterator[Trial]
 def _program(
     f: Callable[..., Any], x: jax.Array, k: jax.Array, g: jax.Array, arguments: dict[str, Any]
 ) -> tuple[Callable[[], Any], float]:
-    """Return y and both cotangents as a compiled program, and the seconds it took to make."""
+    """Return a compiled program of y and both cotangents, and the seconds to lower and compile it."""
 
-    # Everything is an argument: XLA folds what is constant, and by another convolution than the one it would run.
+    # All arrays are arguments: XLA folds constants with another convolution than the one that it would run.
     def run(x: jax.Array, k: jax.Array, g: jax.Array) -> Any:
         y, back = jax.vjp(lambda x, k: f(x, k, **arguments), x, k)
         return y, *back(g)
 
-    call, lowering, compiling, _ = bench.compile_bound(run, x, k, g)
-    return call, lowering + compiling
+    program = timing.compile_bound(run, x, k, g)
+    return program.run, program.lowering + program.compiling
 
 
 def to_dict(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Return trials in plain types, with the environment: what `vjplib bench --sweep N --json` writes.
+    """Return trials and the environment in plain types, as `vjplib bench --sweep N --json` writes them.
 
-    An infinite error, which JSON cannot represent, is the string "inf".
+    An infinite error, which JSON cannot represent, becomes the string "inf".
     """
 
     def row(trial: Trial) -> dict[str, Any]:
@@ -331,54 +330,11 @@ def to_dict(trials: Sequence[Trial]) -> dict[str, Any]:
             fields[name] = [e if math.isfinite(e) else str(e) for e in getattr(trial, name)]
         return asdict(trial) | fields
 
-    return {"environment": bench.environment(), "trials": [row(trial) for trial in trials]}
-
-
-def tables(trials: Sequence[Trial], *, lowest: int = 10) -> Iterator[Table]:
-    """Yield the wrong results of ours if there are any, and how much faster than lax's the trials are.
-
-    Args:
-        trials: what `sweep` yields.
-        lowest: how many of the slowest trials are shown.
-    """
-    if any(trial.wrong for trial in trials):
-        table = bench.new_table(
-            f"WRONG: y, dx or dk of ours in float32 is off by more than {WRONG:g} of the largest entry"
-        )
-        for heading in ("call", "y is computed by", "y", "dx", "dk"):
-            table.add_column(heading, justify="right" if len(heading) < 3 else "left", overflow="fold")
-        for trial in trials:
-            if trial.wrong:
-                found = (f"[bold red]{e:.1e}[/]" if e > WRONG else f"{e:.1e}" for e in trial.errors)
-                table.add_row(f"[bold red]{escape(str(trial))}[/]", trial.served[0], *found)
-        yield table
-    table = bench.new_table(f"{len(trials)} random convolutions, forward and backward: how many times lax's speed")
-    for heading in ("y is computed by", "number", "lowest", "median", "highest"):
-        table.add_column(heading, justify="left" if heading.startswith("y") else "right")
-    for name in ("all", *sorted({trial.served[0] for trial in trials})):
-        ratios = [trial.ratio for trial in trials if name in ("all", trial.served[0])]
-        quantiles = (f"{bench.short(float(q))} x" for q in np.quantile(ratios, (0, 0.5, 1)))
-        table.add_row(name, str(len(ratios)), *quantiles)
-    yield table
-    table = bench.new_table(f"the lowest; below {SLOW} x in each of {REPEATS} runs, the choice is wrong")
-    for heading in ("call", "x", "ms", "lax ms", "compile s", "lax s"):
-        table.add_column(heading, justify="left" if heading == "call" else "right", overflow="fold")
-    for trial in sorted(trials, key=lambda trial: trial.ratio)[:lowest]:
-        ratio = f"[bold red]{bench.short(trial.ratio)}[/]" if trial.slow else bench.short(trial.ratio)
-        times = (bench.short(1e3 * t) for t in (trial.ours, trial.theirs))
-        table.add_row(escape(str(trial)), ratio, *times, *(f"{t:.2f}" for t in trial.compiling))
-    yield table
+    return {"environment": environment(), "trials": [row(trial) for trial in trials]}
 
 
 def remarks(trials: Sequence[Trial]) -> Iterator[str]:
-    """Yield one line that says how often lax is wrong, and one that says how far ours is off at most.
-
-    Example:
-        >>> for line in remarks(tuple(sweep(1, seconds=0))):
-        ...     print(line)
-        lax is wrong in 0 of 1
-        the largest error of y, dx and dk of ours is ... of the largest entry
-    """
+    """Yield a line with the number of wrong results of lax, and a line with our largest error."""
     yield f"lax is wrong in {sum(trial.lax_wrong for trial in trials)} of {len(trials)}"
     largest = max(max(trial.errors) for trial in trials)
-    yield f"the largest error of y, dx and dk of ours is {largest:.1e} of the largest entry"
+    yield f"our largest error of y, dx and dk is {largest:.1e} of the largest entry"

@@ -5,7 +5,8 @@ import textwrap
 
 import pytest
 
-from vjplib import Case, Rule, catalog, page
+from vjplib import Case, Rule, catalog
+from vjplib.lecture import rule_pages
 
 RULES = catalog.rules()
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -94,7 +95,7 @@ def users(tmp_path_factory):
 
 @each_rule
 def test_a_page_has_every_part(rule):
-    text = page.page(rule)
+    text = rule_pages.page(rule)
     for part in (f"# {rule.name}\n", f"def {rule.name}(", "## Args", "## Returns", "## Raises", "## Example"):
         assert part in text
     for part in (
@@ -116,18 +117,18 @@ def test_a_page_has_every_part(rule):
 
 @each_rule
 def test_the_command_on_a_page_finds_the_rule(rule):
-    (line,) = (line for line in page.page(rule).splitlines() if line.startswith("vjplib verify "))
+    (line,) = (line for line in rule_pages.page(rule).splitlines() if line.startswith("vjplib verify "))
     assert catalog.find(line.split()[-1]) == (rule,)
 
 
 def test_the_rule_behind_a_thin_function_is_the_one_derived():
     (rule,) = catalog.find("softmax_cross_entropy_with_integer_labels")
-    assert "def bwd_integer_cross_entropy(res, g):" in page.page(rule)
+    assert "def bwd_integer_cross_entropy(res, g):" in rule_pages.page(rule)
 
 
 def test_residuals_are_a_formula_of_the_sizes():
     (rule,) = catalog.find("linear")
-    assert "first call: `4*m*n + 4*c*n`, here 100, bytes." in page.page(rule)
+    assert "first call: `4*m*n + 4*c*n`, here 100, bytes." in rule_pages.page(rule)
 
 
 @pytest.mark.parametrize(
@@ -148,20 +149,20 @@ def test_residuals_are_a_formula_of_the_sizes():
     ],
 )
 def test_a_user_s_rule_has_its_page(users, part):
-    assert part.replace(r"\n", "\n") in page.page(users[0])
+    assert part.replace(r"\n", "\n") in rule_pages.page(users[0])
 
 
 def test_a_function_of_a_library_is_named_and_not_quoted(users):
-    text = page.page(users[1])
+    text = rule_pages.page(users[1])
     assert text.startswith("# sine\n\n```python\ndef sine(x)\n```\n\n## Reference\n\n")
     assert "```python\njax.numpy.sin\n```" in text
     assert "## Derivation" not in text
 
 
 def test_pages_are_written_with_an_index(users, tmp_path, capsys):
-    page.main([str(tmp_path / "new"), "vjplib_user_package.doubling"])
+    rule_pages.main([str(tmp_path / "new"), "vjplib_user_package.doubling"])
     written = {path.name: path.read_text() for path in (tmp_path / "new").iterdir()}
-    assert written == page.pages(users)
+    assert written == rule_pages.pages(users)
     assert set(written) == {"twice.md", "sine.md", "index.md"}
     assert r"| [twice](twice.md) | 2 x \<y> \*z\*; its derivative is 2. | it is short |" in written["index.md"]
     assert (
@@ -179,7 +180,7 @@ def test_pages_are_written_with_an_index(users, tmp_path, capsys):
 
 
 def test_without_targets_the_pages_are_the_library_s(tmp_path):
-    assert {path.stem for path in page.write_pages(tmp_path)} == {rule.name for rule in RULES} | {"index"}
+    assert {path.stem for path in rule_pages.write_pages(tmp_path)} == {rule.name for rule in RULES} | {"index"}
 
 
 def test_a_function_without_source_is_refused():
@@ -187,9 +188,9 @@ def test_a_function_without_source_is_refused():
     exec("def f(x): return x", scope)
     rule = Rule(fn=scope["f"], reference=scope["f"], baselines={}, cases=(Case(("n",), {"n": 3}),))
     with pytest.raises(OSError, match="could not get source code"):
-        page.page(rule)
+        rule_pages.page(rule)
 
 
 def test_two_rules_of_one_name_are_refused(users):
     with pytest.raises(ValueError, match="distinct names, got twice twice"):
-        page.pages((users[0], users[0]))
+        rule_pages.pages((users[0], users[0]))

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import vjplib as vl
-from vjplib import net, train
+from vjplib.training import net, train
 
 X = np.random.default_rng(0).normal(size=(22, 3)).astype(np.float32)
 Y = (X[:, 0] > X[:, 1]).astype(np.int32) + (X[:, 2] > 1)

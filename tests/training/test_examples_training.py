@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 MNIST1D = runpy.run_path(str(EXAMPLES / "mnist1d.py"))
 DIGITS = runpy.run_path(str(EXAMPLES / "digits.py"))
 

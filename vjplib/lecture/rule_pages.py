@@ -1,6 +1,6 @@
-"""page: a rule's documentation, read from its record and its own file, so that nothing is written twice.
+"""Pages of the rules: each is written from the rule's record and its own file, so that nothing is written twice.
 
-    python -m vjplib.page DIRECTORY [TARGET ...]
+    python -m vjplib.lecture.rule_pages DIRECTORY [TARGET ...]
 
 writes a Markdown page for each rule and an index of them; a target is what `vjplib.catalog.find` takes. Without one,
 the pages are those of the library's own rules.
@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.errors import InconclusiveDimensionOperation
 
-from vjplib import catalog
+import vjplib.catalog as catalog
 from vjplib.compat import recorded_custom_vjps
 from vjplib.rule import Case, Edge, Input, Rule
 
@@ -321,7 +321,7 @@ def _index(rules: Sequence[Rule]) -> str:
     return "\n\n".join(
         [
             "# Rules",
-            "Each page is made of its rule's record and file by `vjplib.page`.",
+            "Each page is made of its rule's record and file by `vjplib.lecture.rule_pages`.",
             _table(("rule", "what it is", "why it exists"), rows),
             "```{toctree}\n:hidden:\n\n" + names + "\n```\n",
         ]
@@ -334,7 +334,9 @@ def _formula(rule: Rule) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes pages, as the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m vjplib.page", description="Writes a Markdown page for each rule.")
+    parser = argparse.ArgumentParser(
+        prog="python -m vjplib.lecture.rule_pages", description="Writes a Markdown page for each rule."
+    )
     parser.add_argument("directory", type=Path, help="where to write them")
     parser.add_argument("targets", nargs="*", help="a rule, package.module or package.module:name; all of ours if none")
     options = parser.parse_args(argv)

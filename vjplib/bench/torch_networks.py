@@ -1,6 +1,6 @@
-"""PyTorch's CPU build on the arrays of `models`: the same networks of torch's functions, and their training steps.
+"""The networks of `networks` in PyTorch, on the same parameters, and their training steps.
 
-Images and kernels are channels last in memory, as torch's own advice for CPUs has it.
+Images and kernels are channels last in memory, as torch recommends for CPUs.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vjplib.models import LEARNING_RATE, State
-from vjplib.peers import import_torch
+from vjplib.bench.networks import LEARNING_RATE, State
+from vjplib.bench.torch_ops import import_torch
 
 Tensor = Any
 Tensors = Any
@@ -81,15 +81,15 @@ NETWORKS: dict[str, Callable[[Any, Tensors, Tensors, Tensor], Tensor]] = {
     "Mamba-like": _mamba,
     "LeNet-like": _lenet,
 }
-"""The networks of `vjplib.models.MODELS` again: of torch's functions, the parameters, the statistics and the input."""
+"""The networks of `vjplib.bench.networks.MODELS` in torch: f(functional, params, statistics, x)."""
 
 
 def loss_and_gradients(name: str, state: State, x: jax.Array, labels: jax.Array) -> dict[str, Any]:
-    """Returns the loss of a network under torch and its gradients, NumPy arrays in the layout of flax's parameters.
+    """Compute a network's loss and gradients in torch, as NumPy arrays in the layout of flax's parameters.
 
     Args:
         name: a key of `NETWORKS`.
-        state: as from `vjplib.models.start`.
+        state: as from `vjplib.bench.networks.start`.
         x: the inputs, channels last.
         labels: the class of each.
 
@@ -104,11 +104,11 @@ def loss_and_gradients(name: str, state: State, x: jax.Array, labels: jax.Array)
 
 
 def training_step(name: str, state: State, x: jax.Array, labels: jax.Array) -> Callable[[], None]:
-    """Returns a function without arguments that takes one step of gradient descent with torch.
+    """Return a function without arguments that takes one step of gradient descent in torch.
 
     Args:
         name: a key of `NETWORKS`.
-        state: as from `vjplib.models.start`.
+        state: as from `vjplib.bench.networks.start`.
         x: the inputs, channels last.
         labels: the class of each.
 
@@ -128,7 +128,7 @@ def training_step(name: str, state: State, x: jax.Array, labels: jax.Array) -> C
 
 
 def _loss(torch: Any, name: str, state: State, x: jax.Array, labels: jax.Array) -> tuple[Tensors, Callable[[], Tensor]]:
-    """Returns the parameters as leaves that take gradients, and the loss as a function of nothing."""
+    """Return the parameters as leaves that take gradients, and the loss as a function without arguments."""
     F = torch.nn.functional
     params = jax.tree.map(lambda a: _from_flax(torch, a).requires_grad_(), state.params)
     statistics = jax.tree.map(partial(_from_flax, torch), state.statistics.get("batch_stats", {}))

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from vjplib import figures, tanh
+from vjplib import tanh
+from vjplib.lecture import figures
 
 
 def texts(figure):
