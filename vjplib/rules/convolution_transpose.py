@@ -10,10 +10,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.arguments import convolution_arguments
 from vjplib.convolution.xla import conv_transpose as lax_conv_transpose
-from vjplib.numerics import as_array
 from vjplib.rule import Case, Edge, Rule
+from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules.convolution_general import Padding, conv_general_dilated
 
 
