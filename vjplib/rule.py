@@ -48,7 +48,7 @@ def index_below(dimension: str) -> Draw:
     return lambda rng, shape, dims: rng.integers(0, dims[dimension], shape, dtype=np.int32)
 
 
-def mask(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
+def random_mask(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
     """Returns a boolean mask of which about two thirds, and the first place of each row, are True."""
     del dims
     kept = rng.random(shape) < 2 / 3

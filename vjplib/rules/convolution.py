@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from vjplib.compat import as_varying, automatic, custom_vjp, is_symbolic, separate_call
+from vjplib.compat import automatic, custom_vjp, is_symbolic, separate_call
 from vjplib.convolution.dense import convolved, kernel_convolved
 from vjplib.convolution.problem import Problem
 from vjplib.convolution.xla import call_of, conv_general_dilated
@@ -22,7 +22,7 @@ from vjplib.jacobians import BandedToeplitz, Dense
 from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule, Scaling
 from vjplib.rules._arguments import as_array, by_rule
-from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes, sharded_like
+from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes
 
 
 def conv1d(
@@ -111,7 +111,7 @@ def fwd(x, h, b, stride):
 # and sums over the batch; with channels, sums over those that the output cotangent and the argument do not share.
 # Algorithm 4 of the lecture is the first line at s = 1: O(n k) multiplications where the matrix takes O(n^2).
 def bwd(stride, res, g):
-    x, h, form_b = res
+    x, h, b_token = res
     wide_x, wide_h, g = _in_one_dtype(x, h, g)
     problem = _problem(_blocks(x, h), _kernel(h), stride)
     if h.ndim == 1 and stride == 1:
@@ -123,8 +123,8 @@ def bwd(stride, res, g):
     def sliding(g, x):
         return kernel_convolved(problem, _blocks(x, h), _blocks(g, h)).reshape(h.shape)
 
-    dx, dh = as_varying(dx, x), sharded_like(h, sliding, g, wide_x)
-    return dx.astype(x.dtype), dh.astype(h.dtype), None if form_b is None else like_primal(g, form_b)
+    dh = automatic(sliding, jax.typeof(h))(g, wide_x)
+    return like_primal(dx, x), like_primal(dh, h), None if b_token is None else like_primal(g, b_token)
 
 
 _conv1d.defvjp(fwd, bwd)

@@ -18,7 +18,7 @@ from vjplib.jacobians import Dense
 from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, integers, pads, positive, reduce_window_arguments
-from vjplib.rules._cotangents import aval_token
+from vjplib.rules._cotangents import aval_token, like_primal
 from vjplib.rules.pooling.windows import Side, first_best, means, places, taps, to_all, to_best
 
 Padding = str | Sequence[tuple[int, int]]
@@ -158,8 +158,8 @@ def fwd_best(x, windows, smallest):
 # a sum over taps of those g_i whose maximum is at the tap, spread s apart and shifted by o_k - p.
 def bwd_best(windows, smallest, res, g):
     del smallest
-    index, kept = res
-    return (to_best(index, upcast(g), windows, kept.shape[1:]).astype(kept.dtype),)
+    index, x = res
+    return (like_primal(to_best(index, upcast(g), windows, x.aval.shape), x),)
 
 
 _best.defvjp(fwd_best, bwd_best)
@@ -336,10 +336,10 @@ def fwd_mean(x, windows, count_include_pad):
 #   (g^T J)_l = sum_k sum_i [s i - p + o_k = l] h_i
 # the h_i spread s apart and shifted by o_k - p, summed over taps. The sum over a box is one along each of its sides
 # in turn, and so is its transpose: as many terms as the sum of the sides, not their product.
-def bwd_mean(windows, count_include_pad, kept, g):
-    shape = kept.shape[1:]
+def bwd_mean(windows, count_include_pad, x, g):
+    shape = x.aval.shape
     counts = _counts(windows, shape, count_include_pad).astype(compute_dtype(g.dtype))
-    return (to_all(upcast(g), counts, windows, shape).astype(kept.dtype),)
+    return (like_primal(to_all(upcast(g), counts, windows, shape), x),)
 
 
 _mean.defvjp(fwd_mean, bwd_mean)
