@@ -70,7 +70,7 @@ RULES = (
         baselines={"jnp.multiply": lambda x, where=None: 2 * x},
         cases=(Case(("b n",), {"b": 2, "n": 3}, {"where": Input("b n", random_mask)}), Case(("",), {})),
         edges=(Edge("a | pipe", ([1.0, float("inf")],)), Edge("empty", (jnp.zeros((0, 2)),))),
-        residuals=lambda b, n: max(b, n) - n,
+        residual_bytes=lambda b, n: max(b, n) - n,
         reason="it is short",
         source="Nowhere",
         order_two=False,

@@ -314,7 +314,7 @@ RULES = (
             "Algorithm 3": Scaling(naive_vjp, _ONE_KERNEL, ("n", (1448, 2048, 2816))),
             "Algorithm 4": Scaling(sparse_vjp, _ONE_KERNEL, ("n", (2**20, 2**21, 2**22))),
         },
-        residuals=lambda n, k: 4 * (n + k),
+        residual_bytes=lambda n, k: 4 * (n + k),
         jacobian=jacobian,
         reason="the lecture's convolution; on CPU, one kernel by shifted copies is many times faster",
         source="Example 4.2",

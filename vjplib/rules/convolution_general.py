@@ -412,6 +412,7 @@ def _edge(name, x, **kwargs):
 RULES = (
     Rule(
         fn=conv_general_dilated,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv_general_dilated": lax_convolution},
         cases=(
@@ -438,12 +439,13 @@ RULES = (
         bench=tuple(
             _general(x, k, label=label, space=len(k.split()) - 2, **arguments) for label, x, k, arguments in SHAPES
         ),
-        residuals=_residuals,
+        residual_bytes=_residuals,
         reason="lax's convolution; on CPU depthwise, grouped and transposed many times faster, and right at any pad",
         source="Example 4.2, generalised",
     ),
     Rule(
         fn=conv,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv": lax.conv},
         cases=(Case(("n 1 h w", "1 1 3 2"), {"n": 2, "h": 7, "w": 5}, {"window_strides": (2, 1), "padding": "SAME"}),),
@@ -455,12 +457,13 @@ RULES = (
                 ("1 1 1000000", "1 1 3"), {}, {"window_strides": (1,), "padding": "SAME"}, label="one channel n=1e6 k3"
             ),
         ),
-        residuals=lambda n, h, w: 4 * (n * h * w + 6),
+        residual_bytes=lambda n, h, w: 4 * (n * h * w + 6),
         reason="conv_general_dilated by its shortest name",
         source="Example 4.2",
     ),
     Rule(
         fn=conv_with_general_padding,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv_with_general_padding": lax.conv_with_general_padding},
         cases=(
@@ -490,7 +493,7 @@ RULES = (
                 label="transposed 2x2s2, channels first (jax#23783)",
             ),
         ),
-        residuals=lambda n, m: 4 * (5 * n * m + 30),
+        residual_bytes=lambda n, m: 4 * (5 * n * m + 30),
         reason="conv_general_dilated of dilated, padded arrays by a shorter name",
         source="Example 4.2",
     ),

@@ -127,7 +127,7 @@ RULES = (
             Edge("one feature in, one out", ([[2.0]], [[3.0]], [1.0])),
         ),
         bench=(Case(("c n", "m n", "m"), {"c": 512, "n": 1024, "m": 1024}),),
-        residuals=lambda c, n, m: 4 * (c * n + m * n),
+        residual_bytes=lambda c, n, m: 4 * (c * n + m * n),
         jacobian=jacobian,
         reason="a layer of the lecture; accumulates half precision in float32",
         source="Examples 2.5 and 3.2",

@@ -399,7 +399,7 @@ RULES = (
             Edge("empty batch", (np.zeros((0, 3)), np.zeros((0, 3)))),
         ),
         bench=(Case(("b n", _SOFT), _LARGE),),
-        residuals=lambda b, n: 4 * (2 * b * n + 2 * b),
+        residual_bytes=lambda b, n: 4 * (2 * b * n + 2 * b),
         jacobian=jacobian_softmax_cross_entropy,
         reason="accuracy: both gradients at a class that is all but certain, which autodiff loses, are right to 4e-06; "
         "keeps two numbers a slice beside its arguments",
@@ -426,7 +426,7 @@ RULES = (
             Edge("empty batch", (np.zeros((0, 3)), np.zeros((0,), np.int32))),
         ),
         bench=(Case(("b n", _LABELS), _LARGE),),
-        residuals=lambda b, n: 4 * (b * n + 3 * b),
+        residual_bytes=lambda b, n: 4 * (b * n + 3 * b),
         jacobian=jacobian_softmax_cross_entropy_with_integer_labels,
         reason="accuracy: the gradient at a label that is all but certain, which autodiff loses, is right to 4e-06; "
         "keeps two numbers a slice beside its arguments",
@@ -440,7 +440,7 @@ RULES = (
         cases=(Case(("b n", "b n"), {"b": 2, "n": 7}), Case(("b n",), {"b": 2, "n": 7}), Case(("", ""), {})),
         edges=(Edge("a perfect fit", ([1.0, -2.0], [1.0, -2.0])),),
         bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_squared_error,
         reason="the loss of a regression; keeps the difference alone",
         source="Eq. 1",

@@ -270,7 +270,7 @@ RULES = (
         cases=_CASES,
         edges=_EDGES,
         bench=_LARGE,
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_softmax,
         reason="accuracy: the gradient of a saturated component, which autodiff loses, is right to 4e-06; a layer of "
         "the lecture",
@@ -284,7 +284,7 @@ RULES = (
         cases=_CASES,
         edges=_EDGES,
         bench=_LARGE,
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_log_softmax,
         reason="accuracy: the component of a saturated class, which autodiff loses, is right to 4e-06",
         source="Example 2.6",
