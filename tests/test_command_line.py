@@ -9,7 +9,7 @@ import pytest
 
 import vjplib
 from vjplib.__main__ import main
-from vjplib.catalog import rules
+from vjplib.rule import rules
 
 MODULE = """
 import jax
@@ -66,7 +66,7 @@ def test_list_prints_every_rule_with_its_reason(capsys, monkeypatch):
 
 
 def test_a_right_rule_is_verified(capsys):
-    assert main(["verify", "tanh", "vjplib.rules.elementwise:sigmoid", "--quick"]) == 0
+    assert main(["verify", "tanh", "vjplib.rules.activations:sigmoid", "--quick"]) == 0
     out = capsys.readouterr().out
     assert "tanh" in out
     assert "sigmoid" in out
@@ -75,7 +75,7 @@ def test_a_right_rule_is_verified(capsys):
 
 
 def test_a_rule_named_twice_is_verified_once(capsys):
-    assert main(["verify", "tanh", "vjplib.rules.elementwise:tanh", "--claims", "v1"]) == 0
+    assert main(["verify", "tanh", "vjplib.rules.activations:tanh", "--claims", "v1"]) == 0
     assert "1 of 1 rules verified" in capsys.readouterr().out
 
 
@@ -94,7 +94,7 @@ def test_a_wrong_rule_of_one_s_own_fails_by_name(capsys, module, tmp_path):
 
 
 def test_a_record_that_cannot_be_used_fails_and_the_others_are_verified(capsys, module):
-    module("misnamed", fields=", residuals=lambda rows: 4 * rows")
+    module("misnamed", fields=", residual_bytes=lambda rows: 4 * rows")
     assert main(["verify", "misnamed", "tanh", "--claims", "contract"]) == 1
     out = capsys.readouterr().out
     assert "waves: contract FAIL the record cannot be used: TypeError" in out

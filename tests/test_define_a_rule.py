@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vjplib import catalog, verify
+from vjplib import verify
 from vjplib.lecture import rule_pages
+from vjplib.rule import find
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -17,7 +18,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture
 def example(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    (rule,) = catalog.find("define_a_rule")
+    (rule,) = find("define_a_rule")
     return sys.modules[rule.fn.__module__]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vjplib import catalog
 from vjplib.lecture import rule_pages
 from vjplib.lecture.figures import FIGURES
+from vjplib.rule import rules
 from vjplib.verification import CLAIMS
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +24,7 @@ def text(name):
 
 
 def test_the_pages_of_the_rules_are_those_of_their_records():
-    made = rule_pages.pages(catalog.rules())
+    made = rule_pages.pages(rules())
     kept = {path.name: text(path) for path in (DOCS / "rules").iterdir()}
     assert sorted(kept) == sorted(made), WRITE_THEM
     assert [name for name in made if kept[name] != made[name]] == [], WRITE_THEM

@@ -12,13 +12,12 @@ from wrong_rules import normal, rule
 import vjplib
 from vjplib import mutation as power
 from vjplib.__main__ import main
-from vjplib.catalog import find
 from vjplib.mutation.equivalence import equivalent
 from vjplib.mutation.mutate import mutant, mutate, mutations
 from vjplib.mutation.operators import Mutation
 from vjplib.mutation.score import killer
 from vjplib.mutation.target import Target
-from vjplib.rule import Case, Edge, Input, Rule, mask
+from vjplib.rule import Case, Edge, Input, Rule, find, random_mask
 from vjplib.verification.call import Subject
 from vjplib.verification.claims import linearity, second_order, value
 
@@ -174,7 +173,7 @@ RECORD = Rule(
     fn=DOUBLE,
     reference=double,
     baselines={"double": double},
-    cases=(Case(("b n", Input("b n", mask)), {"b": 2, "n": 3}),),
+    cases=(Case(("b n", Input("b n", random_mask)), {"b": 2, "n": 3}),),
     edges=(Edge("all masked", ([1.0, 2.0], np.zeros(2, bool))),),
 )
 
@@ -216,7 +215,7 @@ def test_survivors_are_listed_and_fail_the_command(monkeypatch, capsys, tmp_path
     assert main(command) == 1
     shown = capsys.readouterr().out
     assert shown.count("survived: quadratic [") == 2
-    assert "elementwise.py:" in shown
+    assert "activations.py:" in shown
     assert max(map(len, shown.split("survived")[0].splitlines())) <= 80
     content = json.loads((tmp_path / "power.json").read_text(encoding="utf-8"))
     assert content["shares"]["vjplib"] == 0

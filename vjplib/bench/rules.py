@@ -115,7 +115,7 @@ def bench_rule(rule: Rule, *, seconds: float = 1.0) -> list[Row]:
         ValueError: rule and baseline are not the same function, or seconds is negative.
 
     Example:
-        (rule,) = vjplib.catalog.find("softmax")
+        (rule,) = vjplib.find("softmax")
         for row in bench_rule(rule):
             print(row.case, row.baseline, row.measure, row.ratio)
     """

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vjplib.catalog import find, rules
 from vjplib.mutation.false_alarms import Alarm, Alarms, run_correct
 from vjplib.mutation.other_checkers import others
 from vjplib.mutation.score import Score, score
+from vjplib.rule import find, rules
 
 TOGETHER = 10  # runs to a task
 

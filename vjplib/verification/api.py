@@ -185,7 +185,7 @@ def verify_rule(
         ValueError: effort or claims are not known, or time_limit is not positive.
 
     Example:
-        >>> from vjplib.catalog import find
+        >>> from vjplib.rule import find
         >>> verify_rule(find("sigmoid")[0], effort="quick", claims=("contract", "residuals")).ok
         True
     """
@@ -282,7 +282,7 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
         reference=rule.reference,
         seed=seed,
         order_two=rule.order_two,
-        residuals=rule.residuals(**dims) if main and rule.residuals else None,
+        residuals=rule.residual_bytes(**dims) if main and rule.residual_bytes else None,
         compared=next(iter(rule.baselines.values()), None) if main else None,
         sizes={k: v for k, v in dims.items() if k not in case.fixed} if case.growth else {},
         resize=lambda changed: case.avals({**dims, **changed}),

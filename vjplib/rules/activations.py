@@ -14,8 +14,10 @@ from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Diagonal
-from vjplib.numerics import as_array, as_form, as_inexact, broadcast_shapes, by_rule, form, wide
+from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Rule, Tail
+from vjplib.rules._arguments import as_array, as_inexact, broadcast_shapes, by_rule
+from vjplib.rules._cotangents import aval_token, like_primal
 
 # ---------------------------------------------------------------------------------------------------------------- relu
 
@@ -53,8 +55,8 @@ def _relu(x, derivative_at_zero):
 
 
 def fwd_relu(x, derivative_at_zero):
-    passes = x >= 0 if derivative_at_zero else x > 0
-    return jnp.maximum(x, 0), (passes,)
+    mask = x >= 0 if derivative_at_zero else x > 0
+    return jnp.maximum(x, 0), (mask, aval_token(x))
 
 
 # y_i = max(x_i, 0), so dy_i/dx_j = delta_ij [x_i >= 0], or [x_i > 0] by the other convention.
@@ -62,8 +64,8 @@ def fwd_relu(x, derivative_at_zero):
 # One byte an element tells on which side of the kink x was; x itself need not be kept.
 def bwd_relu(derivative_at_zero, res, g):
     del derivative_at_zero
-    (passes,) = res
-    return (jnp.where(passes, g, 0),)
+    mask, x_token = res
+    return (like_primal(jnp.where(mask, g, 0), x_token),)
 
 
 _relu.defvjp(fwd_relu, bwd_relu)
@@ -110,7 +112,7 @@ def _tanh(x):
 
 
 def fwd_tanh(x):
-    return jnp.tanh(wide(x)).astype(x.dtype), (x,)
+    return jnp.tanh(upcast(x)).astype(x.dtype), (x,)
 
 
 # d tanh / dx = 1 - tanh^2 = 1 / cosh^2. From y alone 1 - y^2 loses its digits where y nears 1, and is 0 from where y
@@ -119,7 +121,7 @@ def fwd_tanh(x):
 # Nothing is subtracted. k underflows where 4 k does not yet: what is computed is e^2 k = e^(2 - 2|x|).
 def bwd_tanh(res, g):
     (x,) = res
-    return (_times_tanh_slope(wide(g), wide(x)).astype(g.dtype),)
+    return (like_primal(_times_tanh_slope(upcast(g), upcast(x)), x),)
 
 
 @jax.custom_jvp
@@ -182,7 +184,7 @@ def _sigmoid(x):
 
 
 def fwd_sigmoid(x):
-    return jax.lax.logistic(wide(x)).astype(x.dtype), (x,)
+    return jax.lax.logistic(upcast(x)).astype(x.dtype), (x,)
 
 
 # With s(x) = 1 / (1 + e^-x): ds/dx = e^-x / (1 + e^-x)^2 = s (1 - s). From y alone 1 - y loses its digits where y nears
@@ -190,7 +192,7 @@ def fwd_sigmoid(x):
 #   g^T J = g * k / (1 + k)^2
 def bwd_sigmoid(res, g):
     (x,) = res
-    return (_times_sigmoid_slope(wide(g), wide(x)).astype(g.dtype),)
+    return (like_primal(_times_sigmoid_slope(upcast(g), upcast(x)), x),)
 
 
 @jax.custom_jvp
@@ -256,16 +258,16 @@ def _quadratic(x, y):
 
 
 def fwd_quadratic(x, y):
-    value = 4 * wide(x) + 7 * jnp.square(wide(y))
-    return value.astype(jnp.result_type(x, y)), (form(x), y)
+    value = 4 * upcast(x) + 7 * jnp.square(upcast(y))
+    return value.astype(jnp.result_type(x, y)), (aval_token(x), y)
 
 
 # df/dx = 4 wherever x and y are, and df/dy = 14 y: the two arguments do not meet, so of x only the form is kept.
 #   g^T J_x = 4 g,   g^T J_y = 14 y * g
 def bwd_quadratic(res, g):
-    form_x, y = res
-    g = wide(g)
-    return as_form(4 * g, form_x), as_form(14 * wide(y) * g, form(y))
+    x_token, y = res
+    g = upcast(g)
+    return like_primal(4 * g, x_token), like_primal(14 * upcast(y) * g, y)
 
 
 _quadratic.defvjp(fwd_quadratic, bwd_quadratic)
@@ -310,7 +312,7 @@ RULES = (
             _INFINITIES,
         ),
         bench=(_LARGE,),
-        residuals=lambda b, n: b * n,
+        residual_bytes=lambda b, n: b * n,
         jacobian=jacobian_relu,
         reason="a layer of the lecture; keeps one byte an element",
         source="Example 2.1",
@@ -322,7 +324,7 @@ RULES = (
         cases=(_ROWS, _SCALAR),
         edges=(Edge("saturated", _ANY), _INFINITIES),
         bench=(_LARGE,),
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_tanh,
         reason="accuracy: autodiff's gradient is 0 from 8.3 on, this one is right to 3e-07; a layer of the lecture",
         source="Example 2.1",
@@ -335,7 +337,7 @@ RULES = (
         cases=(_ROWS, _SCALAR),
         edges=(Edge("saturated", _ANY), _INFINITIES),
         bench=(_LARGE,),
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_sigmoid,
         reason="accuracy: autodiff's gradient is 0 from 17 on, this one is right to 2e-07; a layer of the lecture",
         source="Example 2.1",
@@ -352,7 +354,7 @@ RULES = (
         ),
         edges=(Edge("zero and infinity", ([0.0, 1.0, float("inf")], [float("inf"), 0.0, 0.0])),),
         bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_quadratic,
         reason="the lecture's first function of two variables; keeps y alone",
         source="Example 2.2",
