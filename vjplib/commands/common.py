@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from rich.console import Console
 
-from vjplib.rule import Rule
+from vjplib.rule import Rule, find, rules
 from vjplib.verification.registry import resolve
 
 T = TypeVar("T")
@@ -48,14 +48,14 @@ def add_effort(parser: argparse.ArgumentParser, quick: str, deep: str) -> Any:
     return effort
 
 
-def add_jobs(parser: argparse.ArgumentParser, each: str = "a rule in each") -> None:
-    """Adds --jobs, how many processes are at work at a time; each says what one of them works on."""
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Adds --jobs."""
     parser.add_argument(
         "--jobs",
         type=seed,
         default=min(2, os.cpu_count() or 1),
         metavar="N",
-        help=f"processes at work at a time, {each} (default 2); 0 for this one alone, as for a debugger",
+        help="worker processes (default 2); 0 runs everything in this process, for a debugger",
     )
 
 
@@ -112,27 +112,43 @@ def must_differ(parsed: argparse.Namespace, *options: str) -> None:
                 parsed.error(f"--{other} and --{option} must be different files, got {path} for both")
 
 
-def rules_of(parsed: argparse.Namespace) -> tuple[Rule, ...]:
-    """Returns the records that the targets name, each once; all of the library's where none is named."""
-    return tuple(rule for rule, _, _ in places_of(parsed))
+class Place(NamedTuple):
+    """Where a record is found: a worker process looks it up there.
+
+    Args:
+        name: the record's.
+        target: the command-line target that names it, None for the whole library.
+        number: which of the target's records it is.
+    """
+
+    name: str
+    target: str | None
+    number: int
+
+    def rule(self) -> Rule:
+        """Return the record."""
+        return (rules() if self.target is None else find(self.target))[self.number]
 
 
-def places_of(parsed: argparse.Namespace) -> list[tuple[Rule, str | None, int]]:
-    """Returns `rules_of`, each with the target that names it, None for the library, and its number among those."""
-    from vjplib.rule import find, rules
-
+def places_of(parsed: argparse.Namespace) -> list[Place]:
+    """Return where the records that the targets name are found, each once; the library's where none is named."""
     if os.getcwd() not in sys.path:  # as `python -m vjplib` has it
         sys.path.insert(0, os.getcwd())
-    found: dict[int, tuple[Rule, str | None, int]] = {}
+    found: dict[int, Place] = {}
     for target in parsed.targets:
         try:
             for i, rule in enumerate(find(target)):
-                found.setdefault(id(rule), (rule, target, i))
+                found.setdefault(id(rule), Place(rule.name, target, i))
         except ValueError as error:
             parsed.error(str(error))
         except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
             parsed.error(f"{target} cannot be imported: {type(error).__name__}: {error}")
-    return list(found.values()) or [(rule, None, i) for i, rule in enumerate(rules())]
+    return list(found.values()) or [Place(rule.name, None, i) for i, rule in enumerate(rules())]
+
+
+def rules_of(parsed: argparse.Namespace) -> tuple[Rule, ...]:
+    """Return the records that the targets name, each once; all of the library's where none is named."""
+    return tuple(place.rule() for place in places_of(parsed))
 
 
 def progress(items: Iterable[T], console: Console, name: Callable[[T], str], total: int | None = None) -> Iterator[T]:

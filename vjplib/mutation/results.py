@@ -29,16 +29,13 @@ def shares(scores: Sequence[Score]) -> dict[str, float]:
     return {by: number / max(1, len(changed)) for by, number in found.items()}
 
 
-def to_dict(scores: Sequence[Score], alarms: Alarms | None) -> dict[str, Any]:
+def to_dict(scores: Sequence[Score], alarms: Alarms) -> dict[str, Any]:
     """Returns scores and alarms as JSON has them."""
-    content: dict[str, Any] = {"shares": shares(scores), "scores": [asdict(s) for s in scores]}
-    if alarms is not None:
-        content["runs"], content["asked"] = alarms.runs, dict(alarms.asked)
-        content["alarms"] = [alarm._asdict() for alarm in alarms.alarms]
-    return content
+    of_alarms = {"runs": alarms.runs, "alarms": [alarm._asdict() for alarm in alarms.alarms]}
+    return {"shares": shares(scores), "scores": [asdict(s) for s in scores]} | of_alarms
 
 
-def tables(scores: Sequence[Score], alarms: Alarms | None) -> Iterator[Table]:
+def tables(scores: Sequence[Score], alarms: Alarms) -> Iterator[Table]:
     """Yields the table of mutants, a row a rule, and that of the checks."""
     claims = sorted({o.claim for s in scores for o in s.outcomes if o.claim}, key=order)
     grid = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
@@ -54,8 +51,7 @@ def tables(scores: Sequence[Score], alarms: Alarms | None) -> Iterator[Table]:
     for heading in ("", "mutants killed", "false alarms", "runs"):
         checks.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for by, share in shares(scores).items():
-        false = ("-", "-") if alarms is None else (str(alarms.of(by)), str(alarms.asked.get(by, 0)))
-        checks.add_row(TITLES[by], f"{share:.2%}", *false)
+        checks.add_row(TITLES[by], f"{share:.2%}", str(alarms.of(by)), str(alarms.runs))
     yield checks
 
 
