@@ -1,15 +1,13 @@
 """The product f' g' h' of the chain rule in both orders, each counting what it does."""
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from vjplib.compat import programs
+from vjplib.compat import cost_of
 from vjplib.jacobians.dense import Jacobian
 
 
@@ -71,6 +69,7 @@ def backward_order(jacobians: Sequence[Jacobian]) -> Chain:
         ValueError: jacobians is empty, or neighbours differ in size.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from vjplib.jacobians import BandedToeplitz, Dense, Diagonal
         >>> f, g, h = Dense(jnp.ones((1, 5))), Diagonal(jnp.ones(5)), BandedToeplitz(jnp.ones(3), n=5)
         >>> chain = backward_order([f, g, h])
@@ -96,6 +95,7 @@ def forward_order(jacobians: Sequence[Jacobian]) -> Chain:
         ValueError: jacobians is empty, or neighbours differ in size.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from vjplib.jacobians import BandedToeplitz, Dense, Diagonal
         >>> def factors(n):
         ...     return Dense(jnp.ones((1, n))), Diagonal(jnp.ones(n)), BandedToeplitz(jnp.ones(3), n=n)
@@ -126,10 +126,10 @@ def _multiply(jacobians: Sequence[Jacobian], place: Callable[[list[Jacobian]], i
 
 
 def multiplications(fn: Callable[..., Any], *args: Any) -> int:
-    """Returns how many multiplications of floating numbers fn does, read from the program that JAX traces it to.
+    """Return the number of floating-point multiplications in the program that JAX traces fn to.
 
-    Counted are elementwise and matrix products and convolutions: in loops of known length as often as they run, and in
-    branches, of which `jax.lax.platform_dependent` makes one a platform, those of the dearest.
+    Elementwise and matrix products and convolutions count: in a loop of known length as often as it runs, and of
+    several branches those of the dearest (`jax.lax.platform_dependent` makes one branch a platform).
 
     Args:
         fn: the function.
@@ -139,37 +139,13 @@ def multiplications(fn: Callable[..., Any], *args: Any) -> int:
         ValueError: fn holds a `while`, whose work depends on numbers.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> multiplications(lambda W, x: 2 * (W @ x), jnp.ones((3, 5)), jnp.ones(5))
         18
         >>> multiplications(lambda x, h: jnp.convolve(x, h, "same"), jnp.ones(10), jnp.ones(3))
         30
     """
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def _count(jaxpr: Any) -> int:
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
-
-
-def _count_equation(equation: Any) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == "while":
+    cost = cost_of(jax.make_jaxpr(fn)(*args).jaxpr)
+    if not cost.decided:
         raise ValueError("fn must do work that its shapes tell, got a while")
-    if name in ("mul", "dot_general", "conv_general_dilated"):
-        result = equation.outvars[0].aval
-        return result.size * _terms(equation) if jnp.issubdtype(result.dtype, jnp.floating) else 0
-    inner = [_count(body) for _, body, _ in programs(params)]
-    if name == "cond":
-        return max(inner)
-    return (params["length"] if name == "scan" else 1) * sum(inner)
-
-
-def _terms(equation: Any) -> int:
-    """Returns how many products an element of the result is the sum of."""
-    if equation.primitive.name == "mul":
-        return 1
-    numbers = equation.params["dimension_numbers"]
-    first, second = (v.aval.shape for v in equation.invars)
-    if equation.primitive.name == "dot_general":
-        return math.prod(first[axis] for axis in numbers[0][0])
-    return math.prod(second[axis] for axis in numbers.rhs_spec[1:])
+    return cost.multiplications
