@@ -78,8 +78,7 @@ def run_correct(rule: Rule, runs: Sequence[int], seed: int) -> list[Alarm]:
         scale = float(10 ** rng.uniform(*np.log10(SCALES)))
         drawn = case.call(np.random.default_rng((seed, run)), jnp.dtype(dtype), scale, **sizes).args
         args = tuple(b if a is None or b.dtype != np.float32 else a for a, b in zip(drawn, base.args, strict=True))
-        subject = replace(base, args=args, seed=run)
-        subject.__dict__["answers"] = base.answers  # compiled once: only the floating numbers differ
+        subject = replace(base, args=args, seed=run, base=base)
         alarm = partial(Alarm, rule=rule.name, run=run, call=f"{base.case}, {dtype}, inputs times {scale:.3g}")
         with x64() if dtype == "float64" else nullcontext():
             checks = [*_of_value(dtype), *((contract.check, _in_turn(run)) if k == 0 else ())]
