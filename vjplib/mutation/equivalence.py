@@ -26,10 +26,10 @@ def equivalent(target: Target, mutation: Mutation) -> bool:
     """Return whether a mutant is equivalent to the rule: compared with the rule's own pullback, not with the oracle.
 
     Both run at all cases, at these with masks negated, at other sizes and at the record's edges; with three scales of
-    inputs, with zeros, ties, and cotangents that hold zeros and infinities. They must agree in float64 to twelve digits,
-    in float32 and half precision to a few units in the last place, with NaN and infinities at the same places; where
-    cotangents are finite, so must their second derivatives. Differences of a few units in the last place of the
-    cotangents do not count: terms that cancel leave as much.
+    inputs, with zeros, ties, and cotangents that hold zeros and infinities. In float64 they must agree to twelve
+    digits, in float32 and half precision to a few units in the last place, with NaN and infinities at the same
+    places; where cotangents are finite, so must their second derivatives. Differences of a few units in the last place
+    of the cotangents do not count: terms that cancel leave as much.
     """
     named = [target.cases[0].at(_arrays(e), e.kwargs, f"{e.name}, exact") for e in target.rule.edges]
     contrary = [_contrary(base) for base in target.cases]
