@@ -1,4 +1,4 @@
-"""vjplib verify: rules proved right."""
+"""vjplib verify: verifies rules, every claim of each."""
 
 import argparse
 import math
@@ -37,20 +37,22 @@ GRACE = 60.0  # seconds that a worker may be silent beside twice a claim's
 
 
 def add(command: Command) -> None:
-    """Adds the command."""
-    verify = command("verify", _verify, "prove rules right; exit 0 only if every claim of every rule holds")
+    """Add the command."""
+    verify = command("verify", _verify, "verify rules; exit 0 only if every claim of every rule holds")
     add_targets(verify)
-    for name, does in (("markdown", "as Markdown"), ("junit", "as JUnit XML"), ("html", "as a page for a browser")):
-        verify.add_argument(f"--{name}", type=json_path, metavar="FILE", help=f"write the results to this file {does}")
+    for name, does in (("markdown", "Markdown"), ("junit", "JUnit XML"), ("html", "an HTML page")):
+        verify.add_argument(
+            f"--{name}", type=json_path, metavar="FILE", help=f"also write the results to this file, as {does}"
+        )
     verify.add_argument(
         "--against",
         type=earlier,
         metavar="OLD.json",
-        help="tell what changed since the run that --json wrote to this file; exit 1 on a regression",
+        help="compare with an earlier run, written by --json; exit 1 on a regression",
     )
     add_effort(
         verify,
-        quick="examine the first case, without what takes long, and little of the others",
+        quick="skip slow checks; examine the first case, and little of the others",
         deep="examine every claim at every case, and each case at 20 random sizes",
     )
     names = ", ".join(CLAIMS)
@@ -63,13 +65,13 @@ def add(command: Command) -> None:
         type=seconds,
         default=TIME_LIMIT,
         metavar="S",
-        help="seconds that a claim may take (default 120)",
+        help="time limit of one claim in seconds (default 120)",
     )
     add_jobs(verify)
 
 
 def earlier(path: str) -> Run:
-    """Returns the run that a file holds."""
+    """Return the run that a file holds."""
     try:
         return read(path)
     except (OSError, ValueError) as error:

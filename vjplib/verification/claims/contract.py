@@ -88,7 +88,7 @@ def _trap_of_dtype(mismatch: Mismatch) -> str:
 
 
 def _whole(subject: CallUnderTest, leaves: Any) -> Any:
-    """Returns the function's output as it is, integers and structure included."""
+    """Return the function's output, integers and structure included."""
     return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
 
 
