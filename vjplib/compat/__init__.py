@@ -1,4 +1,4 @@
-"""Every import from JAX that is experimental, private or has moved between the supported lines, in one package."""
+"""Every import from JAX that is experimental, private or has moved between the supported versions."""
 
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
