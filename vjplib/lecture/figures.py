@@ -118,8 +118,7 @@ def gradient_descent(
     heights = np.asarray(jax.vmap(cost)(path))
     axes.plot(path, heights, "o", color=BLUE, ms=6, label=f"updates, lr = {learning_rate:g}", zorder=3)
     for i in range(len(path) - 1):
-        arrow = {"arrowstyle": "-|>", "color": BLUE, "lw": 1, "shrinkA": 3, "shrinkB": 3}
-        axes.annotate("", (path[i + 1], heights[i + 1]), (path[i], heights[i]), arrowprops=arrow)
+        _arrow(axes, (path[i], heights[i]), (path[i + 1], heights[i + 1]), shrink=3, color=BLUE, lw=1)
     last = len(path) - 1
     axes.annotate(f"$w_0 = {path[0]:g}$", (path[0], heights[0]), (8, 6), textcoords="offset points")
     axes.annotate(rf"$w_{{{last}}} = {path[-1]:.3f}$", (path[-1], heights[-1]), (8, 12), textcoords="offset points")
@@ -225,8 +224,7 @@ def _graph(axes: "Axes", factors: Any, chain: Chain, names: tuple[str, str], col
     for column, value in enumerate(("$x$", "$h(x)$", "$g(h(x))$", "$l$")):
         _node(axes, (column, 3), value, "white")
         if column:
-            arrow = {"arrowstyle": "-|>", "color": BLACK, "shrinkA": 24, "shrinkB": 24}
-            axes.annotate("", (column, 3), (column - 1, 3), arrowprops=arrow)
+            _arrow(axes, (column - 1, 3), (column, 3), shrink=24)
             axes.text(column - 0.5, 3.08, "hgf"[column - 1], ha="center", style="italic")
     for column, (name, factor) in enumerate(zip(("$h'$", "$g'$", "$f'$"), reversed(factors), strict=True)):
         _node(axes, (column, 2), f"{name}   {_shape(factor.shape)}\n{_bytes(factor.nbytes)}", PALE_BLUE)
@@ -253,8 +251,12 @@ def _edge(axes: "Axes", start: tuple[float, int], end: tuple[float, int]) -> Non
     """Draw an arrow from the lower side of a node to the upper side of a node in a row below."""
     half_height = (0.23, 0.23, 0.17, 0.1)  # of the nodes in rows 0 to 3: three lines of text, three, two and one
     below, above = start[1] - half_height[start[1]], end[1] + half_height[end[1]]
-    arrow = {"arrowstyle": "-|>", "color": BLACK, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (end[0], above), (start[0], below), arrowprops=arrow)
+    _arrow(axes, (start[0], below), (end[0], above), shrink=0)
+
+
+def _arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, float], shrink: float, **style: Any) -> None:
+    style = {"arrowstyle": "-|>", "color": BLACK, "shrinkA": shrink, "shrinkB": shrink} | style
+    axes.annotate("", end, start, arrowprops=style)
 
 
 def _shape(shape: tuple[int, int]) -> str:
