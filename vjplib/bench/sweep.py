@@ -95,13 +95,9 @@ def draw(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], di
             y = jax.eval_shape(lambda x, k, a=arguments: lax.conv_general_dilated(x, k, **a), *map(_form, (lhs, rhs)))
         except ValueError:  # the window exceeds the padded input
             continue
-        work = y.size * math.prod(rhs) // max(1, rhs[_features(arguments)])
+        work = y.size * math.prod(rhs) // max(1, rhs[arguments["dimension_numbers"][1].index("O")])
         if 0 < y.size <= LARGEST and work <= MOST_WORK:
             return lhs, rhs, arguments
-
-
-def _features(arguments: dict[str, Any]) -> int:
-    return arguments["dimension_numbers"][1].index("O")
 
 
 def _form(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:

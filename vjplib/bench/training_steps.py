@@ -66,7 +66,7 @@ def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = 
         step = bench_model("LeNet-like", vjplib.bench.networks.MODELS["LeNet-like"])
         print(step.ratio)
     """
-    require_agreement(name, model, torch=torch)
+    _require_agreement(name, model, torch)
     (theirs, kept), (ours, kept_ours) = (_compiled(model, ops) for ops in (JAX, VJPLIB))
     times = interleaved([theirs.run, ours.run], seconds)
     costs = cost(times[0], theirs, kept), cost(times[1], ours, kept_ours)
@@ -87,14 +87,8 @@ def _batch(model: Model, dtype: Any) -> tuple[jax.Array, jax.Array]:
     return jax.device_put((x, labels))
 
 
-def require_agreement(name: str, model: Model, *, torch: bool) -> None:
-    """Raise ValueError unless all versions to be timed have the same loss and gradients in float64.
-
-    Args:
-        name: the network's name.
-        model: the network and the shape of its batch.
-        torch: if True, PyTorch is compared too.
-    """
+def _require_agreement(name: str, model: Model, torch: bool) -> None:
+    """Raise ValueError unless all versions to be timed have the same loss and gradients in float64."""
     with x64():
         x, labels = _batch(model, np.float64)
         state = start(model.network(JAX), x)
@@ -117,7 +111,7 @@ def _require_equal(name: str, other: str, expected: Any, given: Any) -> None:
         if gap := difference(np.asarray(a), np.asarray(b)):
             where = jax.tree_util.keystr(path, simple=True, separator=" ")
             raise ValueError(
-                f"{name}: jax and {other} must compute one step to be timed side by side, but {where} {gap}"
+                f"{name}: jax and {other} must compute the same to be timed side by side, but {where} {gap}"
             )
 
 
