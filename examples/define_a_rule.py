@@ -6,8 +6,9 @@ verifies the right one.
 
     python examples/define_a_rule.py [--effort quick|standard|deep]
 
-The record at its end is all that the command line needs: run here, `PYTHONPATH=examples vjplib verify define_a_rule`
-gives the same proof sheet, and `PYTHONPATH=examples python -m vjplib.page DIRECTORY define_a_rule` the rule's page.
+The record at its end is all that the command line needs: `PYTHONPATH=examples vjplib verify define_a_rule`, run here,
+gives the same proof sheet, and `PYTHONPATH=examples python -m vjplib.lecture.rule_pages DIRECTORY define_a_rule` writes
+the rule's page.
 """
 
 import argparse
