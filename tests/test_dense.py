@@ -11,10 +11,10 @@ from convolution_calls import differences
 from jax import lax
 
 import vjplib
-from vjplib.convolution import dense, phased
-from vjplib.convolution.choice import kernel_formulation, output_formulation
-from vjplib.convolution.problem import Problem
-from vjplib.convolution.xla import call_of
+from vjplib.rules.convolution.algorithms import dense, phased
+from vjplib.rules.convolution.call import call_of
+from vjplib.rules.convolution.dispatch import kernel_formulation, output_formulation
+from vjplib.rules.convolution.problem import Problem
 
 LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 PRODUCT, PATCHES = "a matrix product", "a matrix product of patches"

@@ -13,9 +13,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import vjplib as vl
-from vjplib.convolution import dense
-from vjplib.convolution.choice import GAPS, GROUPS, OUTPUT, PADDING, output_formulation
-from vjplib.convolution.problem import Problem
+from vjplib.rules.convolution.algorithms import dense
+from vjplib.rules.convolution.dispatch import GAPS, GROUPS, OUTPUT, PADDING, output_formulation
+from vjplib.rules.convolution.problem import Problem
 
 FAR = 2**31
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")

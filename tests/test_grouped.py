@@ -10,9 +10,9 @@ from convolution_calls import differences
 from jax import lax
 
 import vjplib
-from vjplib.convolution import grouped
-from vjplib.convolution.choice import kernel_formulation, output_formulation
-from vjplib.convolution.problem import Problem
+from vjplib.rules.convolution.algorithms import grouped
+from vjplib.rules.convolution.dispatch import kernel_formulation, output_formulation
+from vjplib.rules.convolution.problem import Problem
 
 ULPS = 1e-12  # float64 sums of some hundred terms in another order
 CALL = {"window_strides": (1,), "padding": "SAME", "dimension_numbers": ("NWC", "WIO", "NWC"), "feature_group_count": 3}

@@ -19,7 +19,7 @@ import vjplib as vl
 from vjplib import catalog, figures, net
 from vjplib.compat import opened, programs, recorded_custom_vjps
 from vjplib.jacobians import BandedToeplitz, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
-from vjplib.rules.convolution import naive_vjp, sparse_vjp
+from vjplib.rules.convolution.conv1d import naive_vjp, sparse_vjp
 from vjplib.verification.growth import cost
 
 
@@ -131,7 +131,8 @@ def test_L8_a_jacobian_has_a_row_an_output_and_a_column_an_input():
     assert (in_x.shape, in_W, in_b.shape) == ((3, 5), None, (3, 3))
     for argument, jacobian in ((0, in_x), (2, in_b)):
         chex.assert_trees_all_close(jacobian.dense(), jax.jacrev(vl.linear, argument)(x, W, b))
-    of_vectors = (r for r in catalog.rules() if not r.fn.__module__.startswith("vjplib.rules.convolution_"))
+    of_images = tuple(f"vjplib.rules.convolution.{name}" for name in ("general", "patches", "transpose"))
+    of_vectors = (r for r in catalog.rules() if not r.fn.__module__.startswith(of_images))
     assert all(rule.jacobian for rule in of_vectors)
 
 

@@ -16,7 +16,7 @@ ROOT = Path(vjplib.__file__).parent
 # From the bottom up: a module may import those before it.
 LAYERS = (
     ("compat", "numerics", "arguments"),
-    ("convolution", "windows"),
+    ("windows",),
     ("jacobians",),
     ("rule",),
     ("rules",),

@@ -8,7 +8,7 @@ from jax import lax
 
 import vjplib
 from vjplib.compat import programs
-from vjplib.convolution.whole_batch import whole_batch
+from vjplib.rules.convolution.batching import whole_batch
 
 LAYOUTS = (None, ("NWC", "WIO", "NWC"), ("CWN", "IWO", "WCN"))
 

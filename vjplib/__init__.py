@@ -4,7 +4,6 @@ The map of the package, from the bottom up:
 
     numerics      the precision policy
     arguments     refuses bad arguments of convolutions and poolings by name
-    convolution   formulations of the convolution, and which of them serves which shape
     jacobians     what a layer's derivative looks like: dense, diagonal, banded Toeplitz, diagonal minus low rank
     rule          the record that each rule file ends with
     rules         the rules themselves, one family to a file; all their public functions are here too
@@ -34,13 +33,13 @@ from vjplib.rule import Case as Case
 from vjplib.rule import Edge as Edge
 from vjplib.rule import Input as Input
 from vjplib.rule import Rule as Rule
-from vjplib.rules.convolution import conv1d as conv1d
-from vjplib.rules.convolution_general import conv as conv
-from vjplib.rules.convolution_general import conv_general_dilated as conv_general_dilated
-from vjplib.rules.convolution_general import conv_with_general_padding as conv_with_general_padding
-from vjplib.rules.convolution_general import explain_convolution as explain_convolution
-from vjplib.rules.convolution_patches import conv_general_dilated_patches as conv_general_dilated_patches
-from vjplib.rules.convolution_transpose import conv_transpose as conv_transpose
+from vjplib.rules.convolution.conv1d import conv1d as conv1d
+from vjplib.rules.convolution.general import conv as conv
+from vjplib.rules.convolution.general import conv_general_dilated as conv_general_dilated
+from vjplib.rules.convolution.general import conv_with_general_padding as conv_with_general_padding
+from vjplib.rules.convolution.general import explain_convolution as explain_convolution
+from vjplib.rules.convolution.patches import conv_general_dilated_patches as conv_general_dilated_patches
+from vjplib.rules.convolution.transpose import conv_transpose as conv_transpose
 from vjplib.rules.elementwise import quadratic as quadratic
 from vjplib.rules.elementwise import relu as relu
 from vjplib.rules.elementwise import sigmoid as sigmoid

@@ -31,22 +31,22 @@ def rules_in(module: ModuleType) -> tuple[Rule, ...]:
 
 
 def rules() -> tuple[Rule, ...]:
-    """Returns the records of every file in `vjplib.rules`, in order of file name."""
-    names = sorted(info.name for info in pkgutil.iter_modules(vjplib.rules.__path__, "vjplib.rules."))
-    return tuple(rule for name in names for rule in rules_in(importlib.import_module(name)))
+    """Return the records of every file in `vjplib.rules` and its folders, in order of module name."""
+    names = sorted(info.name for info in pkgutil.walk_packages(vjplib.rules.__path__, "vjplib.rules."))
+    modules = [importlib.import_module(name) for name in names]
+    return tuple(rule for module in modules if hasattr(module, "RULES") for rule in rules_in(module))
 
 
 def _family(rule: Rule) -> str:
-    return inspect.unwrap(rule.fn).__module__.rpartition(".")[2].partition("_")[0]
+    return inspect.unwrap(rule.fn).__module__.removeprefix("vjplib.rules.").partition(".")[0]
 
 
 def find(target: str) -> tuple[Rule, ...]:
     """Returns the records that a command-line target names.
 
     Args:
-        target: the name of a rule of the library; the first word of its file's name for a family, such as
-            `convolution` for all of `vjplib/rules/convolution*.py`; `package.module` for all records of a module, or
-            `package.module:name` for one.
+        target: the name of a rule of the library; the name of its file or folder in `vjplib/rules` for a family, such
+            as `convolution`; `package.module` for all records of a module, or `package.module:name` for one.
 
     Raises:
         ValueError: nothing answers to the target; the message lists what does.

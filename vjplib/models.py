@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from vjplib.rules.convolution_general import conv_general_dilated
+from vjplib.rules.convolution.general import conv_general_dilated
 from vjplib.rules.pooling import max_pool
 
 CLASSES = 10

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import vjplib.bench as bench
-from vjplib.rules.convolution_general import conv_general_dilated, explain_convolution
+from vjplib.rules.convolution.general import conv_general_dilated, explain_convolution
 
 SLOW = 0.8
 """A ratio below this, again and again, is a wrong choice."""

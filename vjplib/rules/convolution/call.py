@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from vjplib.compat import is_symbolic, separate_call
-from vjplib.convolution.problem import Problem
+from vjplib.rules.convolution.problem import Problem
 
 # Taken once: `vjplib.use_in_lax` puts this library's functions in their places.
 conv_general_dilated = lax.conv_general_dilated

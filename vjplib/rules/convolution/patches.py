@@ -14,12 +14,12 @@ from jaxtyping import Array, Num
 
 from vjplib.arguments import convolution_arguments
 from vjplib.compat import custom_vjp, is_symbolic, separate_call
-from vjplib.convolution.places import padded
-from vjplib.convolution.xla import Call, call_of
-from vjplib.convolution.xla import conv_general_dilated_patches as lax_patches
 from vjplib.numerics import as_array, wide
 from vjplib.rule import Case, Edge, Rule
-from vjplib.rules.convolution_general import CHANNELS_LAST, REAL, Padding, by_platform
+from vjplib.rules.convolution.algorithms.spatial import padded
+from vjplib.rules.convolution.call import Call, call_of
+from vjplib.rules.convolution.call import conv_general_dilated_patches as lax_patches
+from vjplib.rules.convolution.general import CHANNELS_LAST, REAL, Padding, by_platform
 
 MOST_TAPS = 256  # beyond, the program of one slice a tap takes longer to compile than it saves
 

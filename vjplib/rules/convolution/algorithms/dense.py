@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from vjplib.compat import is_symbolic
-from vjplib.convolution.places import every, padded, total
-from vjplib.convolution.problem import Problem
-from vjplib.convolution.xla import canonical
 from vjplib.numerics import along_last
+from vjplib.rules.convolution.algorithms.spatial import every, padded, total
+from vjplib.rules.convolution.call import canonical
+from vjplib.rules.convolution.problem import Problem
 
 Array = jax.Array
 

@@ -15,12 +15,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
 from vjplib.compat import as_varying, automatic, custom_vjp, is_symbolic, separate_call
-from vjplib.convolution.dense import convolved, kernel_convolved
-from vjplib.convolution.problem import Problem
-from vjplib.convolution.xla import call_of, conv_general_dilated
 from vjplib.jacobians import BandedToeplitz, Dense
 from vjplib.numerics import along_last, as_array, as_form, by_rule, cotangent_of, form, wide, wide_dtype
 from vjplib.rule import Case, Edge, Rule, Scaling
+from vjplib.rules.convolution.algorithms.dense import convolved, kernel_convolved
+from vjplib.rules.convolution.call import call_of, conv_general_dilated
+from vjplib.rules.convolution.problem import Problem
 
 
 def conv1d(

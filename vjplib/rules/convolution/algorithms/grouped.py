@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from vjplib.compat import separate_call
-from vjplib.convolution import depthwise
-from vjplib.convolution.places import every, padded
-from vjplib.convolution.problem import Problem
 from vjplib.numerics import along_last
+from vjplib.rules.convolution.algorithms import depthwise
+from vjplib.rules.convolution.algorithms.spatial import every, padded
+from vjplib.rules.convolution.problem import Problem
 
 Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]

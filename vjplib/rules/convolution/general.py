@@ -14,13 +14,13 @@ from jaxtyping import Array, Num
 
 from vjplib.arguments import convolution_arguments, shaped
 from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
-from vjplib.convolution.choice import XLA, Formulation, kernel_formulation, output_formulation
-from vjplib.convolution.shapes import SHAPES
-from vjplib.convolution.whole_batch import whole_batch
-from vjplib.convolution.xla import Call, call_of
-from vjplib.convolution.xla import conv_general_dilated as lax_convolution
 from vjplib.numerics import as_array, form, wide_dtype
 from vjplib.rule import Case, Edge, Rule
+from vjplib.rules.convolution.batching import whole_batch
+from vjplib.rules.convolution.bench_shapes import SHAPES
+from vjplib.rules.convolution.call import Call, call_of
+from vjplib.rules.convolution.call import conv_general_dilated as lax_convolution
+from vjplib.rules.convolution.dispatch import XLA, Formulation, kernel_formulation, output_formulation
 
 Padding = str | Sequence[tuple[int, int]]
 REAL = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
@@ -247,7 +247,7 @@ def explain_convolution(
         'shifted copies'
 
     Source:
-        The tables in `vjplib.convolution.choice`.
+        The tables in `vjplib.rules.convolution.dispatch`.
     """
     lhs, rhs = shaped("lhs", lhs), shaped("rhs", rhs)
     call = _call(**convolution_arguments(**locals())).trimmed

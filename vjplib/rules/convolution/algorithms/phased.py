@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vjplib.convolution.dense import convolved
-from vjplib.convolution.places import every, padded
-from vjplib.convolution.problem import Problem
+from vjplib.rules.convolution.algorithms.dense import convolved
+from vjplib.rules.convolution.algorithms.spatial import every, padded
+from vjplib.rules.convolution.problem import Problem
 
 Array = jax.Array
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vjplib.convolution.places import every, padded, total
-from vjplib.convolution.problem import Problem, valid
 from vjplib.numerics import along_last
+from vjplib.rules.convolution.algorithms.spatial import every, padded, total
+from vjplib.rules.convolution.problem import Problem, valid
 
 Array = jax.Array
 Block = Callable[[int, int, int], Array]

@@ -11,10 +11,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
 from vjplib.arguments import convolution_arguments
-from vjplib.convolution.xla import conv_transpose as lax_conv_transpose
 from vjplib.numerics import as_array
 from vjplib.rule import Case, Edge, Rule
-from vjplib.rules.convolution_general import Padding, conv_general_dilated
+from vjplib.rules.convolution.call import conv_transpose as lax_conv_transpose
+from vjplib.rules.convolution.general import Padding, conv_general_dilated
 
 
 def conv_transpose(

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 
 from vjplib.compat import is_symbolic
-from vjplib.convolution import dense, depthwise, grouped, phased
-from vjplib.convolution.problem import Problem
+from vjplib.rules.convolution.algorithms import dense, depthwise, grouped, phased
+from vjplib.rules.convolution.problem import Problem
 
 
 class Formulation(NamedTuple):
