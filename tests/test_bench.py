@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from vjplib import Case, Input, Rule, bench
-from vjplib.catalog import find
-from vjplib.rule import Scaling, index_below, mask
+from vjplib.rule import Scaling, find, index_below, mask
 
 CASE = Case(("b n",), {"b": 3, "n": 5})
 

@@ -9,7 +9,7 @@ import pytest
 
 import vjplib
 from vjplib.__main__ import main
-from vjplib.catalog import rules
+from vjplib.rule import rules
 
 MODULE = """
 import jax
@@ -66,7 +66,7 @@ def test_list_prints_every_rule_with_its_reason(capsys, monkeypatch):
 
 
 def test_a_right_rule_is_verified(capsys):
-    assert main(["verify", "tanh", "vjplib.rules.elementwise:sigmoid", "--quick"]) == 0
+    assert main(["verify", "tanh", "vjplib.rules.activations:sigmoid", "--quick"]) == 0
     out = capsys.readouterr().out
     assert "tanh" in out
     assert "sigmoid" in out
@@ -75,7 +75,7 @@ def test_a_right_rule_is_verified(capsys):
 
 
 def test_a_rule_named_twice_is_verified_once(capsys):
-    assert main(["verify", "tanh", "vjplib.rules.elementwise:tanh", "--claims", "v1"]) == 0
+    assert main(["verify", "tanh", "vjplib.rules.activations:tanh", "--claims", "v1"]) == 0
     assert "1 of 1 rules verified" in capsys.readouterr().out
 
 

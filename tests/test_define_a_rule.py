@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vjplib import catalog, page, verify
+from vjplib import page, verify
+from vjplib.rule import find
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -16,7 +17,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture
 def example(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    (rule,) = catalog.find("define_a_rule")
+    (rule,) = find("define_a_rule")
     return sys.modules[rule.fn.__module__]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vjplib import catalog, page
+from vjplib import page
 from vjplib.figures import FIGURES
+from vjplib.rule import rules
 from vjplib.verification import CLAIMS
 from vjplib.verification.run import CHECKS
 
@@ -24,7 +25,7 @@ def text(name):
 
 
 def test_the_pages_of_the_rules_are_those_of_their_records():
-    made = page.pages(catalog.rules())
+    made = page.pages(rules())
     kept = {path.name: text(path) for path in (DOCS / "rules").iterdir()}
     assert sorted(kept) == sorted(made), WRITE_THEM
     assert [name for name in made if kept[name] != made[name]] == [], WRITE_THEM

@@ -16,9 +16,10 @@ import optax
 import pytest
 
 import vjplib as vl
-from vjplib import catalog, figures, net
+from vjplib import figures, net
 from vjplib.compat import opened, programs, recorded_custom_vjps
 from vjplib.jacobians import BandedToeplitz, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
+from vjplib.rule import find, rules
 from vjplib.rules.convolution.conv1d import naive_vjp, sparse_vjp
 from vjplib.verification.growth import cost
 
@@ -40,7 +41,7 @@ def largest_array(jaxpr):
 
 def stated_jacobians(name, *args):
     """Returns the Jacobians that a rule's record states."""
-    (rule,) = catalog.find(name)
+    (rule,) = find(name)
     assert rule.jacobian is not None
     return rule.jacobian(*args)
 
@@ -132,7 +133,7 @@ def test_L8_a_jacobian_has_a_row_an_output_and_a_column_an_input():
     for argument, jacobian in ((0, in_x), (2, in_b)):
         chex.assert_trees_all_close(jacobian.dense(), jax.jacrev(vl.linear, argument)(x, W, b))
     of_images = tuple(f"vjplib.rules.convolution.{name}" for name in ("general", "patches", "transpose"))
-    of_vectors = (r for r in catalog.rules() if not r.fn.__module__.startswith(of_images))
+    of_vectors = (r for r in rules() if not r.fn.__module__.startswith(of_images))
     assert all(rule.jacobian for rule in of_vectors)
 
 
@@ -249,7 +250,7 @@ def test_L15_at_a_million_pixels_the_forward_order_needs_a_matrix_of_4_terabytes
     assert [step.nbytes for step in forward.steps] == [4 * 10**12, 4 * 10**6]
 
 
-@pytest.mark.parametrize("rule", catalog.rules(), ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.name)
 def test_L16_every_rule_is_a_pair_of_forward_and_backward(rule):
     call = rule.cases[0].call(np.random.default_rng(0))
     with recorded_custom_vjps() as calls:

@@ -5,9 +5,10 @@ import textwrap
 
 import pytest
 
-from vjplib import Case, Rule, catalog, page
+from vjplib import Case, Rule, page
+from vjplib.rule import find, rules
 
-RULES = catalog.rules()
+RULES = rules()
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 
 DOUBLING = '''
@@ -89,7 +90,7 @@ def users(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(directory)
         importlib.invalidate_caches()
-        yield catalog.find("vjplib_user_package.doubling")
+        yield find("vjplib_user_package.doubling")
 
 
 @each_rule
@@ -117,16 +118,16 @@ def test_a_page_has_every_part(rule):
 @each_rule
 def test_the_command_on_a_page_finds_the_rule(rule):
     (line,) = (line for line in page.page(rule).splitlines() if line.startswith("vjplib verify "))
-    assert catalog.find(line.split()[-1]) == (rule,)
+    assert find(line.split()[-1]) == (rule,)
 
 
 def test_the_rule_behind_a_thin_function_is_the_one_derived():
-    (rule,) = catalog.find("softmax_cross_entropy_with_integer_labels")
+    (rule,) = find("softmax_cross_entropy_with_integer_labels")
     assert "def bwd_integer_cross_entropy(res, g):" in page.page(rule)
 
 
 def test_residuals_are_a_formula_of_the_sizes():
-    (rule,) = catalog.find("linear")
+    (rule,) = find("linear")
     assert "first call: `4*m*n + 4*c*n`, here 100, bytes." in page.page(rule)
 
 

@@ -15,9 +15,9 @@ from jax import lax
 
 import vjplib
 from vjplib.compat import x64
-from vjplib.rules.pooling import reference_reduce_window_max
+from vjplib.rules.pooling.pooling import reference_reduce_window_max
+from vjplib.rules.pooling.windows import first_best
 from vjplib.verification.residuals import residual_bytes
-from vjplib.windows import first_best
 
 INF, NAN = jnp.inf, jnp.nan
 

@@ -11,12 +11,11 @@ from wrong_rules import normal, rule
 import vjplib
 from vjplib import power
 from vjplib.__main__ import main
-from vjplib.catalog import find
 from vjplib.power import scoring
 from vjplib.power.equivalence import equivalent
 from vjplib.power.scoring import killer
 from vjplib.power.target import Target
-from vjplib.rule import Case, Edge, Input, Rule, mask
+from vjplib.rule import Case, Edge, Input, Rule, find, mask
 from vjplib.verification import linearity, order_two, value
 from vjplib.verification.faults import Mutation
 from vjplib.verification.mutants import mutant, mutate, mutations
@@ -212,7 +211,7 @@ def test_survivors_are_listed_and_fail_the_command(monkeypatch, capsys, tmp_path
     assert main(command) == 1
     shown = capsys.readouterr().out
     assert shown.count("survived: quadratic [") == 2
-    assert "elementwise.py:" in shown
+    assert "activations.py:" in shown
     assert max(map(len, shown.split("survived")[0].splitlines())) <= 80
     content = json.loads((tmp_path / "power.json").read_text(encoding="utf-8"))
     assert content["shares"]["vjplib"] == 0

@@ -10,7 +10,7 @@ import pytest
 
 import vjplib
 import vjplib_pytest
-from vjplib.catalog import find
+from vjplib.rule import find
 from vjplib.testing import ClaimError, Proof, assert_verified, effort_and_seed, parametrize, verified
 
 # Other plugins take their time.

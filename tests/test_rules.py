@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vjplib.catalog import find, rules
+from vjplib.rule import find, rules
 from vjplib.verification import CLAIMS, verify_rule
 from vjplib.verification.run import CHECKS, at_case, examine
 

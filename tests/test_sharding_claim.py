@@ -257,7 +257,7 @@ def test_what_is_data_is_found_by_computing():
 
 
 def test_a_records_dimensions_are_tried_by_name():
-    from vjplib.catalog import find
+    from vjplib.rule import find
 
     (record,) = find("softmax_cross_entropy_with_integer_labels")
     case = record.cases[1]  # "n b", the labels along the second axis of the logits

@@ -8,7 +8,7 @@ from test_complex import WRONG
 from wrong_rules import FAULTS, normal, rule
 
 import vjplib
-from vjplib.catalog import rules
+from vjplib.rule import rules
 from vjplib.verification import shrink
 from vjplib.verification.run import at_case
 from vjplib.verification.subject import Subject

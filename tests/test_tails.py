@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import vjplib as vl
-from vjplib.catalog import find, rules
 from vjplib.compat import x64
+from vjplib.rule import find, rules
 from vjplib.rules.softmax import saturating
 from vjplib.verification import verify_rule
 from vjplib.verification.accuracy import tail_error

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from wrong_rules import normal, rule
 
 import vjplib
-from vjplib.catalog import rules
+from vjplib.rule import rules
 from vjplib.verification.run import at_case, examine
 
 X, W = normal(5), normal(5)

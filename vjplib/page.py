@@ -2,7 +2,7 @@
 
     python -m vjplib.page DIRECTORY [TARGET ...]
 
-writes a Markdown page for each rule and an index of them; a target is what `vjplib.catalog.find` takes. Without one,
+writes a Markdown page for each rule and an index of them; a target is what `vjplib.rule.find` takes. Without one,
 the pages are those of the library's own rules.
 """
 
@@ -24,9 +24,9 @@ import jax
 import numpy as np
 from jax.errors import InconclusiveDimensionOperation
 
-from vjplib import catalog
 from vjplib.compat import recorded_custom_vjps
-from vjplib.rule import Case, Edge, Input, Rule
+from vjplib.rule import Case, Edge, Input, Rule, find
+from vjplib.rule import rules as own_rules
 
 # What Markdown would take for the start of emphasis or of a tag, or for a link, in prose full of formulas.
 _MARKUP = re.compile(r"(?<!\w)_(?=\S)|\*(?=\S)|<(?=[A-Za-z/!?])|(?<=\])\(")
@@ -46,7 +46,7 @@ def page(rule: Rule) -> str:
         OSError: the source of the public function cannot be found; one typed at a prompt has none.
 
     Example:
-        >>> from vjplib.catalog import find
+        >>> from vjplib.rule import find
         >>> text = page(find("softmax")[0])
         >>> text.splitlines()[0], "g^T J = g * y - (sum_i g_i y_i) y = y * (g - <g, y>)" in text
         ('# softmax', True)
@@ -64,8 +64,8 @@ def pages(rules: Iterable[Rule]) -> dict[str, str]:
         ValueError: two rules share a name.
 
     Example:
-        >>> from vjplib.catalog import find
-        >>> list(pages(find("vjplib.rules.product")))
+        >>> from vjplib.rule import find
+        >>> list(pages(find("vjplib.rules.products")))
         ['multiply.md', 'prod.md', 'index.md']
     """
     texts: dict[str, str] = {}
@@ -90,7 +90,7 @@ def write_pages(directory: str | Path, rules: Iterable[Rule] | None = None) -> l
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, text in pages(catalog.rules() if rules is None else rules).items():
+    for name, text in pages(own_rules() if rules is None else rules).items():
         path = directory / name
         path.write_text(text, encoding="utf-8")
         paths.append(path)
@@ -338,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("directory", type=Path, help="where to write them")
     parser.add_argument("targets", nargs="*", help="a rule, package.module or package.module:name; all of ours if none")
     options = parser.parse_args(argv)
-    rules = [rule for target in options.targets for rule in catalog.find(target)]
+    rules = [rule for target in options.targets for rule in find(target)]
     for path in write_pages(options.directory, rules if options.targets else None):
         print(path)
 

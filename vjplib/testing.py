@@ -15,8 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from vjplib.catalog import find, rules, rules_in
-from vjplib.rule import Rule
+from vjplib.rule import Rule, find, rules, rules_in
 from vjplib.verification import CLAIMS, NotVerifiedError, Report, verify, verify_rule
 from vjplib.verification import assert_verified as assert_verified
 from vjplib.verification.report import Finding

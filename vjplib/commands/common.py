@@ -119,7 +119,7 @@ def rules_of(parsed: argparse.Namespace) -> tuple[Rule, ...]:
 
 def places_of(parsed: argparse.Namespace) -> list[tuple[Rule, str | None, int]]:
     """Returns `rules_of`, each with the target that names it, None for the library, and its number among those."""
-    from vjplib.catalog import find, rules
+    from vjplib.rule import find, rules
 
     if os.getcwd() not in sys.path:  # as `python -m vjplib` has it
         sys.path.insert(0, os.getcwd())

@@ -18,7 +18,7 @@ def _list(parsed: argparse.Namespace) -> int:
     from rich import box
     from rich.table import Table
 
-    from vjplib.catalog import rules
+    from vjplib.rule import rules
 
     table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("rule", "reason", "bytes kept", "source"):

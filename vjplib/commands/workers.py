@@ -195,7 +195,7 @@ def _work(pipe: Connection, beaten: Any, path: list[str]) -> None:
 
 def examined(task: Task, options: Mapping[str, Any]) -> Report:
     """Returns the report of a task, in this process."""
-    from vjplib.catalog import find, rules
+    from vjplib.rule import find, rules
     from vjplib.verification.run import verify_part
 
     try:

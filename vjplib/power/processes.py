@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from vjplib.catalog import find, rules
 from vjplib.power.correct import Alarm, Alarms, run_correct
 from vjplib.power.other_checks import others
 from vjplib.power.scoring import Score, score
+from vjplib.rule import find, rules
 
 TOGETHER = 10  # runs to a task
 

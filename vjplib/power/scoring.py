@@ -82,7 +82,7 @@ def score(rule: Rule, count: int = MUTANTS, seed: int = 0) -> Score:
         seed: of all random numbers.
 
     Example:
-        >>> from vjplib.catalog import find
+        >>> from vjplib.rule import find
         >>> of_tanh = score(find("tanh")[0], count=3)
         >>> of_tanh.count("killed"), of_tanh.count("survived")
         (3, 0)

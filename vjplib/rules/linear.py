@@ -8,8 +8,10 @@ from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import along_last, as_array, as_form, by_rule, cotangent_of, form, wide, wide_dtype
+from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule
+from vjplib.rules._arguments import as_array, by_rule
+from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes, sharded_like
 
 
 def linear(
@@ -66,10 +68,10 @@ def _linear(x, W, b):
 
 
 def fwd(x, W, b):
-    y = jnp.einsum("...n,mn->...m", x, W, preferred_element_type=wide_dtype(jnp.result_type(x, W)))
+    y = jnp.einsum("...n,mn->...m", x, W, preferred_element_type=compute_dtype(jnp.result_type(x, W)))
     if b is None:
         return y.astype(jnp.result_type(x, W)), (x, W, None)
-    return (y + along_last(wide(b), y.ndim)).astype(jnp.result_type(x, W, b)), (x, W, form(b))
+    return (y + prepend_axes(upcast(b), y.ndim)).astype(jnp.result_type(x, W, b)), (x, W, aval_token(b))
 
 
 # y_i = sum_j W_ij x_j + b_i, so dy_i/dx_j = W_ij, dy_i/dW_kj = delta_ik x_j and dy_i/db_k = delta_ik.
@@ -78,14 +80,14 @@ def fwd(x, W, b):
 def bwd(res, g):
     x, W, form_b = res
     dx, dW = _product("...m,mn->...n", g, W, x), _product("...m,...n->mn", g, x, W)
-    return dx, dW, None if form_b is None else as_form(wide(g), form_b)
+    return dx, dW, None if form_b is None else like_primal(upcast(g), form_b)
 
 
 def _product(subscripts, a, b, primal):
     """Returns an einsum of two arrays, accumulated in float32 or wider, as the cotangent of a primal."""
-    computing = wide_dtype(jnp.result_type(a, b))
+    computing = compute_dtype(jnp.result_type(a, b))
     product = partial(jnp.einsum, subscripts, preferred_element_type=computing)
-    return cotangent_of(primal, product, a, b).astype(primal.dtype)
+    return sharded_like(primal, product, a, b).astype(primal.dtype)
 
 
 _linear.defvjp(fwd, bwd)

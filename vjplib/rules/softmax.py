@@ -11,8 +11,40 @@ from jaxtyping import Array, Bool, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import DiagonalMinusLowRank
-from vjplib.numerics import as_inexact, axes_of, by_rule, shifted_exponentials, wide, with_mask
+from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Input, Rule, Tail, mask
+from vjplib.rules._arguments import as_inexact, broadcast_mask, by_rule, normalize_axes
+
+# ------------------------------------------------------------------------------------------------------ exponentials
+
+
+def max_shifted_exp(
+    x: jax.Array, axes: tuple[int, ...], kept: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns exp(x - shift), its sum along axes and the shift, which is the maximum along axes.
+
+    No exponential overflows, and the largest is 1, so that no sum of them is 0. The shift cancels in whatever is made
+    of all three, and is not differentiated.
+
+    Args:
+        x: the array.
+        axes: the axes to sum along; they stay, with size 1.
+        kept: a mask of x's shape, or None. What is masked counts 0; a slice wholly masked has shift 0 and sum 1.
+
+    Example:
+        >>> e, total, shift = max_shifted_exp(jnp.array([1000.0, 1000.0]), (0,), None)
+        >>> e.tolist(), total.item(), shift.item()
+        ([1.0, 1.0], 2.0, 1000.0)
+    """
+    shift = jax.lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf, where=kept))
+    if kept is None:
+        e = jnp.exp(x - shift)
+        return e, jnp.sum(e, axes, keepdims=True), shift
+    empty = ~jnp.any(kept, axes, keepdims=True)
+    shift = jnp.where(empty, 0, shift)
+    e = jnp.where(kept, jnp.exp(jnp.where(kept, x - shift, 0)), 0)
+    return e, jnp.where(empty, 1, jnp.sum(e, axes, keepdims=True)), shift
+
 
 # ------------------------------------------------------------------------------------------------------------- softmax
 
@@ -46,8 +78,8 @@ def softmax(
     Source:
         Example 2.6 of the lecture, Eq. 16 and 17. The signature is that of `jax.nn.softmax`.
     """
-    x, kept = with_mask(where, x=as_inexact("x", x))
-    axes = axes_of(axis, x.ndim)
+    x, kept = broadcast_mask(where, x=as_inexact("x", x))
+    axes = normalize_axes(axis, x.ndim)
     return by_rule(lambda x: _softmax(x, kept, axes), lambda x: jax.nn.softmax(x, axes, kept), x=x)
 
 
@@ -57,7 +89,7 @@ def _softmax(x, kept, axes):
 
 
 def fwd_softmax(x, kept, axes):
-    e, total, _ = shifted_exponentials(wide(x), axes, kept)
+    e, total, _ = max_shifted_exp(upcast(x), axes, kept)
     y = (e / total).astype(x.dtype)
     return y, (y, kept)
 
@@ -72,7 +104,7 @@ def fwd_softmax(x, kept, axes):
 # and with c = <g, y> the large term is gone: d_m is as small as dx_m, and so is what rounding leaves of the sum.
 def bwd_softmax(axes, res, g):
     y, kept = res
-    y, wide_g = wide(y), wide(g) if kept is None else jnp.where(kept, wide(g), 0)
+    y, wide_g = upcast(y), upcast(g) if kept is None else jnp.where(kept, upcast(g), 0)
     d = wide_g - _finite(jnp.sum(wide_g * y, axes, keepdims=True))
     dx = y * (d - jnp.sum(d * y, axes, keepdims=True))
     return dx.astype(g.dtype), None
@@ -131,8 +163,8 @@ def log_softmax(
     Source:
         Example 2.6 of the lecture, composed with the logarithm. The signature is that of `jax.nn.log_softmax`.
     """
-    x, kept = with_mask(where, x=as_inexact("x", x))
-    axes = axes_of(axis, x.ndim)
+    x, kept = broadcast_mask(where, x=as_inexact("x", x))
+    axes = normalize_axes(axis, x.ndim)
     return by_rule(lambda x: _log_softmax(x, kept, axes), lambda x: jax.nn.log_softmax(x, axes, kept), x=x)
 
 
@@ -142,8 +174,8 @@ def _log_softmax(x, kept, axes):
 
 
 def fwd_log_softmax(x, kept, axes):
-    e, total, shift = shifted_exponentials(wide(x), axes, kept)
-    y = (wide(x) - shift) - jnp.log(total)
+    e, total, shift = max_shifted_exp(upcast(x), axes, kept)
+    y = (upcast(x) - shift) - jnp.log(total)
     y = (y if kept is None else jnp.where(kept, y, -jnp.inf)).astype(x.dtype)
     return y, (e.astype(x.dtype), kept)
 
@@ -157,7 +189,7 @@ def fwd_log_softmax(x, kept, axes):
 # A masked y_i is the constant -inf: its g is not used.
 def bwd_log_softmax(axes, res, g):
     e, kept = res
-    e, wide_g = wide(e), wide(g) if kept is None else jnp.where(kept, wide(g), 0)
+    e, wide_g = upcast(e), upcast(g) if kept is None else jnp.where(kept, upcast(g), 0)
     total = jnp.sum(e, axes, keepdims=True)
     if kept is not None:
         total = jnp.where(jnp.any(kept, axes, keepdims=True), total, 1)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.numerics import wide_dtype
+from vjplib.precision import compute_dtype
 from vjplib.rule import Tail
 from vjplib.verification.measure import usual
 from vjplib.verification.report import Finding, said
@@ -86,4 +86,4 @@ def at_tails(subject: Subject, tails: Callable[[np.ndarray], Tail], dtype: Any) 
 
 def _tail_tolerance(dtype: Any) -> float:
     """Return what rounding leaves: the exponential multiplies that of its argument, and the result is rounded."""
-    return float(TAILS.max() * jnp.finfo(wide_dtype(dtype)).eps + 2 * jnp.finfo(dtype).eps)
+    return float(TAILS.max() * jnp.finfo(compute_dtype(dtype)).eps + 2 * jnp.finfo(dtype).eps)

@@ -233,7 +233,7 @@ def verify_rule(
         ValueError: effort or claims are not known, or time_limit is not positive.
 
     Example:
-        >>> from vjplib.catalog import find
+        >>> from vjplib.rule import find
         >>> verify_rule(find("sigmoid")[0], effort="quick", claims=("V1", "V7")).ok
         True
     """

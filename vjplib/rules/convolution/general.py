@@ -12,10 +12,11 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.arguments import convolution_arguments, shaped
 from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
-from vjplib.numerics import as_array, form, wide_dtype
+from vjplib.precision import compute_dtype
 from vjplib.rule import Case, Edge, Rule
+from vjplib.rules._arguments import as_array, convolution_arguments, shaped
+from vjplib.rules._cotangents import aval_token
 from vjplib.rules.convolution.batching import whole_batch
 from vjplib.rules.convolution.bench_shapes import SHAPES
 from vjplib.rules.convolution.call import Call, call_of
@@ -88,7 +89,7 @@ def _convolve(lhs, rhs, **arguments):
     call = _call(lhs=lhs, rhs=rhs, **arguments)
     if call.trimmed is not call:  # no formulation pads for taps that meet nothing
         if call.trimmed.empty:  # 0, varying over devices as x and k do
-            zero = jnp.sum(form(lhs)) + jnp.sum(form(rhs))
+            zero = jnp.sum(aval_token(lhs)) + jnp.sum(aval_token(rhs))
             return jnp.broadcast_to(zero.astype(jax.eval_shape(call, lhs, rhs).dtype), call.out)
         call, rhs = call.trimmed, call.trim(rhs)
     return _rule(call)(lhs, rhs) if _served(call, lhs, rhs) else call(lhs, rhs)
@@ -373,7 +374,7 @@ def _in_one_dtype(run, problem, dtype):
     """Returns a formulation as a call of its own, computed in float32 or wider and rounded to dtype at its end."""
 
     def rounded(*arrays):
-        computing = wide_dtype(jnp.result_type(*arrays, dtype))
+        computing = compute_dtype(jnp.result_type(*arrays, dtype))
         return run(problem, *(a.astype(computing) for a in arrays)).astype(dtype)
 
     return separate_call(rounded)

@@ -12,10 +12,10 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.arguments import convolution_arguments
 from vjplib.compat import custom_vjp, is_symbolic, separate_call
-from vjplib.numerics import as_array, wide
+from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Rule
+from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules.convolution.algorithms.spatial import padded
 from vjplib.rules.convolution.call import Call, call_of
 from vjplib.rules.convolution.call import conv_general_dilated_patches as lax_patches
@@ -140,7 +140,7 @@ def _rule(call: Call, dtype: Any) -> Callable[[Array], Array]:
     def bwd(kept, g):
         def dx_on_cpu(g):
             g = call.y_to_canonical(g)
-            g = wide(g) if g.dtype in REAL else g
+            g = upcast(g) if g.dtype in REAL else g
             return call.x_from_canonical(joined(problem, g)).astype(kept.type.dtype)
 
         def dx_elsewhere(g):

@@ -10,9 +10,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.arguments import convolution_arguments
-from vjplib.numerics import as_array
 from vjplib.rule import Case, Edge, Rule
+from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules.convolution.call import conv_transpose as lax_conv_transpose
 from vjplib.rules.convolution.general import Padding, conv_general_dilated
 

@@ -13,12 +13,13 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from vjplib.arguments import integers, pads, positive, reduce_window_arguments
 from vjplib.compat import custom_vjp, is_symbolic
 from vjplib.jacobians import Dense
-from vjplib.numerics import as_array, form, wide, wide_dtype
+from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule
-from vjplib.windows import Side, first_best, means, places, taps, to_all, to_best
+from vjplib.rules._arguments import as_array, integers, pads, positive, reduce_window_arguments
+from vjplib.rules._cotangents import aval_token
+from vjplib.rules.pooling.windows import Side, first_best, means, places, taps, to_all, to_best
 
 Padding = str | Sequence[tuple[int, int]]
 MOST_PLACES = 2**31
@@ -145,7 +146,7 @@ def _best(x, windows, smallest):
 
 def fwd_best(x, windows, smallest):
     y, index = first_best(x, windows, smallest, indexed=True)
-    return y, (index, form(x))
+    return y, (index, aval_token(x))
 
 
 # y_i = x_{place(i)}, where place(i) is the first place in window i at which its maximum (or minimum) is attained. Near
@@ -158,7 +159,7 @@ def fwd_best(x, windows, smallest):
 def bwd_best(windows, smallest, res, g):
     del smallest
     index, kept = res
-    return (to_best(index, wide(g), windows, kept.shape[1:]).astype(kept.dtype),)
+    return (to_best(index, upcast(g), windows, kept.shape[1:]).astype(kept.dtype),)
 
 
 _best.defvjp(fwd_best, bwd_best)
@@ -326,8 +327,8 @@ def _mean(x, windows, count_include_pad):
 
 def fwd_mean(x, windows, count_include_pad):
     dtype = x.dtype if count_include_pad else jnp.promote_types(x.dtype, jnp.result_type(float))
-    counts = _counts(windows, x.shape, count_include_pad).astype(wide_dtype(dtype))
-    return means(x.astype(counts.dtype), counts, windows).astype(dtype), form(x)
+    counts = _counts(windows, x.shape, count_include_pad).astype(compute_dtype(dtype))
+    return means(x.astype(counts.dtype), counts, windows).astype(dtype), aval_token(x)
 
 
 # y_i = 1/c_i sum_k x_{s i - p + o_k}, with o_k the offset of tap k: linear in x, and its Jacobian has 1/c_i in column
@@ -337,8 +338,8 @@ def fwd_mean(x, windows, count_include_pad):
 # in turn, and so is its transpose: as many terms as the sum of the sides, not their product.
 def bwd_mean(windows, count_include_pad, kept, g):
     shape = kept.shape[1:]
-    counts = _counts(windows, shape, count_include_pad).astype(wide_dtype(g.dtype))
-    return (to_all(wide(g), counts, windows, shape).astype(kept.dtype),)
+    counts = _counts(windows, shape, count_include_pad).astype(compute_dtype(g.dtype))
+    return (to_all(upcast(g), counts, windows, shape).astype(kept.dtype),)
 
 
 _mean.defvjp(fwd_mean, bwd_mean)

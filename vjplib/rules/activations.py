@@ -14,8 +14,10 @@ from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Diagonal
-from vjplib.numerics import as_array, as_form, as_inexact, broadcast_shapes, by_rule, form, wide
+from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Rule, Tail
+from vjplib.rules._arguments import as_array, as_inexact, broadcast_shapes, by_rule
+from vjplib.rules._cotangents import aval_token, like_primal
 
 # ---------------------------------------------------------------------------------------------------------------- relu
 
@@ -110,7 +112,7 @@ def _tanh(x):
 
 
 def fwd_tanh(x):
-    return jnp.tanh(wide(x)).astype(x.dtype), (x,)
+    return jnp.tanh(upcast(x)).astype(x.dtype), (x,)
 
 
 # d tanh / dx = 1 - tanh^2 = 1 / cosh^2. From y alone 1 - y^2 loses its digits where y nears 1, and is 0 from where y
@@ -119,7 +121,7 @@ def fwd_tanh(x):
 # Nothing is subtracted. k underflows where 4 k does not yet: what is computed is e^2 k = e^(2 - 2|x|).
 def bwd_tanh(res, g):
     (x,) = res
-    return (_times_tanh_slope(wide(g), wide(x)).astype(g.dtype),)
+    return (_times_tanh_slope(upcast(g), upcast(x)).astype(g.dtype),)
 
 
 @jax.custom_jvp
@@ -182,7 +184,7 @@ def _sigmoid(x):
 
 
 def fwd_sigmoid(x):
-    return jax.lax.logistic(wide(x)).astype(x.dtype), (x,)
+    return jax.lax.logistic(upcast(x)).astype(x.dtype), (x,)
 
 
 # With s(x) = 1 / (1 + e^-x): ds/dx = e^-x / (1 + e^-x)^2 = s (1 - s). From y alone 1 - y loses its digits where y nears
@@ -190,7 +192,7 @@ def fwd_sigmoid(x):
 #   g^T J = g * k / (1 + k)^2
 def bwd_sigmoid(res, g):
     (x,) = res
-    return (_times_sigmoid_slope(wide(g), wide(x)).astype(g.dtype),)
+    return (_times_sigmoid_slope(upcast(g), upcast(x)).astype(g.dtype),)
 
 
 @jax.custom_jvp
@@ -256,16 +258,16 @@ def _quadratic(x, y):
 
 
 def fwd_quadratic(x, y):
-    value = 4 * wide(x) + 7 * jnp.square(wide(y))
-    return value.astype(jnp.result_type(x, y)), (form(x), y)
+    value = 4 * upcast(x) + 7 * jnp.square(upcast(y))
+    return value.astype(jnp.result_type(x, y)), (aval_token(x), y)
 
 
 # df/dx = 4 wherever x and y are, and df/dy = 14 y: the two arguments do not meet, so of x only the form is kept.
 #   g^T J_x = 4 g,   g^T J_y = 14 y * g
 def bwd_quadratic(res, g):
     form_x, y = res
-    g = wide(g)
-    return as_form(4 * g, form_x), as_form(14 * wide(y) * g, form(y))
+    g = upcast(g)
+    return like_primal(4 * g, form_x), like_primal(14 * upcast(y) * g, aval_token(y))
 
 
 _quadratic.defvjp(fwd_quadratic, bwd_quadratic)

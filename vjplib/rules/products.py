@@ -12,8 +12,10 @@ from jaxtyping import Array, Bool, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import as_array, as_form, axes_of, broadcast_shapes, by_rule, form, wide, wide_dtype, with_mask
+from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Input, Rule, mask
+from vjplib.rules._arguments import as_array, broadcast_mask, broadcast_shapes, by_rule, normalize_axes
+from vjplib.rules._cotangents import aval_token, like_primal
 
 # ------------------------------------------------------------------------------------------------------------ multiply
 
@@ -50,15 +52,15 @@ def _multiply(x, y):
 
 
 def fwd_multiply(x, y):
-    return (wide(x) * wide(y)).astype(jnp.result_type(x, y)), (x, y)
+    return (upcast(x) * upcast(y)).astype(jnp.result_type(x, y)), (x, y)
 
 
 # f = x y is linear in each argument with the other held: df/dx = y, df/dy = x.
 #   g^T J_x = g * y,   g^T J_y = g * x,   each summed over the axes along which its argument was broadcast
 def bwd_multiply(res, g):
     x, y = res
-    g = wide(g)
-    return as_form(g * wide(y), form(x)), as_form(g * wide(x), form(y))
+    g = upcast(g)
+    return like_primal(g * upcast(y), aval_token(x)), like_primal(g * upcast(x), aval_token(y))
 
 
 _multiply.defvjp(fwd_multiply, bwd_multiply)
@@ -119,12 +121,12 @@ def prod(
         partial derivatives of functions given by algorithms, 1980). The signature is that of `jnp.prod`.
     """
     x = as_array("a", a)
-    axes = axes_of(axis, x.ndim)
+    axes = normalize_axes(axis, x.ndim)
     if out is not None:
         raise ValueError(f"out must be None, for arrays of JAX cannot be written to, got {out!r}")
     if initial is not None and (initial := as_array("initial", initial)).ndim:
         raise ValueError(f"initial must be a scalar, got shape {initial.shape}")
-    x, included = with_mask(where, a=x)
+    x, included = broadcast_mask(where, a=x)
     if included is not None:
         x = jnp.where(included, x, jnp.ones((), x.dtype))
     incumbent = partial(
@@ -133,10 +135,10 @@ def prod(
     if dtype is not None:
         if not jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.complexfloating):
             return incumbent(x)
-        x = x if x.dtype == dtype else x.astype(wide_dtype(jax.dtypes.canonicalize_dtype(dtype)))
+        x = x if x.dtype == dtype else x.astype(compute_dtype(jax.dtypes.canonicalize_dtype(dtype)))
 
     def rule(x: jax.Array) -> jax.Array:
-        y = _prod(x if initial is None else wide(x), axes, bool(keepdims))
+        y = _prod(x if initial is None else upcast(x), axes, bool(keepdims))
         y = y if initial is None else initial.astype(y.dtype) * y
         return y.astype(x.dtype if dtype is None else dtype)
 
@@ -149,7 +151,7 @@ def _prod(x, axes, keepdims):
 
 
 def fwd_prod(x, axes, keepdims):
-    return jnp.prod(wide(x), axis=axes, keepdims=keepdims).astype(x.dtype), (x,)
+    return jnp.prod(upcast(x), axis=axes, keepdims=keepdims).astype(x.dtype), (x,)
 
 
 # dy/dx_i = prod_{j != i} x_j. Multiply pairwise in a tree with x at the leaves and y at the root. The product of all
@@ -162,10 +164,10 @@ def bwd_prod(axes, keepdims, res, g):
     (x,) = res
     kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     last = tuple(range(-len(axes), 0))
-    moved = jnp.moveaxis(wide(x), axes, last)
+    moved = jnp.moveaxis(upcast(x), axes, last)
     rest, factors = moved.shape[: x.ndim - len(axes)], moved.shape[x.ndim - len(axes) :]
     others = _products_of_others(moved.reshape(*rest, math.prod(factors))).reshape(moved.shape)
-    return ((jnp.moveaxis(others, last, axes) * wide(g).reshape(kept)).astype(x.dtype),)
+    return ((jnp.moveaxis(others, last, axes) * upcast(g).reshape(kept)).astype(x.dtype),)
 
 
 def _products_of_others(x: jax.Array) -> jax.Array:

@@ -13,21 +13,12 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vjplib.compat import as_varying, custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import (
-    as_array,
-    as_form,
-    axes_of,
-    broadcast_shapes,
-    by_rule,
-    floating,
-    form,
-    shifted_exponentials,
-    wide,
-    with_mask,
-)
+from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Input, Rule, Tail, distribution, index_below, mask
-from vjplib.rules.product import multiply
-from vjplib.rules.softmax import log_softmax, saturating
+from vjplib.rules._arguments import as_array, as_floating, broadcast_mask, broadcast_shapes, by_rule, normalize_axes
+from vjplib.rules._cotangents import aval_token, like_primal
+from vjplib.rules.products import multiply
+from vjplib.rules.softmax import log_softmax, max_shifted_exp, saturating
 
 # ----------------------------------------------------------------------------------------------- softmax_cross_entropy
 
@@ -65,15 +56,15 @@ def softmax_cross_entropy(
         Example 2.6 of the lecture, composed with -<labels, log y>. The signature is that of
         `optax.softmax_cross_entropy`.
     """
-    logits, labels = floating("logits", logits), as_array("labels", labels)
-    axes = axes_of(axis, logits.ndim)
+    logits, labels = as_floating("logits", logits), as_array("labels", labels)
+    axes = normalize_axes(axis, logits.ndim)
     where = None if where is None else _over_classes(where, logits, axes)
     shape = broadcast_shapes(logits=logits, labels=labels)
     shared = shape != logits.shape or (where is not None and broadcast_shapes(logits=logits, where=where) != shape)
     if shared or any(logits.shape[i] == 0 for i in axes):
         # Several distributions share logits, whose logarithm is computed once, or there is no class.
         return -jnp.sum(multiply(labels, log_softmax(logits, axis, where)), axis, where=where)
-    _, kept = with_mask(where, logits=logits)
+    _, kept = broadcast_mask(where, logits=logits)
     return by_rule(
         lambda logits, labels: _softmax_cross_entropy(logits, labels, kept, axes),
         partial(optax.softmax_cross_entropy, axis=axes, where=kept),
@@ -88,8 +79,8 @@ def _softmax_cross_entropy(logits, labels, kept, axes):
 
 
 def fwd_softmax_cross_entropy(logits, labels, kept, axes):
-    _, total, shift = shifted_exponentials(wide(logits), axes, kept)
-    terms = wide(labels) * ((wide(logits) - shift) - jnp.log(total))
+    _, total, shift = max_shifted_exp(upcast(logits), axes, kept)
+    terms = upcast(labels) * ((upcast(logits) - shift) - jnp.log(total))
     loss = -jnp.sum(terms if kept is None else jnp.where(kept, terms, 0), axes)
     return loss.astype(jnp.result_type(logits, labels)), (logits, labels, kept, total, shift)
 
@@ -107,7 +98,7 @@ def fwd_softmax_cross_entropy(logits, labels, kept, axes):
 # there is one largest.
 def bwd_softmax_cross_entropy(axes, res, g):
     logits, labels, kept, total, shift = res
-    g, x, p = jnp.expand_dims(wide(g), axes), wide(logits) - shift, wide(labels)
+    g, x, p = jnp.expand_dims(upcast(g), axes), upcast(logits) - shift, upcast(labels)
     if kept is not None:
         g, x, p = jnp.where(kept, g, 0), jnp.where(kept, x, 0), jnp.where(kept, p, 0)
     e = jnp.exp(x)
@@ -140,7 +131,7 @@ def jacobian_softmax_cross_entropy(logits, labels, axis=-1, where=None):
 
 def _over_classes(where, logits, axis):
     """Returns the mask with the class axes put back where it lacks them, as optax does."""
-    axes = axes_of(axis, logits.ndim)
+    axes = normalize_axes(axis, logits.ndim)
     where = as_array("where", where)
     if where.ndim > logits.ndim:
         raise ValueError(f"where must not have more axes than logits, got {where.shape} and {logits.shape}")
@@ -186,19 +177,19 @@ def softmax_cross_entropy_with_integer_labels(
         Example 2.6 of the lecture, composed with -log y_label. The signature is that of
         `optax.softmax_cross_entropy_with_integer_labels`.
     """
-    logits, labels = floating("logits", logits), as_array("labels", labels)
+    logits, labels = as_floating("logits", logits), as_array("labels", labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got {labels.dtype} of shape {labels.shape}")
     if not isinstance(axis, tuple) and not hasattr(axis, "__index__"):
         raise TypeError(f"axis must be an integer or a tuple of integers, got {axis!r}")
-    axes = axes_of(axis, logits.ndim)
+    axes = normalize_axes(axis, logits.ndim)
     if any(logits.shape[i] == 0 for i in axes):
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels, axis, where)
     in_order = tuple(a % logits.ndim for a in axis) if isinstance(axis, tuple) else axes
     given, kept = logits.shape, None
     if where is not None:
         where = _over_classes(where, logits, axes)
-        logits, kept = with_mask(where, logits=logits)
+        logits, kept = broadcast_mask(where, logits=logits)
         if any(logits.shape[i] != given[i] for i in axes):
             raise ValueError(f"where must not have more classes than logits, got {where.shape} and {given}")
         kept = _classes_last(kept, in_order)
@@ -233,8 +224,8 @@ def _integer_cross_entropy(logits, labels, kept):
 
 
 def fwd_integer_cross_entropy(logits, labels, kept):
-    _, total, shift = shifted_exponentials(wide(logits), (logits.ndim - 1,), kept)
-    label_logits = jnp.take_along_axis(wide(logits), labels[..., None], axis=-1)
+    _, total, shift = max_shifted_exp(upcast(logits), (logits.ndim - 1,), kept)
+    label_logits = jnp.take_along_axis(upcast(logits), labels[..., None], axis=-1)
     loss = (jnp.log(total) - (label_logits - shift))[..., 0]
     if kept is not None:
         loss = jnp.where(jnp.any(kept, -1), loss, 0)
@@ -252,8 +243,8 @@ def bwd_integer_cross_entropy(res, g):
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # int8 cannot count 300 classes
     labels = jnp.where(labels < 0, labels + classes, labels)
     is_label = lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
-    y = jnp.exp(wide(logits) - shift) / total
-    others = jnp.where(is_label if kept is None else is_label | ~kept, 0, wide(g)[..., None] * y)
+    y = jnp.exp(upcast(logits) - shift) / total
+    others = jnp.where(is_label if kept is None else is_label | ~kept, 0, upcast(g)[..., None] * y)
     places = jnp.where(labels < 0, classes, labels)  # negative places would be counted from the end once more
     dlogits = as_varying(_put(others, places, -jnp.sum(others, -1)), logits)
     return dlogits.astype(logits.dtype), None, None
@@ -322,7 +313,7 @@ def squared_error(
     Source:
         Eq. 1 of the lecture minimises such a loss. The signature is that of `optax.squared_error`.
     """
-    predictions = floating("predictions", predictions)
+    predictions = as_floating("predictions", predictions)
     if targets is None:
         return by_rule(lambda predictions: _squared_error(predictions, None), jnp.square, predictions=predictions)
     targets = as_array("targets", targets)
@@ -338,18 +329,22 @@ def _squared_error(predictions, targets):
 
 def fwd_squared_error(predictions, targets):
     if targets is None:
-        return jnp.square(wide(predictions)).astype(predictions.dtype), (wide(predictions), form(predictions), None)
-    difference = wide(predictions) - wide(targets)
+        return jnp.square(upcast(predictions)).astype(predictions.dtype), (
+            upcast(predictions),
+            aval_token(predictions),
+            None,
+        )
+    difference = upcast(predictions) - upcast(targets)
     loss = jnp.square(difference).astype(jnp.result_type(predictions, targets))
-    return loss, (difference, form(predictions), form(targets))
+    return loss, (difference, aval_token(predictions), aval_token(targets))
 
 
 # With e = p - t: d(e^2)/dp = 2 e and d(e^2)/dt = -2 e. The difference is all that is kept of both.
 #   g^T J_p = 2 g * e,   g^T J_t = -2 g * e
 def bwd_squared_error(res, g):
     difference, form_predictions, form_targets = res
-    d = 2 * wide(g) * difference
-    return as_form(d, form_predictions), None if form_targets is None else as_form(-d, form_targets)
+    d = 2 * upcast(g) * difference
+    return like_primal(d, form_predictions), None if form_targets is None else like_primal(-d, form_targets)
 
 
 _squared_error.defvjp(fwd_squared_error, bwd_squared_error)
