@@ -20,8 +20,9 @@ from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule, Scaling
 from vjplib.rules._arguments import as_array, by_rule
 from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes, sharded_like
-from vjplib.rules.convolution.algorithms.dense import convolved, kernel_convolved
-from vjplib.rules.convolution.call import call_of, conv_general_dilated
+from vjplib.rules.convolution.algorithms.dense import convolve, convolve_weight_grad
+from vjplib.rules.convolution.algorithms.spatial import MAX_SUM_TERMS
+from vjplib.rules.convolution.call import canonical, lax_convolution
 from vjplib.rules.convolution.problem import Problem
 
 
@@ -118,10 +119,10 @@ def bwd(stride, res, g):
         dx = _correlate(g, wide_h[::-1], h.size // 2)
     else:
         turned = problem.transposed_kernel(_kernel(wide_h))
-        dx = convolved(problem.transposed, _blocks(g, h), turned).reshape(x.shape)
+        dx = convolve(problem.transposed, _blocks(g, h), turned).reshape(x.shape)
 
     def sliding(g, x):
-        return kernel_convolved(problem, _blocks(x, h), _blocks(g, h)).reshape(h.shape)
+        return convolve_weight_grad(problem, _blocks(x, h), _blocks(g, h)).reshape(h.shape)
 
     dx, dh = as_varying(dx, x), sharded_like(h, sliding, g, wide_x)
     return dx.astype(x.dtype), dh.astype(h.dtype), None if form_b is None else like_primal(g, form_b)
@@ -156,12 +157,10 @@ def _in_one_dtype(*arrays):
 
 # ---------------------------------------------------------------------------- one kernel at stride 1, by shifted copies
 
-MOST_TAPS = 128  # beyond, the program of one sum takes longer to compile than it saves
-
 
 def _correlate(x, h, low):
     """Returns sum_j h_j x_{i + j - low} along the last axis, of x's length, x zero outside."""
-    if is_symbolic(h.size) or h.size > MOST_TAPS:
+    if is_symbolic(h.size) or h.size > MAX_SUM_TERMS:
         return _one_channel(x, h, low)
     return lax.platform_dependent(
         x,
@@ -187,7 +186,7 @@ def _taps(x, h, low):
 def _one_channel(x, h, low):
     rows = x.reshape(math.prod(x.shape[:-1]), 1, x.shape[-1])
     padding = "SAME" if low == (h.size - 1) // 2 else "SAME_LOWER"
-    return conv_general_dilated(rows, h[None, None, :], (1,), padding).reshape(x.shape)
+    return lax_convolution(rows, h[None, None, :], (1,), padding).reshape(x.shape)
 
 
 _by_taps = separate_call(_taps, static_argnames=("low",))
@@ -206,9 +205,7 @@ def _kernel(h):
 
 
 def _convolve(x, h, stride):
-    y = jax.ShapeDtypeStruct((x.shape[0], -(-x.shape[1] // stride), h.shape[-1]), x.dtype)
-    arguments = {"window_strides": (stride,), "padding": "SAME", "dimension_numbers": ("NWC", "WIO", "NWC")}
-    return call_of(x.shape, h.shape, y, **arguments)(x, h)
+    return canonical(_problem(x, h, stride), x, h, "SAME")
 
 
 def _problem(x, h, stride):

@@ -1,32 +1,62 @@
-"""Choice: which formulation serves a convolution on CPU, decided by its sizes alone, in one table for each product."""
+"""Dispatch: the algorithm that computes each product of a convolution on CPU, chosen by its sizes; XLA's elsewhere."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
-from vjplib.compat import is_symbolic
+from vjplib.compat import as_varying, automatic, is_symbolic, separate_call
+from vjplib.precision import compute_dtype
 from vjplib.rules.convolution.algorithms import dense, depthwise, grouped, phased
+from vjplib.rules.convolution.call import Call
 from vjplib.rules.convolution.problem import Problem
 
+Array = jax.Array
+Product = Callable[[Problem, Array, Array], Array]
+REAL = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 
-class Formulation(NamedTuple):
+
+class Algorithm(NamedTuple):
     """One way to compute a product of the convolution.
 
     Args:
         name: what it does.
-        why: why it is chosen where it applies.
-        applies: whether it serves a problem well.
-        run: takes the problem and two canonical arrays; returns the product. None where XLA's convolution serves.
+        why: why it is used where it applies.
+        applies: takes a problem; True if the algorithm suits it.
+        run: takes the problem and two canonical arrays, returns the product. None for XLA's convolution.
         nonfinite: where NaN and infinities reach further than what they are multiplied with; empty for nowhere.
     """
 
     name: str
     why: str
     applies: Callable[[Problem], bool]
-    run: Callable[[Problem, jax.Array, jax.Array], jax.Array] | None
+    run: Product | None
     nonfinite: str = ""
+
+
+class Plan(NamedTuple):
+    """The algorithm for each product of a convolution on CPU, and why; XLA's convolution is used elsewhere.
+
+    Args:
+        y: the forward.
+        dx: the cotangent of x.
+        dk: the cotangent of the kernel.
+    """
+
+    y: Algorithm
+    dx: Algorithm
+    dk: Algorithm
+
+    def __str__(self) -> str:
+        """Return a line for each product, and below it where NaN and infinities spread."""
+        return "\n".join(
+            f"{product}: {a.name} ({a.why})" + (f"\n    {a.nonfinite}" if a.nonfinite else "")
+            for product, a in zip(self._fields, self, strict=True)
+        )
 
 
 PADDING = "an infinite number in the kernel gives NaN where it meets padding"
@@ -34,197 +64,272 @@ GAPS = "NaN and infinities in x give NaN at places nearby, whose window has a ga
 GROUPS = "NaN and infinities of a group give NaN in the other groups of its block, at the same places"
 
 
-def output(problem: Problem, x: jax.Array, k: jax.Array) -> jax.Array:
-    """Returns y of a problem in canonical form by the formulation that serves it on CPU."""
-    return (output_formulation(problem).run or dense.convolved)(problem, x, k)
+def forward_of_problem(problem: Problem, x: Array, k: Array) -> Array:
+    """Return y of a problem in canonical layout by the algorithm chosen on CPU."""
+    return (forward_algorithm(problem).run or dense.convolve)(problem, x, k)
 
 
-def kernel(problem: Problem, x: jax.Array, g: jax.Array) -> jax.Array:
-    """Returns dk of a problem in canonical form by the formulation that serves it on CPU."""
-    return (kernel_formulation(problem).run or dense.kernel_convolved)(problem, x, g)
+def weight_grad_of_problem(problem: Problem, x: Array, g: Array) -> Array:
+    """Return dk of a problem in canonical layout by the algorithm chosen on CPU."""
+    return (weight_grad_algorithm(problem).run or dense.convolve_weight_grad)(problem, x, g)
 
 
-XLA = Formulation("XLA's convolution", "no formulation known is faster here", lambda problem: True, None)
+XLA = Algorithm("XLA's convolution", "no formulation known is faster here", lambda problem: True, None)
 
 SPRAWLING = XLA._replace(
     why="pads or dilations so large that x cannot be padded, and too many taps to multiply each alone",
     applies=lambda problem: problem.sprawls,
 )
 
-OUTPUT: tuple[Formulation, ...] = (
-    Formulation(
+FORWARD: tuple[Algorithm, ...] = (
+    Algorithm(
         "places alone",
         "pads or dilations so large that x cannot be padded: the places that each tap reaches are multiplied alone",
-        dense.places_apply,
-        dense.places,
+        dense.unpadded_applies,
+        dense.unpadded,
     ),
     SPRAWLING,
-    Formulation("a matrix product", "one tap: no window, all places at once", dense.product_applies, dense.taps),
-    Formulation(
+    Algorithm(
+        "a matrix product", "one tap: no window, all places at once", dense.tap_products_apply, dense.tap_products
+    ),
+    Algorithm(
         "a matrix product of patches",
         "windows that do not overlap: x cut up is a matrix already",
         dense.patches_apply,
         dense.patches,
         PADDING,
     ),
-    Formulation(
+    Algorithm(
         "a matrix product for all of y",
         "x has one place: each place of y meets one tap at most",
-        dense.place_applies,
-        dense.place,
+        dense.single_position_applies,
+        dense.single_position,
         GAPS,
     ),
-    Formulation(
+    Algorithm(
         "multiples of one channel",
         "one channel: a sum of multiples of x, in a single pass over y",
         dense.multiples_apply,
         dense.multiples,
         PADDING,
     ),
-    Formulation(
+    Algorithm(
         "all phases as features",
         "a dilated input of which XLA makes little: one undilated convolution gives every phase of y",
-        phased.apply,
+        phased.phases_apply,
         phased.phases,
         f"{PADDING}; {GAPS}",
     ),
-    Formulation(
+    Algorithm(
         "shifted copies",
         "one channel a group: XLA runs such groups one by one, shifted copies are sums over whole arrays",
-        depthwise.taps_apply,
-        depthwise.taps,
+        depthwise.shifted_copies_apply,
+        depthwise.shifted_copies,
         PADDING,
     ),
-    Formulation(
+    Algorithm(
         "shifted copies by phase",
         "one channel a group and a dilated input: each phase of y meets its own taps, no zero is multiplied",
-        depthwise.phases_apply,
-        depthwise.phases,
+        depthwise.copies_by_phase_apply,
+        depthwise.copies_by_phase,
         f"{PADDING}; {GAPS}",
     ),
-    Formulation(
+    Algorithm(
         "a column a tap",
         "one feature: a matrix product gives what each place of x sends to each tap, shifted sums the rest",
         dense.columns_apply,
         dense.columns,
     ),
-    Formulation(
+    Algorithm(
         "planes of columns",
         "few features: a matrix product gives what each place of x sends to each tap, shifted sums of planes the rest",
         dense.planes_apply,
         dense.planes,
     ),
-    Formulation(
+    Algorithm(
         "a convolution of fewer dimensions a tap",
         "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
         dense.slabs_apply,
         dense.slabs,
         PADDING,
     ),
-    Formulation(
+    Algorithm(
         "shifted copies of each channel of a group",
         "few channels and taps a group: one sum reads each place of y's neighbourhood, no product with other groups",
         grouped.lanes_apply,
         grouped.lanes,
         PADDING,
     ),
-    Formulation(
+    Algorithm(
         "dense convolutions of blocks of groups",
         "XLA runs groups one by one: a block of 32 features, zero between its groups, runs at full speed",
         grouped.blocks_apply,
-        grouped.blocks(output),
+        grouped.blocks(forward_of_problem),
         f"{PADDING}; {GROUPS}",
     ),
     XLA,
 )
 """For y, and for dx, which is the y of the transposed problem: the first that applies is used."""
 
-KERNEL: tuple[Formulation, ...] = (
-    Formulation(
+WEIGHT_GRAD: tuple[Algorithm, ...] = (
+    Algorithm(
         "places alone",
         "pads or dilations so large that x cannot be padded: the places that each tap reaches are multiplied alone",
-        dense.places_apply,
-        dense.kernel_places,
+        dense.unpadded_applies,
+        dense.unpadded_weight_grad,
     ),
     SPRAWLING,
-    Formulation("a matrix product", "one tap: no window, all places at once", dense.product_applies, dense.kernel_taps),
-    Formulation(
+    Algorithm(
+        "a matrix product",
+        "one tap: no window, all places at once",
+        dense.tap_products_apply,
+        dense.tap_products_weight_grad,
+    ),
+    Algorithm(
         "a matrix product of patches",
         "windows that do not overlap: x cut up is a matrix already",
         dense.patches_apply,
-        dense.kernel_patches,
+        dense.patches_weight_grad,
     ),
-    Formulation(
+    Algorithm(
         "a row a tap",
         "one channel, and three dimensions or many features: what each tap meets is a row of a matrix, copied whole",
-        dense.rows_apply,
-        dense.kernel_rows,
+        dense.rows_weight_grad_apply,
+        dense.rows_weight_grad,
     ),
-    Formulation(
+    Algorithm(
         "a matrix product a row of the kernel",
         "a number of features for which XLA's way is slow: the taps of a row, side by side as channels, meet y at once",
-        dense.kernel_bands_apply,
-        dense.kernel_bands,
+        dense.bands_weight_grad_apply,
+        dense.bands_weight_grad,
     ),
-    Formulation(
+    Algorithm(
         "a product and a sum a tap",
         "one channel a group: each tap's gradient is the sum of one product of arrays",
-        depthwise.kernel_applies,
-        depthwise.kernel,
+        depthwise.weight_grad_applies,
+        depthwise.weight_grad,
     ),
-    Formulation(
+    Algorithm(
         "a convolution of fewer dimensions a tap",
         "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
-        dense.kernel_slabs_apply,
-        dense.kernel_slabs,
+        dense.slabs_weight_grad_apply,
+        dense.slabs_weight_grad,
     ),
-    Formulation(
+    Algorithm(
         "a product and a sum a tap and channel of a group",
         "few channels a group: less is read than matrix products between all groups would multiply",
-        grouped.kernel_lanes_apply,
-        grouped.kernel_lanes,
+        grouped.lanes_weight_grad_apply,
+        grouped.lanes_weight_grad,
     ),
-    Formulation(
+    Algorithm(
         "dense gradients of blocks of groups",
         "XLA runs groups one by one, a hundred times slower: of the gradient of a block those within groups are kept",
         grouped.blocks_apply,
-        grouped.kernel_blocks(kernel),
+        grouped.blocks_weight_grad(weight_grad_of_problem),
     ),
     XLA,
 )
 """For dk: the first that applies is used."""
 
-EXCHANGED = Formulation(
+EXCHANGED = Algorithm(
     "x and y in exchanged roles",
     "x dilated: the transposed convolution strides instead, and XLA is fast at its kernel's gradient",
-    dense.exchange_applies,
-    dense.kernel_exchanged,
+    dense.exchanged_weight_grad_applies,
+    dense.exchanged_weight_grad,
 )
-"""For dk where none of these applies, nor any to the transposed problem."""
+"""For dk if no entry of `WEIGHT_GRAD` applies to the problem or to its transpose."""
 
 
 TYPICAL_BATCH = 32
-"""What a choice takes a batch for whose size `jax.export` does not know yet; each formulation serves any batch."""
+"""The batch size assumed where it is symbolic under `jax.export`; each algorithm computes any batch."""
 
 
 def _sized(problem: Problem) -> Problem:
     return replace(problem, batch=TYPICAL_BATCH) if is_symbolic(problem.batch) else problem
 
 
-def output_formulation(problem: Problem) -> Formulation:
-    """Returns what computes y of a problem on CPU."""
+def forward_algorithm(problem: Problem) -> Algorithm:
+    """Return the algorithm for y of a problem on CPU."""
     problem = _sized(problem)
-    return next(formulation for formulation in OUTPUT if formulation.applies(problem))
+    return next(algorithm for algorithm in FORWARD if algorithm.applies(problem))
 
 
-def kernel_formulation(problem: Problem) -> Formulation:
-    """Returns what computes dk of a problem on CPU, with x and y in exchanged roles where only that serves."""
+def weight_grad_algorithm(problem: Problem) -> Algorithm:
+    """Return the algorithm for dk of a problem on CPU, with x and y exchanged if one applies only so."""
     problem = _sized(problem)
-    direct = next(formulation for formulation in KERNEL if formulation.applies(problem))
+    direct = next(algorithm for algorithm in WEIGHT_GRAD if algorithm.applies(problem))
     if direct is not XLA:
         return direct
-    mirror = next(formulation for formulation in KERNEL if formulation.applies(problem.transposed))
+    mirror = next(algorithm for algorithm in WEIGHT_GRAD if algorithm.applies(problem.transposed))
     run = mirror.run
     if run is None:
         return EXCHANGED if EXCHANGED.applies(problem) else XLA
     return mirror._replace(run=lambda p, x, g: p.transposed.transposed_kernel(run(p.transposed, g, x)))
+
+
+@functools.lru_cache(maxsize=4096)
+def plan(call: Call) -> Plan:
+    """Return the algorithm for each product of a call on CPU."""
+    if call.dtype not in REAL or call.out_sharding is not None or call.empty or not call.known:
+        return Plan(XLA, XLA, XLA)
+    problem = call.problem
+    return Plan(forward_algorithm(problem), forward_algorithm(problem.transposed), weight_grad_algorithm(problem))
+
+
+# ------------------------------------------------------------------------ the three products of a call, on any platform
+
+
+@functools.partial(jax.jit, static_argnames="call")
+def forward(x: Array, k: Array, call: Call) -> Array:
+    """Return y of a call."""
+    run = plan(call).y.run
+
+    def on_cpu(x: Array, k: Array) -> Array:
+        y = _in_one_dtype(run, call.problem, call.out_dtype)(call.x_to_canonical(x), call.k_to_canonical(k))
+        return call.y_from_canonical(y)
+
+    return by_platform(run and on_cpu, call, x, k)
+
+
+@functools.partial(jax.jit, static_argnames="call")
+def input_grad(g: Array, k: Array, x: Array, call: Call) -> Array:
+    """Return dx of a call; only the shape and dtype of x are used."""
+    run = plan(call).dx.run
+
+    def on_cpu(g: Array, k: Array, x: Array) -> Array:
+        problem = call.problem
+        k = problem.transposed_kernel(call.k_to_canonical(k))
+        dx = _in_one_dtype(run, problem.transposed, x.dtype)(call.y_to_canonical(g), k)
+        return as_varying(call.x_from_canonical(dx), x)
+
+    return by_platform(run and on_cpu, call.input_grad, g, k, x)
+
+
+@functools.partial(jax.jit, static_argnames="call")
+def weight_grad(g: Array, x: Array, k: Array, call: Call) -> Array:
+    """Return dk of a call; only the shape and dtype of k are used."""
+    run = plan(call).dk.run
+
+    def on_cpu(g: Array, x: Array, k: Array) -> Array:
+        dk = _in_one_dtype(run, call.problem, k.dtype)(call.x_to_canonical(x), call.y_to_canonical(g))
+        return as_varying(call.k_from_canonical(dk), k)
+
+    return by_platform(run and on_cpu, call.weight_grad, g, x, k)
+
+
+def by_platform(on_cpu: Callable[..., Array] | None, default: Callable[..., Array], *arrays: Array) -> Array:
+    """Return a product of arrays: on CPU by `on_cpu` unless that is None, elsewhere by `default`."""
+    if on_cpu is None:
+        return default(*arrays)
+    on_devices = automatic(on_cpu, jax.eval_shape(default, *arrays))
+    return lax.platform_dependent(*arrays, cpu=on_devices, default=default)
+
+
+def _in_one_dtype(run: Any, problem: Problem, dtype: Any) -> Callable[..., Array]:
+    """Return an algorithm as a separate call, computed in float32 or wider and rounded to dtype at the end."""
+
+    def rounded(*arrays: Array) -> Array:
+        computing = compute_dtype(jnp.result_type(*arrays, dtype))
+        return run(problem, *(a.astype(computing) for a in arrays)).astype(dtype)
+
+    return separate_call(rounded)

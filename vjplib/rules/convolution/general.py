@@ -1,30 +1,26 @@
-"""The convolution of `jax.lax` in all its generality, with a derivative in the form that suits each shape."""
+"""The convolution of `jax.lax` in full generality, each product by the algorithm that suits the shapes."""
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
-from vjplib.precision import compute_dtype
+from vjplib.compat import custom_vjp
 from vjplib.rule import Case, Edge, Rule
-from vjplib.rules._arguments import as_array, convolution_arguments, shaped
+from vjplib.rules._arguments import as_array, shaped
 from vjplib.rules._cotangents import aval_token
-from vjplib.rules.convolution.batching import whole_batch
+from vjplib.rules.convolution.batching import merge_vmapped_batch
 from vjplib.rules.convolution.bench_shapes import SHAPES
-from vjplib.rules.convolution.call import Call, call_of
-from vjplib.rules.convolution.call import conv_general_dilated as lax_convolution
-from vjplib.rules.convolution.dispatch import XLA, Formulation, kernel_formulation, output_formulation
+from vjplib.rules.convolution.call import Call, lax_convolution, make_call
+from vjplib.rules.convolution.dispatch import Plan, forward, input_grad, plan, weight_grad
 
 Padding = str | Sequence[tuple[int, int]]
-REAL = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 
 
 def conv_general_dilated(
@@ -41,11 +37,11 @@ def conv_general_dilated(
     preferred_element_type: DTypeLike | None = None,
     out_sharding: Any = None,
 ) -> Num[Array, "..."]:
-    """y_i = sum_j k_j x_l over s i + r j = d l + p: `jax.lax.conv_general_dilated`, arguments and all.
+    """y_i = sum_j k_j x_l over s i + r j = d l + p: `jax.lax.conv_general_dilated`, argument for argument.
 
-    Where a formulation is known to be faster than XLA's convolution on CPU, y, the cotangent of x and that of the
-    kernel are each computed in the form that suits the shapes; elsewhere, and on other platforms, this is lax's
-    function with its own derivative. `explain_convolution` tells which.
+    Where an algorithm is known to be faster than XLA's convolution on CPU, y and the cotangents of x and of the kernel
+    are each computed by the algorithm that suits the shapes. Otherwise, and on other platforms, this is lax's function
+    with its own derivative. `explain_convolution` shows which algorithms a call uses.
 
     Args:
         lhs: x, of rank n + 2, any dtype that lax takes.
@@ -54,18 +50,19 @@ def conv_general_dilated(
         padding: "SAME", "SAME_LOWER", "VALID", or n pairs (low, high), which may be negative.
         lhs_dilation: d, n integers; None for ones.
         rhs_dilation: r, n integers; None for ones.
-        dimension_numbers: where batch, features and space lie: three strings such as ("NHWC", "HWIO", "NHWC"), a
-            `lax.ConvDimensionNumbers`, or None for ("NCHW", "OIHW", "NCHW") and its like.
-        feature_group_count: groups that channels and features are divided into.
-        batch_group_count: groups that batch and features are divided into.
+        dimension_numbers: the axes of batch, features and space: three strings such as ("NHWC", "HWIO", "NHWC"), a
+            `lax.ConvDimensionNumbers`, or None for channels first, such as ("NCHW", "OIHW", "NCHW").
+        feature_group_count: the number of groups that channels and features are divided into.
+        batch_group_count: the number of groups that batch and features are divided into.
         precision: as in lax; it matters on GPU and TPU.
-        preferred_element_type: dtype of the result, None for that of the arguments.
-        out_sharding: sharding of the result under explicit axes; lax's function serves such calls.
+        preferred_element_type: dtype of the result, None for the dtype of the arguments.
+        out_sharding: sharding of the result under explicit axes; lax's function computes such calls.
 
     Returns:
-        y, with the shape and dtype that lax gives it; half precision accumulates in float32 and is rounded once. NaN
-        and infinities reach the outputs that they are multiplied into, and in some formulations more: a kernel's as NaN
-        where it meets padding, those of a group the other groups of its block. `explain_convolution` says where.
+        y, with the shape and dtype of lax's result; half precision accumulates in float32 and is rounded once. NaN and
+        infinities reach the outputs that they are multiplied into, and with some algorithms more: from the kernel they
+        give NaN where it meets padding, and from one group they reach the other groups of its block.
+        `explain_convolution` shows where.
 
     Raises:
         TypeError: an argument has a wrong type, or ranks or dtypes differ; the message names it.
@@ -81,18 +78,111 @@ def conv_general_dilated(
         Example 4.2 and Algorithm 4 of the lecture, generalised.
     """
     lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
-    return _convolve(**convolution_arguments(**locals()))
+    call = make_call(
+        lhs,
+        rhs,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=out_sharding,
+    )
+    return _convolve(lhs, rhs, call)
 
 
-@whole_batch
-def _convolve(lhs, rhs, **arguments):
-    call = _call(lhs=lhs, rhs=rhs, **arguments)
-    if call.trimmed is not call:  # no formulation pads for taps that meet nothing
+@merge_vmapped_batch
+def _convolve(x, k, call):
+    if call.trimmed is not call:  # no algorithm pads for taps that multiply nothing
         if call.trimmed.empty:  # 0, varying over devices as x and k do
-            zero = jnp.sum(aval_token(lhs)) + jnp.sum(aval_token(rhs))
-            return jnp.broadcast_to(zero.astype(jax.eval_shape(call, lhs, rhs).dtype), call.out)
-        call, rhs = call.trimmed, call.trim(rhs)
-    return _rule(call)(lhs, rhs) if _served(call, lhs, rhs) else call(lhs, rhs)
+            zero = jnp.sum(aval_token(x)) + jnp.sum(aval_token(k))
+            return jnp.broadcast_to(zero.astype(call.out_dtype), call.out)
+        call, k = call.trimmed, call.trim(k)
+    return _by_plan(x, k, call) if any(algorithm.run for algorithm in plan(call)) else call(x, k)
+
+
+@partial(custom_vjp, nondiff_argnames=("call",))
+def _by_plan(x: Array, k: Array, call: Call) -> Array:
+    return forward(x, k, call)
+
+
+def fwd(x, k, call):
+    return forward(x, k, call), (x, k)
+
+
+# y_i = sum_j k_j x_l over all j, l with s i + r j = d l + p: linear in x and in k, and so
+#   (g^T J_x)_l = sum of g_i k_j over all i, j with s i + r j = d l + p
+#   (g^T J_k)_j = sum of g_i x_l over all i, l with s i + r j = d l + p
+# with sums over features for the one and over the batch for the other. The equation is the same for all three; only
+# which index is free differs. With j' = k - 1 - j it reads d l + r j' = s i + (r (k - 1) - p): dx is a convolution
+# again, with stride d, of g dilated by s. Neither Jacobian, with an entry for each pair of numbers, is formed.
+def bwd(call, res, g):
+    x, k = res
+    return input_grad(g, k, x, call), weight_grad(g, x, k, call)
+
+
+_by_plan.defvjp(fwd, bwd)
+
+
+def explain_convolution(
+    lhs: Any,
+    rhs: Any,
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: Any = None,
+) -> Plan:
+    """Return the algorithm that computes each product of `conv_general_dilated` on CPU for these arguments, and why.
+
+    The arguments are those of `conv_general_dilated`; lhs and rhs may be a `jax.ShapeDtypeStruct`.
+
+    Returns:
+        A `Plan` with an algorithm for y, dx and dk, each with a name and a reason; it prints a line for each.
+
+    Raises:
+        TypeError: as `conv_general_dilated`.
+        ValueError: as `conv_general_dilated`.
+
+    Example:
+        >>> import jax
+        >>> x, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 56, 56, 64), (3, 3, 1, 64)))
+        >>> channels_last = ("NHWC", "HWIO", "NHWC")
+        >>> explain_convolution(
+        ...     x, k, (1, 1), "SAME", dimension_numbers=channels_last, feature_group_count=64
+        ... ).y.name
+        'shifted copies'
+
+    Source:
+        The tables in `vjplib.rules.convolution.dispatch`.
+    """
+    call = make_call(
+        shaped("lhs", lhs),
+        shaped("rhs", rhs),
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=out_sharding,
+    )
+    return plan(call.trimmed)
+
+
+# --------------------------------------------------------------------------------------------- the shorter names of lax
 
 
 def conv(
@@ -108,10 +198,10 @@ def conv(
     Args:
         lhs: x, (batch, channels, *space).
         rhs: the kernel, (features, channels, *space).
-        window_strides: s, an integer a spatial dimension.
+        window_strides: this and the others as for `conv_general_dilated`.
         padding: "SAME", "SAME_LOWER" or "VALID".
         precision: as in lax.
-        preferred_element_type: dtype of the result, None for that of the arguments.
+        preferred_element_type: dtype of the result.
 
     Returns:
         (batch, features, *space).
@@ -127,9 +217,8 @@ def conv(
     Source:
         Example 4.2 of the lecture.
     """
-    return conv_general_dilated(
-        lhs, rhs, window_strides, padding, precision=precision, preferred_element_type=preferred_element_type
-    )
+    given = {"precision": precision, "preferred_element_type": preferred_element_type}
+    return conv_general_dilated(lhs, rhs, window_strides, padding, **given)
 
 
 def conv_with_general_padding(
@@ -147,12 +236,12 @@ def conv_with_general_padding(
     Args:
         lhs: x, (batch, channels, *space).
         rhs: the kernel, (features, channels, *space).
-        window_strides: s, an integer a spatial dimension.
-        padding: "SAME", "SAME_LOWER", "VALID", or a pair (low, high) a spatial dimension.
-        lhs_dilation: d, an integer a spatial dimension; None for ones.
-        rhs_dilation: r, an integer a spatial dimension; None for ones.
+        window_strides: this and the others as for `conv_general_dilated`.
+        padding: a string or pairs.
+        lhs_dilation: d.
+        rhs_dilation: r.
         precision: as in lax.
-        preferred_element_type: dtype of the result, None for that of the arguments.
+        preferred_element_type: dtype of the result.
 
     Returns:
         (batch, features, *space).
@@ -169,90 +258,8 @@ def conv_with_general_padding(
     Source:
         Example 4.2 of the lecture, dilated.
     """
-    return conv_general_dilated(
-        lhs,
-        rhs,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
-
-
-class Explanation(NamedTuple):
-    """What computes each product of a convolution on CPU, and why; elsewhere XLA's convolution does.
-
-    Args:
-        y: the forward.
-        dx: the cotangent of x.
-        dk: the cotangent of the kernel.
-    """
-
-    y: Formulation
-    dx: Formulation
-    dk: Formulation
-
-    def __str__(self) -> str:
-        """Return a line a product, and below it where that spreads NaN and infinities."""
-        return "\n".join(
-            f"{product}: {f.name} ({f.why})" + (f"\n    {f.nonfinite}" if f.nonfinite else "")
-            for product, f in zip(self._fields, self, strict=True)
-        )
-
-
-def explain_convolution(
-    lhs: Any,
-    rhs: Any,
-    window_strides: Sequence[int],
-    padding: Padding,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    batch_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: DTypeLike | None = None,
-    out_sharding: Any = None,
-) -> Explanation:
-    """Returns which formulation serves each product of `conv_general_dilated` on CPU for these arguments, and why.
-
-    Args:
-        lhs: x, or a `jax.ShapeDtypeStruct` in its place.
-        rhs: the kernel, or a `jax.ShapeDtypeStruct` in its place.
-        window_strides: this and all others as for `conv_general_dilated`.
-        padding: see there.
-        lhs_dilation: see there.
-        rhs_dilation: see there.
-        dimension_numbers: see there.
-        feature_group_count: see there.
-        batch_group_count: see there.
-        precision: see there.
-        preferred_element_type: see there.
-        out_sharding: see there.
-
-    Returns:
-        An `Explanation`: a name and a reason for y, dx and dk; it prints a line for each.
-
-    Raises:
-        TypeError: as `conv_general_dilated`.
-        ValueError: as `conv_general_dilated`.
-
-    Example:
-        >>> x, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 56, 56, 64), (3, 3, 1, 64)))
-        >>> channels_last = ("NHWC", "HWIO", "NHWC")
-        >>> explain_convolution(
-        ...     x, k, (1, 1), "SAME", dimension_numbers=channels_last, feature_group_count=64
-        ... ).y.name
-        'shifted copies'
-
-    Source:
-        The tables in `vjplib.rules.convolution.dispatch`.
-    """
-    lhs, rhs = shaped("lhs", lhs), shaped("rhs", rhs)
-    call = _call(**convolution_arguments(**locals())).trimmed
-    return Explanation(*(_served(call, lhs, rhs) or (XLA, XLA, XLA)))
+    given = {"precision": precision, "preferred_element_type": preferred_element_type}
+    return conv_general_dilated(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, **given)
 
 
 def reference(
@@ -292,92 +299,6 @@ def reference(
     y = y.reshape(*y.shape[:-3], features)
     (n, c, *s) = dimensions.out_spec
     return lax.transpose(y, np.argsort((n, *s, c)))
-
-
-@functools.lru_cache(maxsize=4096)
-def served_by(call: Call) -> tuple[Formulation, Formulation, Formulation] | None:
-    """Return what gives y, dx and dk of a call on CPU, None where XLA's convolution does throughout."""
-    if call.out_sharding is not None or call.empty or not call.known:
-        return None
-    problem = call.problem
-    served = output_formulation(problem), output_formulation(problem.transposed), kernel_formulation(problem)
-    return None if all(f.run is None for f in served) else served
-
-
-def _served(call: Call, lhs: Any, rhs: Any) -> tuple[Formulation, Formulation, Formulation] | None:
-    return served_by(call) if lhs.dtype in REAL and rhs.dtype in REAL else None
-
-
-def _call(*, lhs, rhs, out_sharding, **arguments) -> Call:
-    """Return a call's shapes and static arguments; raise what lax raises."""
-    y = jax.eval_shape(functools.partial(lax_convolution, out_sharding=out_sharding, **arguments), lhs, rhs)
-    return call_of(lhs.shape, rhs.shape, y, out_sharding=out_sharding, **arguments)
-
-
-@functools.lru_cache(maxsize=4096)
-def _rule(call: Call) -> Callable[[Array, Array], Array]:
-    problem = call.problem
-    output, input_cotangent, kernel_cotangent = (f.run for f in served_by(call) or ())
-
-    def y_on_cpu(x, k):
-        dtype = jax.eval_shape(call, x, k).dtype
-        y = _in_one_dtype(output, problem, dtype)(call.x_to_canonical(x), call.k_to_canonical(k))
-        return call.y_from_canonical(y)
-
-    def dx_on_cpu(g, k, x):
-        k = problem.transposed_kernel(call.k_to_canonical(k))
-        dx = _in_one_dtype(input_cotangent, problem.transposed, x.dtype)(call.y_to_canonical(g), k)
-        return as_varying(call.x_from_canonical(dx), x)
-
-    def dk_on_cpu(g, x, k):
-        dk = _in_one_dtype(kernel_cotangent, problem, k.dtype)(call.x_to_canonical(x), call.y_to_canonical(g))
-        return as_varying(call.k_from_canonical(dk), k)
-
-    y_of = by_platform(output and y_on_cpu, call)
-    dx_of = by_platform(input_cotangent and dx_on_cpu, call.input_cotangent)
-    dk_of = by_platform(kernel_cotangent and dk_on_cpu, call.kernel_cotangent)
-
-    @custom_vjp
-    def convolve(x: Array, k: Array) -> Array:
-        return y_of(x, k)
-
-    def fwd(x, k):
-        return y_of(x, k), (x, k)
-
-    # y_i = sum_j k_j x_l over all j, l with s i + r j = d l + p: linear in x and in k, and so
-    #   (g^T J_x)_l = sum of g_i k_j over all i, j with s i + r j = d l + p
-    #   (g^T J_k)_j = sum of g_i x_l over all i, l with s i + r j = d l + p
-    # with sums over features for the one and over the batch for the other. The equation is the same for all three; only
-    # which index is free differs. With j' = k - 1 - j it reads d l + r j' = s i + (r (k - 1) - p): dx is a convolution
-    # again, with stride d, of g dilated by s. Neither Jacobian, with an entry for each pair of numbers, is formed.
-    def bwd(res, g):
-        x, k = res
-        return dx_of(g, k, x), dk_of(g, x, k)
-
-    convolve.defvjp(fwd, bwd)
-    return convolve
-
-
-def by_platform(on_cpu, default):
-    """Return a product as one jitted function: on CPU in a form of ours, if there is one, else by XLA."""
-    if on_cpu is None:
-        return jax.jit(default)
-
-    def product(*arrays):
-        on_devices = automatic(on_cpu, jax.eval_shape(default, *arrays))
-        return lax.platform_dependent(*arrays, cpu=on_devices, default=default)
-
-    return jax.jit(product)
-
-
-def _in_one_dtype(run, problem, dtype):
-    """Returns a formulation as a call of its own, computed in float32 or wider and rounded to dtype at its end."""
-
-    def rounded(*arrays):
-        computing = compute_dtype(jnp.result_type(*arrays, dtype))
-        return run(problem, *(a.astype(computing) for a in arrays)).astype(dtype)
-
-    return separate_call(rounded)
 
 
 CHANNELS_LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}

@@ -1,8 +1,8 @@
-"""The patches that a convolution's window sees, as slices; their cotangents are added where the windows overlap."""
+"""The patches of x under a convolution's window, as slices; their cotangents are added where the windows overlap."""
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,12 +16,13 @@ from vjplib.compat import custom_vjp, is_symbolic, separate_call
 from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
-from vjplib.rules.convolution.algorithms.spatial import padded
-from vjplib.rules.convolution.call import Call, call_of
-from vjplib.rules.convolution.call import conv_general_dilated_patches as lax_patches
-from vjplib.rules.convolution.general import CHANNELS_LAST, REAL, Padding, by_platform
+from vjplib.rules._cotangents import aval_token
+from vjplib.rules.convolution.algorithms.spatial import pad, strided_slice, tap_view
+from vjplib.rules.convolution.call import Call, lax_patches, make_call
+from vjplib.rules.convolution.dispatch import REAL, by_platform
+from vjplib.rules.convolution.general import CHANNELS_LAST, Padding
 
-MOST_TAPS = 256  # beyond, the program of one slice a tap takes longer to compile than it saves
+MAX_SLICES = 256  # beyond, the program of one slice a tap takes longer to compile than it saves
 
 
 def conv_general_dilated_patches(
@@ -37,22 +38,22 @@ def conv_general_dilated_patches(
 ) -> Num[Array, "..."]:
     """y_{i, c j} = x_{l, c} with s i + r j = d l + p: `jax.lax.conv_general_dilated_patches`, by slices.
 
-    lax multiplies with an identity kernel. On CPU this copies instead, so that a patch has the values of x, where lax's
-    sum makes NaN of all that share a window with a NaN or an infinity.
+    lax multiplies by an identity kernel. On CPU this copies instead, so that a patch has the values of x; lax's sum
+    gives NaN in all elements that share a window with a NaN or an infinity.
 
     Args:
         lhs: x, of rank n + 2.
-        filter_shape: how many places the window has, n integers in the order of dimension_numbers[1].
+        filter_shape: the window's sizes, n integers in the order of dimension_numbers[1].
         window_strides: s, n integers.
         padding: "SAME", "SAME_LOWER", "VALID", or n pairs (low, high), which may be negative.
         lhs_dilation: d, n integers; None for ones.
         rhs_dilation: r, n integers; None for ones.
         dimension_numbers: as for `conv_general_dilated`.
         precision: as in lax.
-        preferred_element_type: dtype of the result, None for that of x.
+        preferred_element_type: dtype of the result, None for the dtype of x.
 
     Returns:
-        y, with patches of as many features as channels times places, the channels being the slower.
+        y, whose features are channels times window elements, the channels varying slower.
 
     Raises:
         TypeError: an argument has a wrong type; the message names it.
@@ -66,124 +67,125 @@ def conv_general_dilated_patches(
         Example 4.2 of the lecture: the shifted copies of x, whose product with the kernel is the convolution.
     """
     lhs = as_array("lhs", lhs)
-    arguments = convolution_arguments(**locals())
-    x, filter_shape = arguments.pop("lhs"), arguments["filter_shape"]
-    y = jax.eval_shape(lambda x: lax_patches(x, **arguments), x)
-    dimensions = lax.conv_dimension_numbers(x.shape, (1, 1, *filter_shape), dimension_numbers)
-    kernel = dict(zip(dimensions.rhs_spec, (y.shape[dimensions.out_spec[1]], 1, *filter_shape), strict=True))
-    del arguments["filter_shape"]
-    arguments |= {
-        "dimension_numbers": dimensions,
-        "feature_group_count": x.shape[dimensions.lhs_spec[1]],
-        "batch_group_count": 1,
-    }
-    call = call_of(x.shape, tuple(kernel[i] for i in range(x.ndim)), y, **arguments)
-    return jnp.zeros(y.shape, y.dtype) if call.empty else _rule(call, y.dtype)(x)
+    window = {"filter_shape": filter_shape, "dimension_numbers": dimension_numbers}
+    filter_shape = convolution_arguments(lhs=lhs, **window)["filter_shape"]
+    dimensions = lax.conv_dimension_numbers(lhs.shape, (1, 1, *filter_shape), dimension_numbers)
+    channels = lhs.shape[dimensions.lhs_spec[1]]
+    kernel = dict(zip(dimensions.rhs_spec, (channels * math.prod(filter_shape), 1, *filter_shape), strict=True))
+    call = make_call(
+        lhs,
+        jax.ShapeDtypeStruct([kernel[i] for i in range(lhs.ndim)], lhs.dtype),
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimensions,
+        feature_group_count=channels,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    return jnp.zeros(call.out, call.out_dtype) if call.empty else _patches(lhs, call)
 
 
-def reference(lhs, filter_shape, window_strides, padding, dimension_numbers):
-    assert dimension_numbers == CHANNELS_LAST[2]
-    (k, j), (s, t) = filter_shape, window_strides
-    pads = lax.padtype_to_pads(lhs.shape[1:3], filter_shape, window_strides, padding)
-    x = jnp.pad(lhs, [(0, 0), *pads, (0, 0)])
-    rows = np.arange((x.shape[1] - k) // s + 1)[:, None] * s + np.arange(k)
-    columns = np.arange((x.shape[2] - j) // t + 1)[:, None] * t + np.arange(j)
-    y = x[:, rows[:, None, :, None], columns[None, :, None, :], :]  # (batch, out, out, k, j, channels)
-    return jnp.moveaxis(y, -1, 3).reshape(*y.shape[:3], k * j * lhs.shape[-1])
+@partial(custom_vjp, nondiff_argnames=("call",))
+def _patches(x: Array, call: Call) -> Array:
+    return _forward(x, call)
 
 
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class _Like:
-    """What the backward needs of x, none of its numbers: shape, dtype and how it lies on devices."""
-
-    type: Any
+def fwd(x, call):
+    return _forward(x, call), aval_token(x)
 
 
-@functools.lru_cache(maxsize=4096)
-def _rule(call: Call, dtype: Any) -> Callable[[Array], Array]:
+# y_{i, c j} = x_{l, c} with s i + r j = d l + p: a copy, so each x has the sum of the cotangents of its copies,
+#   (g^T J)_{l, c} = sum over all i, j with s i + r j = d l + p of g_{i, c j}
+# For one j that sum is g spread s apart; then what fell on padding, and between the places of x, is left out.
+def bwd(call, x_token, g):
+    return (_input_grad(g, x_token, call),)
+
+
+_patches.defvjp(fwd, bwd)
+
+
+@partial(jax.jit, static_argnames="call")
+def _forward(x, call):
+    cut, _ = _algorithm(call)
+
+    def on_cpu(x):
+        return call.y_from_canonical(cut(call.problem, call.x_to_canonical(x))).astype(call.out_dtype)
+
+    return by_platform(separate_call(on_cpu), partial(_lax_patches, call), x)
+
+
+@partial(jax.jit, static_argnames="call")
+def _input_grad(g, x_token, call):
+    _, add = _algorithm(call)
+    x = jax.eval_shape(partial(jnp.sum, axis=0), x_token)
+
+    def on_cpu(g):
+        g = call.y_to_canonical(g)
+        g = upcast(g) if g.dtype in REAL else g
+        return call.x_from_canonical(add(call.problem, g)).astype(x.dtype)
+
+    return by_platform(separate_call(on_cpu), lambda g: jax.linear_transpose(partial(_lax_patches, call), x)(g)[0], g)
+
+
+def _lax_patches(call, x):
+    return lax_patches(
+        x,
+        call.problem.kernel,
+        call.strides,
+        call.padding,
+        call.lhs_dilation,
+        call.rhs_dilation,
+        call.dimensions,
+        call.precision,
+        call.preferred_element_type,
+    )
+
+
+def _algorithm(call):
+    """Return the functions that cut x into patches and that add the cotangents of patches to x."""
     problem = call.problem
-
-    def theirs(x):
-        return lax_patches(
-            x,
-            problem.kernel,
-            call.strides,
-            call.padding,
-            call.lhs_dilation,
-            call.rhs_dilation,
-            call.dimensions,
-            call.precision,
-            call.preferred_element_type,
-        )
-
-    if not call.known or problem.sprawls or (problem.taps > MOST_TAPS and not _tiled(problem)):
-        cut, joined = _gathered, _scattered
-    else:
-        cut, joined = (_tiles, _from_tiles) if _tiled(problem) else (_slices, _from_slices)
-
-    def y_on_cpu(x):
-        return call.y_from_canonical(cut(problem, call.x_to_canonical(x))).astype(dtype)
-
-    y_of = by_platform(separate_call(y_on_cpu), theirs)
-
-    @custom_vjp
-    def patches(x: Array) -> Array:
-        return y_of(x)
-
-    def fwd(x):
-        return y_of(x), _Like(jax.typeof(x))
-
-    # y_{i, c j} = x_{l, c} with s i + r j = d l + p: a copy, so each x has the sum of the cotangents of its copies,
-    #   (g^T J)_{l, c} = sum over all i, j with s i + r j = d l + p of g_{i, c j}
-    # For one j that sum is g spread s apart; then what fell on padding, and between the places of x, is left out.
-    def bwd(kept, g):
-        def dx_on_cpu(g):
-            g = call.y_to_canonical(g)
-            g = upcast(g) if g.dtype in REAL else g
-            return call.x_from_canonical(joined(problem, g)).astype(kept.type.dtype)
-
-        def dx_elsewhere(g):
-            return jax.linear_transpose(theirs, kept.type)(g)[0]
-
-        return (by_platform(separate_call(dx_on_cpu), dx_elsewhere)(g),)
-
-    patches.defvjp(fwd, bwd)
-    return patches
+    if call.known and not problem.sprawls and _tiled(problem):
+        return _tiles, _from_tiles
+    if call.known and not problem.sprawls and problem.taps <= MAX_SLICES:
+        return _slices, _from_slices
+    return _gathered, _scattered
 
 
 def _slices(problem, x):
-    whole = padded(x, zip(problem.low, problem.high, (d - 1 for d in problem.lhs_dilation), strict=True))
-    pieces = [lax.slice(whole, *bounds) for bounds in _bounds(problem)]
+    padded = pad(x, zip(problem.low, problem.high, (d - 1 for d in problem.lhs_dilation), strict=True))
+    pieces = [tap_view(problem, padded, tap) for tap in problem.tap_indices]
     return jnp.stack(pieces, axis=-1).reshape(problem.batch, *problem.out, problem.features)
 
 
 def _from_slices(problem, g):
     g = g.reshape(problem.batch, *problem.out, problem.channels, problem.taps)
-    size = [(n - 1) * d + 1 for n, d in zip(problem.size, problem.lhs_dilation, strict=True)]
-    sizes = [n + p + q for n, p, q in zip(size, problem.low, problem.high, strict=True)]
+    ends = zip(problem.size, problem.lhs_dilation, problem.low, problem.high, strict=True)
+    lengths = [(n - 1) * d + 1 + p + q for n, d, p, q in ends]  # of the padded x
     parts = []
-    for i, (start, limit, step) in enumerate(_bounds(problem)):
-        spread = zip(start[1:-1], (n - m for n, m in zip(sizes, limit[1:-1], strict=True)), step[1:-1], strict=True)
-        parts.append(padded(g[..., i], [(low, high, s - 1) for low, high, s in spread]))
-    whole = padded(sum(parts[1:], parts[0]), [(-p, -q, 0) for p, q in zip(problem.low, problem.high, strict=True)])
-    return lax.slice(whole, [0] * whole.ndim, whole.shape, [1, *problem.lhs_dilation, 1])
+    for i, tap in enumerate(problem.tap_indices):
+        axes = zip(problem.rhs_dilation, tap, problem.out, problem.strides, lengths, strict=True)
+        parts.append(pad(g[..., i], [(r * j, n - r * j - (m - 1) * s - 1, s - 1) for r, j, m, s, n in axes]))
+    padded = sum(parts[1:], parts[0])
+    x = pad(padded, [(-p, -q) for p, q in zip(problem.low, problem.high, strict=True)])
+    return strided_slice(x, [(0, n, d) for n, d in zip(problem.size, problem.lhs_dilation, strict=True)])
 
 
 def _gathered(problem, x):
-    """Return the patches by one gather an axis, which needs neither the padded x nor to know a size while tracing."""
+    """Return the patches by one gather an axis, which needs no padded x and allows symbolic sizes."""
     for axis in range(problem.ndim):  # (batch, out, k, out, k, ..., channels)
-        x = jnp.take(x, _places(problem, axis), axis=1 + 2 * axis, mode="fill", fill_value=0)
+        x = jnp.take(x, _positions(problem, axis), axis=1 + 2 * axis, mode="fill", fill_value=0)
     return jnp.transpose(x, _order(problem)).reshape(problem.batch, *problem.out, problem.features)
 
 
 def _scattered(problem, g):
     x = jax.ShapeDtypeStruct((problem.batch, *problem.size, problem.channels), g.dtype)
-    return jax.linear_transpose(functools.partial(_gathered, problem), x)(g)[0]
+    return jax.linear_transpose(partial(_gathered, problem), x)(g)[0]
 
 
-def _places(problem, axis):
-    """Return which place of x each tap of each window of an axis reads, (out, k); the size of x for none."""
+def _positions(problem, axis):
+    """Return the index into x that each tap of each window reads along an axis, (out, k); the size of x for padding."""
     fields = (problem.strides, problem.low, problem.lhs_dilation, problem.rhs_dilation)
     s, p, d, r = (field[axis] for field in fields)
     n, m, k = problem.size[axis], problem.out[axis], problem.kernel[axis]
@@ -198,22 +200,14 @@ def _places(problem, axis):
     return where(reached, at // d, size)
 
 
-def _bounds(problem):
-    """Yields start, limit and step of the slice of the padded x that each place of the window sees."""
-    for place in problem.every_tap:
-        start = [r * j for r, j in zip(problem.rhs_dilation, place, strict=True)]
-        limit = [a + (m - 1) * s + 1 for a, m, s in zip(start, problem.out, problem.strides, strict=True)]
-        yield [0, *start, 0], [problem.batch, *limit, problem.channels], [1, *problem.strides, 1]
-
-
 def _tiled(problem):
-    """Returns whether the windows tile x, so that a patch is a block of it."""
+    """Return True if the windows tile x, so that a patch is a block of it."""
     steps = (problem.lhs_dilation, problem.rhs_dilation)
     return problem.strides == problem.kernel and all(set(step) <= {1} for step in steps)
 
 
 def _tiles(problem, x):
-    x = padded(x, [(p, m * k - n - p, 0) for p, m, k, n in _each(problem)])
+    x = pad(x, [(p, m * k - n - p, 0) for p, m, k, n in _axes(problem)])
     x = x.reshape(problem.batch, *_pairs(problem), problem.channels)
     x = jnp.transpose(x, _order(problem))
     return x.reshape(problem.batch, *problem.out, problem.features)
@@ -222,22 +216,33 @@ def _tiles(problem, x):
 def _from_tiles(problem, g):
     g = g.reshape(problem.batch, *problem.out, problem.channels, *problem.kernel)
     g = lax.transpose(g, np.argsort(_order(problem)))
-    g = g.reshape(problem.batch, *(m * k for _, m, k, _ in _each(problem)), problem.channels)
-    return padded(g, [(-p, n + p - m * k, 0) for p, m, k, n in _each(problem)])
+    g = g.reshape(problem.batch, *(m * k for _, m, k, _ in _axes(problem)), problem.channels)
+    return pad(g, [(-p, n + p - m * k, 0) for p, m, k, n in _axes(problem)])
 
 
-def _each(problem):
+def _axes(problem):
     return list(zip(problem.low, problem.out, problem.kernel, problem.size, strict=True))
 
 
 def _pairs(problem):
-    return [n for _, m, k, _ in _each(problem) for n in (m, k)]
+    return [n for _, m, k, _ in _axes(problem) for n in (m, k)]
 
 
 def _order(problem):
-    """Returns the axes of (batch, out, k, out, k, ..., channels) as (batch, *out, channels, *kernel)."""
+    """Return the axes of (batch, out, k, out, k, ..., channels) as (batch, *out, channels, *kernel)."""
     axes = range(1, 1 + 2 * problem.ndim)
     return 0, *axes[::2], 1 + 2 * problem.ndim, *axes[1::2]
+
+
+def reference(lhs, filter_shape, window_strides, padding, dimension_numbers):
+    assert dimension_numbers == CHANNELS_LAST[2]
+    (k, j), (s, t) = filter_shape, window_strides
+    pads = lax.padtype_to_pads(lhs.shape[1:3], filter_shape, window_strides, padding)
+    x = jnp.pad(lhs, [(0, 0), *pads, (0, 0)])
+    rows = np.arange((x.shape[1] - k) // s + 1)[:, None] * s + np.arange(k)
+    columns = np.arange((x.shape[2] - j) // t + 1)[:, None] * t + np.arange(j)
+    y = x[:, rows[:, None, :, None], columns[None, :, None, :], :]  # (batch, out, out, k, j, channels)
+    return jnp.moveaxis(y, -1, 3).reshape(*y.shape[:3], k * j * lhs.shape[-1])
 
 
 _CALL = {"filter_shape": (3, 2), "padding": "SAME", "dimension_numbers": CHANNELS_LAST[2]}

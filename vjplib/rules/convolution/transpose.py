@@ -12,7 +12,7 @@ from jaxtyping import Array, Num
 
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
-from vjplib.rules.convolution.call import conv_transpose as lax_conv_transpose
+from vjplib.rules.convolution.call import lax_conv_transpose
 from vjplib.rules.convolution.general import Padding, conv_general_dilated
 
 
@@ -61,7 +61,18 @@ def conv_transpose(
     lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
     if lhs.ndim != rhs.ndim or lhs.ndim < 2:  # lax asserts it
         raise ValueError(f"lhs and rhs must have the same rank of at least 2, got shapes {lhs.shape} and {rhs.shape}")
-    given = convolution_arguments(**locals())
+    given = convolution_arguments(
+        lhs=lhs,
+        rhs=rhs,
+        strides=strides,
+        padding=padding,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        transpose_kernel=transpose_kernel,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        use_consistent_padding=use_consistent_padding,
+    )
     strides, padding, rhs_dilation = given["strides"], given["padding"], given["rhs_dilation"]
     jax.eval_shape(lambda lhs, rhs: lax_conv_transpose(**(given | {"lhs": lhs, "rhs": rhs})), lhs, rhs)
     if dimension_numbers is None:
