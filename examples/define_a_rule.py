@@ -118,7 +118,7 @@ RULES = (
             Edge("one element", ([[2.0], [-3.0]],)),
             Edge("empty batch", (np.zeros((0, 3)),)),
         ),
-        residuals=lambda b, n: 4 * (b * n + b),
+        residual_bytes=lambda b, n: 4 * (b * n + b),
         jacobian=jacobian,
         reason="keeps its output and one number a row",
         source="Zhang and Sennrich, 2019",

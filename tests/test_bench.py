@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from vjplib import Case, Input, Rule, bench
-from vjplib.rule import Scaling, find, index_below, mask
+from vjplib.rule import Scaling, find, index_below, random_mask
 
 CASE = Case(("b n",), {"b": 3, "n": 5})
 
@@ -90,7 +90,7 @@ def test_scratch_of_a_formed_jacobian_shows():
 
 def test_labels_and_masks_are_arguments_not_constants():
     (ours,) = find("softmax_cross_entropy_with_integer_labels")
-    case = Case(("b n", Input("b", index_below("n"))), {"b": 3, "n": 5}, {"where": Input("b n", mask)})
+    case = Case(("b n", Input("b", index_below("n"))), {"b": 3, "n": 5}, {"where": Input("b n", random_mask)})
     rows = bench.bench_rule(replace(ours, bench=(case,)), seconds=0)
     assert len(rows) == len(bench.MEASURES)
 

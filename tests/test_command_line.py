@@ -94,7 +94,7 @@ def test_a_wrong_rule_of_one_s_own_fails_by_name(capsys, module, tmp_path):
 
 
 def test_a_record_that_cannot_be_used_fails_and_the_others_are_verified(capsys, module):
-    module("misnamed", fields=", residuals=lambda rows: 4 * rows")
+    module("misnamed", fields=", residual_bytes=lambda rows: 4 * rows")
     assert main(["verify", "misnamed", "tanh", "--claims", "V1"]) == 1
     out = capsys.readouterr().out
     assert "waves: V1 contract FAIL the record cannot be used: TypeError" in out

@@ -19,7 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vjplib.rule import Case, Edge, Input, Rule, mask
+from vjplib.rule import Case, Edge, Input, Rule, random_mask
 
 
 @jax.custom_vjp
@@ -68,9 +68,9 @@ RULES = (
         fn=twice,
         reference=reference,
         baselines={"jnp.multiply": lambda x, where=None: 2 * x},
-        cases=(Case(("b n",), {"b": 2, "n": 3}, {"where": Input("b n", mask)}), Case(("",), {})),
+        cases=(Case(("b n",), {"b": 2, "n": 3}, {"where": Input("b n", random_mask)}), Case(("",), {})),
         edges=(Edge("a | pipe", ([1.0, float("inf")],)), Edge("empty", (jnp.zeros((0, 2)),))),
-        residuals=lambda b, n: max(b, n) - n,
+        residual_bytes=lambda b, n: max(b, n) - n,
         reason="it is short",
         source="Nowhere",
         order_two=False,

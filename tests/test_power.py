@@ -15,7 +15,7 @@ from vjplib.power import scoring
 from vjplib.power.equivalence import equivalent
 from vjplib.power.scoring import killer
 from vjplib.power.target import Target
-from vjplib.rule import Case, Edge, Input, Rule, find, mask
+from vjplib.rule import Case, Edge, Input, Rule, find, random_mask
 from vjplib.verification import linearity, order_two, value
 from vjplib.verification.faults import Mutation
 from vjplib.verification.mutants import mutant, mutate, mutations
@@ -169,7 +169,7 @@ RECORD = Rule(
     fn=DOUBLE,
     reference=double,
     baselines={"double": double},
-    cases=(Case(("b n", Input("b n", mask)), {"b": 2, "n": 3}),),
+    cases=(Case(("b n", Input("b n", random_mask)), {"b": 2, "n": 3}),),
     edges=(Edge("all masked", ([1.0, 2.0], np.zeros(2, bool))),),
 )
 

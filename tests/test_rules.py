@@ -120,24 +120,14 @@ def test_reference_answers_in_the_dtype_of_the_rule(name):
                 assert [y.dtype for y in ours] == [y.dtype for y in theirs]
 
 
-# Of these no call of one vector is typical, so that no Jacobian is stated.
-OF_WHOLE_ARRAYS = {
-    "conv",
-    "conv_general_dilated",
-    "conv_general_dilated_patches",
-    "conv_transpose",
-    "conv_with_general_padding",
-}
-
-
 def test_records_are_complete():
     for rule in RULES.values():
         assert rule.reason, rule.name
         assert rule.source, rule.name
         assert rule.bench, rule.name
         assert rule.edges, rule.name
-        assert rule.residuals, rule.name
-        assert rule.jacobian or rule.name in OF_WHOLE_ARRAYS, rule.name
+        assert rule.residual_bytes, rule.name
+        assert bool(rule.jacobian) is not rule.whole_array, rule.name
 
 
 def test_references_hold_no_custom_rule():

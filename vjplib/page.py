@@ -165,7 +165,7 @@ def _verified(rule: Rule) -> Iterator[str]:
     if rule.edges:
         yield "At these edges:"
         yield _table(("edge", "call"), ((_cell(edge.name), f"`{_edge_call(rule, edge)}`") for edge in rule.edges))
-    if rule.residuals is not None:
+    if rule.residual_bytes is not None:
         yield f"Kept between forward and backward, in float32 at the first call: {_residuals(rule)} bytes."
     yield f"Second derivatives are {'offered' if rule.order_two else 'refused'}, which is verified too."
     if rule.baselines:
@@ -200,12 +200,12 @@ def _value(a: Any) -> str:
 
 
 def _residuals(rule: Rule) -> str:
-    assert rule.residuals is not None
+    assert rule.residual_bytes is not None
     dims = rule.cases[0].dims
-    number = f"{rule.residuals(**dims):,}"
+    number = f"{rule.residual_bytes(**dims):,}"
     try:
         symbols = jax.export.symbolic_shape(", ".join(dims))
-        formula = str(rule.residuals(**dict(zip(dims, symbols, strict=True))))
+        formula = str(rule.residual_bytes(**dict(zip(dims, symbols, strict=True))))
     except InconclusiveDimensionOperation:  # a claim that compares sizes has no one formula
         return number
     return f"`{formula}`, here {number}," if dims else number

@@ -48,7 +48,7 @@ def index_below(dimension: str) -> Draw:
     return lambda rng, shape, dims: rng.integers(0, dims[dimension], shape, dtype=np.int32)
 
 
-def mask(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
+def random_mask(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
     """Returns a boolean mask of which about two thirds, and the first place of each row, are True."""
     del dims
     kept = rng.random(shape) < 2 / 3
@@ -202,7 +202,8 @@ class Rule:
         edges: inputs at the boundary of the domain.
         bench: calls to time, large.
         scaling: functions to time at growing sizes, by name.
-        residuals: the bytes that float32 calls of the first case keep between forward and backward, from its sizes.
+        residual_bytes: the bytes that float32 calls of the first case keep between forward and backward, a function of
+            its sizes.
         jacobian: the derivative of a one-vector call with respect to each argument, as objects of `vjplib.jacobians`
             (None for an argument whose Jacobian has no short form).
         reason: why the rule exists, in one sentence.
@@ -210,6 +211,7 @@ class Rule:
         order_two: whether second derivatives are offered; if not, that they are refused is verified.
         tails: takes log-spaced numbers of both signs, (n,); returns the call made of them with its exact cotangents, by
             which `vjplib bench` measures the largest relative error of the rule and of its baselines.
+        whole_array: whether no call of one vector is typical, so that no Jacobian is stated.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -224,12 +226,13 @@ class Rule:
     edges: tuple[Edge, ...] = ()
     bench: tuple[Case, ...] = ()
     scaling: Mapping[str, Scaling] = field(default_factory=dict)
-    residuals: Callable[..., int] | None = None
+    residual_bytes: Callable[..., int] | None = None
     jacobian: Callable[..., tuple[Any, ...]] | None = None
     reason: str = ""
     source: str = ""
     order_two: bool = True
     tails: Callable[[np.ndarray], Tail] | None = None
+    whole_array: bool = False
 
     def __post_init__(self) -> None:
         if not self.cases:

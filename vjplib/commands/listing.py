@@ -26,6 +26,8 @@ def _list(parsed: argparse.Namespace) -> int:
     for rule in rules():
         names = tuple(rule.cases[0].dims)
         sizes = dict(zip(names, symbolic_shape(", ".join(names)), strict=True))
-        table.add_row(rule.name, rule.reason, str(rule.residuals(**sizes)) if rule.residuals else "", rule.source)
+        table.add_row(
+            rule.name, rule.reason, str(rule.residual_bytes(**sizes)) if rule.residual_bytes else "", rule.source
+        )
     Console(highlight=False).print(table)
     return 0

@@ -1,25 +1,54 @@
 """Cotangents: what every backward rule needs to return one that fits its primal."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 
-from vjplib.compat import as_varying, automatic
+from vjplib.compat import as_varying
 
 
-def prepend_axes(a: jax.Array, ndim: int) -> jax.Array:
-    """Returns a with as many leading axes of size 1 as give it a rank: JAX may be told to add none by itself.
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class AvalToken:
+    """Stands in the residuals for an argument whose numbers the backward does not need; it has no arrays.
+
+    Args:
+        aval: the argument's abstract value: shape, dtype, and how it lies on devices.
+    """
+
+    aval: ShapedArray
+
+
+def aval_token(x: jax.Array) -> AvalToken:
+    """Return a token of x for the residuals, for `like_primal`."""
+    return AvalToken(jax.typeof(x))
+
+
+def like_primal(dx: jax.Array, primal: jax.Array | AvalToken) -> jax.Array:
+    """Return dx as a cotangent of the primal: every `bwd` returns `like_primal(dx, x)` for each argument x.
+
+    In this order it is
+
+    1. summed over the axes along which the primal was broadcast,
+    2. in `jax.shard_map`, summed over the mesh axes along which dx varies and the primal is replicated,
+    3. cast to the primal's dtype, for rules compute in float32 or wider.
+
+    Args:
+        dx: the cotangent, of the primal's shape or of one that it broadcasts to.
+        primal: the argument, an array of its type (such as an output of the same shape and dtype), or its `aval_token`.
 
     Example:
-        >>> prepend_axes(jnp.ones(3), 2).shape
-        (1, 3)
+        >>> like_primal(jnp.ones((2, 3)), aval_token(jnp.ones((3,), jnp.bfloat16)))
+        Array([2, 2, 2], dtype=bfloat16)
     """
-    return jnp.expand_dims(a, range(ndim - a.ndim))
+    aval = primal.aval if isinstance(primal, AvalToken) else jax.typeof(primal)
+    return as_varying(unbroadcast(dx, aval.shape), aval).astype(aval.dtype)
 
 
 def unbroadcast(g: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns g summed over the axes along which an array of this shape was broadcast.
+    """Return g summed over the axes along which an array of this shape was broadcast.
 
     Broadcasting copies; the transpose of a copy is a sum. So the cotangent of a broadcast argument is the sum of the
     cotangents of its copies.
@@ -42,34 +71,11 @@ def unbroadcast(g: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.sum(g, axis=stretched, dtype=g.dtype, keepdims=True).reshape(shape) if stretched else g.reshape(shape)
 
 
-def aval_token(x: jax.Array) -> jax.Array:
-    """Returns an array without elements that remembers x's shape, dtype and devices, for a residual."""
-    return jax.lax.slice_in_dim(jnp.expand_dims(x, 0), 0, 0)
-
-
-def like_primal(g: jax.Array, kept: jax.Array) -> jax.Array:
-    """Returns g as the cotangent of the argument whose `form` was kept: its shape and dtype, broadcasting summed.
+def prepend_axes(a: jax.Array, ndim: int) -> jax.Array:
+    """Return a with leading axes of size 1 up to a rank: users can forbid JAX's implicit rank promotion.
 
     Example:
-        >>> like_primal(jnp.ones((2, 3)), aval_token(jnp.ones((3,), jnp.bfloat16)))
-        Array([2, 2, 2], dtype=bfloat16)
+        >>> prepend_axes(jnp.ones(3), 2).shape
+        (1, 3)
     """
-    return as_varying(unbroadcast(g, kept.shape[1:]), kept).astype(kept.dtype)
-
-
-def sharded_like(primal: jax.Array, f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """Returns f(*arrays), the cotangent of an argument, made to be where that is: summed over all that share it.
-
-    Under a mesh with explicit axes it gets the argument's sharding; in `jax.shard_map` it is summed over the axes along
-    which it varies and the argument does not. Without devices to share the work it is f(*arrays).
-
-    Args:
-        primal: the argument, or whatever is sharded as it is.
-        f: a function of the arrays.
-        *arrays: what the cotangent is made of.
-
-    Example:
-        >>> sharded_like(jnp.ones(3), lambda g, x: g * x, jnp.ones(3), jnp.arange(3.0)).tolist()
-        [0.0, 1.0, 2.0]
-    """
-    return as_varying(automatic(f, jax.typeof(primal))(*arrays), primal)
+    return jnp.expand_dims(a, range(ndim - a.ndim))

@@ -55,8 +55,8 @@ def _relu(x, derivative_at_zero):
 
 
 def fwd_relu(x, derivative_at_zero):
-    passes = x >= 0 if derivative_at_zero else x > 0
-    return jnp.maximum(x, 0), (passes,)
+    mask = x >= 0 if derivative_at_zero else x > 0
+    return jnp.maximum(x, 0), (mask, aval_token(x))
 
 
 # y_i = max(x_i, 0), so dy_i/dx_j = delta_ij [x_i >= 0], or [x_i > 0] by the other convention.
@@ -64,8 +64,8 @@ def fwd_relu(x, derivative_at_zero):
 # One byte an element tells on which side of the kink x was; x itself need not be kept.
 def bwd_relu(derivative_at_zero, res, g):
     del derivative_at_zero
-    (passes,) = res
-    return (jnp.where(passes, g, 0),)
+    mask, x_token = res
+    return (like_primal(jnp.where(mask, g, 0), x_token),)
 
 
 _relu.defvjp(fwd_relu, bwd_relu)
@@ -121,7 +121,7 @@ def fwd_tanh(x):
 # Nothing is subtracted. k underflows where 4 k does not yet: what is computed is e^2 k = e^(2 - 2|x|).
 def bwd_tanh(res, g):
     (x,) = res
-    return (_times_tanh_slope(upcast(g), upcast(x)).astype(g.dtype),)
+    return (like_primal(_times_tanh_slope(upcast(g), upcast(x)), x),)
 
 
 @jax.custom_jvp
@@ -192,7 +192,7 @@ def fwd_sigmoid(x):
 #   g^T J = g * k / (1 + k)^2
 def bwd_sigmoid(res, g):
     (x,) = res
-    return (_times_sigmoid_slope(upcast(g), upcast(x)).astype(g.dtype),)
+    return (like_primal(_times_sigmoid_slope(upcast(g), upcast(x)), x),)
 
 
 @jax.custom_jvp
@@ -265,9 +265,9 @@ def fwd_quadratic(x, y):
 # df/dx = 4 wherever x and y are, and df/dy = 14 y: the two arguments do not meet, so of x only the form is kept.
 #   g^T J_x = 4 g,   g^T J_y = 14 y * g
 def bwd_quadratic(res, g):
-    form_x, y = res
+    x_token, y = res
     g = upcast(g)
-    return like_primal(4 * g, form_x), like_primal(14 * upcast(y) * g, aval_token(y))
+    return like_primal(4 * g, x_token), like_primal(14 * upcast(y) * g, y)
 
 
 _quadratic.defvjp(fwd_quadratic, bwd_quadratic)
@@ -312,7 +312,7 @@ RULES = (
             _INFINITIES,
         ),
         bench=(_LARGE,),
-        residuals=lambda b, n: b * n,
+        residual_bytes=lambda b, n: b * n,
         jacobian=jacobian_relu,
         reason="a layer of the lecture; keeps one byte an element",
         source="Example 2.1",
@@ -324,7 +324,7 @@ RULES = (
         cases=(_ROWS, _SCALAR),
         edges=(Edge("saturated", _ANY), _INFINITIES),
         bench=(_LARGE,),
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_tanh,
         reason="accuracy: autodiff's gradient is 0 from 8.3 on, this one is right to 3e-07; a layer of the lecture",
         source="Example 2.1",
@@ -337,7 +337,7 @@ RULES = (
         cases=(_ROWS, _SCALAR),
         edges=(Edge("saturated", _ANY), _INFINITIES),
         bench=(_LARGE,),
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_sigmoid,
         reason="accuracy: autodiff's gradient is 0 from 17 on, this one is right to 2e-07; a layer of the lecture",
         source="Example 2.1",
@@ -354,7 +354,7 @@ RULES = (
         ),
         edges=(Edge("zero and infinity", ([0.0, 1.0, float("inf")], [float("inf"), 0.0, 0.0])),),
         bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_quadratic,
         reason="the lecture's first function of two variables; keeps y alone",
         source="Example 2.2",

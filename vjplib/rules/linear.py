@@ -2,16 +2,17 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from vjplib.compat import custom_vjp
+from vjplib.compat import automatic, custom_vjp
 from vjplib.jacobians import Dense, Diagonal
 from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, by_rule
-from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes, sharded_like
+from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes
 
 
 def linear(
@@ -78,16 +79,18 @@ def fwd(x, W, b):
 #   g^T J_x = g W,   g^T J_W = g x^T (outer product, summed over the batch),   g^T J_b = g (summed over the batch)
 # The Jacobian in W has m * m n entries of which m n differ from zero; the product needs just x and g.
 def bwd(res, g):
-    x, W, form_b = res
+    x, W, b_token = res
     dx, dW = _product("...m,mn->...n", g, W, x), _product("...m,...n->mn", g, x, W)
-    return dx, dW, None if form_b is None else like_primal(upcast(g), form_b)
+    return like_primal(dx, x), like_primal(dW, W), None if b_token is None else like_primal(upcast(g), b_token)
 
 
 def _product(subscripts, a, b, primal):
-    """Returns an einsum of two arrays, accumulated in float32 or wider, as the cotangent of a primal."""
-    computing = compute_dtype(jnp.result_type(a, b))
-    product = partial(jnp.einsum, subscripts, preferred_element_type=computing)
-    return sharded_like(primal, product, a, b).astype(primal.dtype)
+    """Return an einsum of two arrays, accumulated in float32 or wider, and sharded as a primal under explicit axes.
+
+    Where it sums over a sharded axis, as dW does over the batch, JAX does not choose a sharding by itself.
+    """
+    product = partial(jnp.einsum, subscripts, preferred_element_type=compute_dtype(jnp.result_type(a, b)))
+    return automatic(product, jax.typeof(primal))(a, b)
 
 
 _linear.defvjp(fwd, bwd)
@@ -124,7 +127,7 @@ RULES = (
             Edge("one feature in, one out", ([[2.0]], [[3.0]], [1.0])),
         ),
         bench=(Case(("c n", "m n", "m"), {"c": 512, "n": 1024, "m": 1024}),),
-        residuals=lambda c, n, m: 4 * (c * n + m * n),
+        residual_bytes=lambda c, n, m: 4 * (c * n + m * n),
         jacobian=jacobian,
         reason="a layer of the lecture; accumulates half precision in float32",
         source="Examples 2.5 and 3.2",

@@ -11,10 +11,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from vjplib.compat import as_varying, custom_vjp
+from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
 from vjplib.precision import upcast
-from vjplib.rule import Case, Edge, Input, Rule, Tail, distribution, index_below, mask
+from vjplib.rule import Case, Edge, Input, Rule, Tail, distribution, index_below, random_mask
 from vjplib.rules._arguments import as_array, as_floating, broadcast_mask, broadcast_shapes, by_rule, normalize_axes
 from vjplib.rules._cotangents import aval_token, like_primal
 from vjplib.rules.products import multiply
@@ -64,25 +64,25 @@ def softmax_cross_entropy(
     if shared or any(logits.shape[i] == 0 for i in axes):
         # Several distributions share logits, whose logarithm is computed once, or there is no class.
         return -jnp.sum(multiply(labels, log_softmax(logits, axis, where)), axis, where=where)
-    _, kept = broadcast_mask(where, logits=logits)
+    _, mask = broadcast_mask(where, logits=logits)
     return by_rule(
-        lambda logits, labels: _softmax_cross_entropy(logits, labels, kept, axes),
-        partial(optax.softmax_cross_entropy, axis=axes, where=kept),
+        lambda logits, labels: _softmax_cross_entropy(logits, labels, mask, axes),
+        partial(optax.softmax_cross_entropy, axis=axes, where=mask),
         logits=logits,
         labels=jnp.broadcast_to(labels, shape),
     )
 
 
 @partial(custom_vjp, nondiff_argnames=("axes",))
-def _softmax_cross_entropy(logits, labels, kept, axes):
-    return fwd_softmax_cross_entropy(logits, labels, kept, axes)[0]
+def _softmax_cross_entropy(logits, labels, mask, axes):
+    return fwd_softmax_cross_entropy(logits, labels, mask, axes)[0]
 
 
-def fwd_softmax_cross_entropy(logits, labels, kept, axes):
-    _, total, shift = max_shifted_exp(upcast(logits), axes, kept)
+def fwd_softmax_cross_entropy(logits, labels, mask, axes):
+    _, total, shift = max_shifted_exp(upcast(logits), axes, mask)
     terms = upcast(labels) * ((upcast(logits) - shift) - jnp.log(total))
-    loss = -jnp.sum(terms if kept is None else jnp.where(kept, terms, 0), axes)
-    return loss.astype(jnp.result_type(logits, labels)), (logits, labels, kept, total, shift)
+    loss = -jnp.sum(terms if mask is None else jnp.where(mask, terms, 0), axes)
+    return loss.astype(jnp.result_type(logits, labels)), (logits, labels, mask, total, shift)
 
 
 # l = -sum_i p_i (x_i - log S) with S = sum_k exp(x_k), so dl/dx_j = -p_j + (sum_i p_i) y_j with y_j = exp(x_j) / S, and
@@ -97,30 +97,29 @@ def fwd_softmax_cross_entropy(logits, labels, kept, axes):
 # the largest, log S = log(1 + r) is exact; the largest stays in r as exp(x_m) - 1, for its derivative. S < 2 tells that
 # there is one largest.
 def bwd_softmax_cross_entropy(axes, res, g):
-    logits, labels, kept, total, shift = res
+    logits, labels, mask, total, shift = res
     g, x, p = jnp.expand_dims(upcast(g), axes), upcast(logits) - shift, upcast(labels)
-    if kept is not None:
-        g, x, p = jnp.where(kept, g, 0), jnp.where(kept, x, 0), jnp.where(kept, p, 0)
+    if mask is not None:
+        g, x, p = jnp.where(mask, g, 0), jnp.where(mask, x, 0), jnp.where(mask, p, 0)
     e = jnp.exp(x)
-    y = e / total if kept is None else jnp.where(kept, e / total, 0)
+    y = e / total if mask is None else jnp.where(mask, e / total, 0)
     d = y * jnp.sum(p, axes, keepdims=True) - p
-    dlogits = as_varying(g * (d - y * jnp.sum(d, axes, keepdims=True)), logits)
+    dlogits = g * (d - y * jnp.sum(d, axes, keepdims=True))
     rest = jnp.sum(e - (x == 0).astype(e.dtype), axes, keepdims=True)
     log_total = jnp.where(total < 1.5, jnp.log1p(rest), jnp.log(total))
-    dlabels = as_varying(-g * (x - log_total), labels)
-    return dlogits.astype(logits.dtype), dlabels.astype(labels.dtype), None
+    return like_primal(dlogits, logits), like_primal(-g * (x - log_total), labels), None
 
 
 _softmax_cross_entropy.defvjp(fwd_softmax_cross_entropy, bwd_softmax_cross_entropy)
 
 
 def reference_softmax_cross_entropy(logits, labels, axis=-1, where=None):
-    kept = jnp.ones(logits.shape, bool) if where is None else _over_classes(where, logits, axis)
-    shift = jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True, where=kept, initial=-jnp.inf))
-    shifted = jnp.where(kept, logits - jnp.where(jnp.isneginf(shift), 0, shift), 0)
-    total = jnp.sum(jnp.where(kept, jnp.exp(shifted), 0), axis, keepdims=True)
-    log_y = shifted - jnp.log(jnp.where(jnp.any(kept, axis, keepdims=True), total, 1))
-    return -jnp.sum(jnp.where(kept, labels * log_y, 0), axis)
+    mask = jnp.ones(logits.shape, bool) if where is None else _over_classes(where, logits, axis)
+    shift = jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True, where=mask, initial=-jnp.inf))
+    shifted = jnp.where(mask, logits - jnp.where(jnp.isneginf(shift), 0, shift), 0)
+    total = jnp.sum(jnp.where(mask, jnp.exp(shifted), 0), axis, keepdims=True)
+    log_y = shifted - jnp.log(jnp.where(jnp.any(mask, axis, keepdims=True), total, 1))
+    return -jnp.sum(jnp.where(mask, labels * log_y, 0), axis)
 
 
 def jacobian_softmax_cross_entropy(logits, labels, axis=-1, where=None):
@@ -186,13 +185,13 @@ def softmax_cross_entropy_with_integer_labels(
     if any(logits.shape[i] == 0 for i in axes):
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels, axis, where)
     in_order = tuple(a % logits.ndim for a in axis) if isinstance(axis, tuple) else axes
-    given, kept = logits.shape, None
+    given, mask = logits.shape, None
     if where is not None:
         where = _over_classes(where, logits, axes)
-        logits, kept = broadcast_mask(where, logits=logits)
+        logits, mask = broadcast_mask(where, logits=logits)
         if any(logits.shape[i] != given[i] for i in axes):
             raise ValueError(f"where must not have more classes than logits, got {where.shape} and {given}")
-        kept = _classes_last(kept, in_order)
+        mask = _classes_last(mask, in_order)
     logits = _classes_last(logits, in_order)
     try:
         batch = jnp.broadcast_shapes(logits.shape[:-1], labels.shape)
@@ -204,10 +203,10 @@ def softmax_cross_entropy_with_integer_labels(
         )
     if not batch == labels.shape == logits.shape[:-1]:
         labels, logits = jnp.broadcast_to(labels, batch), jnp.broadcast_to(logits, (*batch, logits.shape[-1]))
-        kept = None if kept is None else jnp.broadcast_to(kept, logits.shape)
+        mask = None if mask is None else jnp.broadcast_to(mask, logits.shape)
     return by_rule(
-        lambda logits: _integer_cross_entropy(logits, labels, kept),
-        lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, labels, where=kept),
+        lambda logits: _integer_cross_entropy(logits, labels, mask),
+        lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, labels, where=mask),
         logits=logits,
     )
 
@@ -219,17 +218,17 @@ def _classes_last(x, axes):
 
 
 @custom_vjp
-def _integer_cross_entropy(logits, labels, kept):
-    return fwd_integer_cross_entropy(logits, labels, kept)[0]
+def _integer_cross_entropy(logits, labels, mask):
+    return fwd_integer_cross_entropy(logits, labels, mask)[0]
 
 
-def fwd_integer_cross_entropy(logits, labels, kept):
-    _, total, shift = max_shifted_exp(upcast(logits), (logits.ndim - 1,), kept)
+def fwd_integer_cross_entropy(logits, labels, mask):
+    _, total, shift = max_shifted_exp(upcast(logits), (logits.ndim - 1,), mask)
     label_logits = jnp.take_along_axis(upcast(logits), labels[..., None], axis=-1)
     loss = (jnp.log(total) - (label_logits - shift))[..., 0]
-    if kept is not None:
-        loss = jnp.where(jnp.any(kept, -1), loss, 0)
-    return loss.astype(logits.dtype), (logits, labels, kept, total, shift)
+    if mask is not None:
+        loss = jnp.where(jnp.any(mask, -1), loss, 0)
+    return loss.astype(logits.dtype), (logits, labels, mask, total, shift)
 
 
 # The cross-entropy above with p the indicator of the label, which sums to one:
@@ -238,16 +237,15 @@ def fwd_integer_cross_entropy(logits, labels, kept):
 #   (g^T J)_i = g y_i,   (g^T J)_label = -sum of these
 # The one-hot matrix is a comparison inside the loop that writes the result; it is never stored.
 def bwd_integer_cross_entropy(res, g):
-    logits, labels, kept, total, shift = res
+    logits, labels, mask, total, shift = res
     classes = logits.shape[-1]
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # int8 cannot count 300 classes
     labels = jnp.where(labels < 0, labels + classes, labels)
     is_label = lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
     y = jnp.exp(upcast(logits) - shift) / total
-    others = jnp.where(is_label if kept is None else is_label | ~kept, 0, upcast(g)[..., None] * y)
+    others = jnp.where(is_label if mask is None else is_label | ~mask, 0, upcast(g)[..., None] * y)
     places = jnp.where(labels < 0, classes, labels)  # negative places would be counted from the end once more
-    dlogits = as_varying(_put(others, places, -jnp.sum(others, -1)), logits)
-    return dlogits.astype(logits.dtype), None, None
+    return like_primal(_put(others, places, -jnp.sum(others, -1)), logits), None, None
 
 
 def _put(x, places, values):
@@ -268,16 +266,16 @@ _integer_cross_entropy.defvjp(fwd_integer_cross_entropy, bwd_integer_cross_entro
 def reference_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
     axes = axis if isinstance(axis, tuple) else (axis,)
     logits = _classes_last(logits, axes)
-    kept = jnp.ones(logits.shape, bool)
+    mask = jnp.ones(logits.shape, bool)
     if where is not None:
-        kept &= _classes_last(jnp.broadcast_to(where, logits.shape), axes)
-    shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, where=kept, initial=-jnp.inf))
-    shift = jnp.where(jnp.any(kept, -1, keepdims=True), shift, 0)
-    total = jnp.sum(jnp.where(kept, jnp.exp(jnp.where(kept, logits - shift, 0)), 0), -1)
+        mask &= _classes_last(jnp.broadcast_to(where, logits.shape), axes)
+    shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, where=mask, initial=-jnp.inf))
+    shift = jnp.where(jnp.any(mask, -1, keepdims=True), shift, 0)
+    total = jnp.sum(jnp.where(mask, jnp.exp(jnp.where(mask, logits - shift, 0)), 0), -1)
     places = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     is_label = jnp.asarray(labels, jnp.int32)[..., None] % logits.shape[-1] == places
     loss = jnp.log(total) - jnp.sum(jnp.where(is_label, logits - shift, 0), -1)
-    return jnp.where(jnp.any(kept, -1), loss, 0)
+    return jnp.where(jnp.any(mask, -1), loss, 0)
 
 
 def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
@@ -342,9 +340,9 @@ def fwd_squared_error(predictions, targets):
 # With e = p - t: d(e^2)/dp = 2 e and d(e^2)/dt = -2 e. The difference is all that is kept of both.
 #   g^T J_p = 2 g * e,   g^T J_t = -2 g * e
 def bwd_squared_error(res, g):
-    difference, form_predictions, form_targets = res
+    difference, predictions, targets = res
     d = 2 * upcast(g) * difference
-    return like_primal(d, form_predictions), None if form_targets is None else like_primal(-d, form_targets)
+    return like_primal(d, predictions), None if targets is None else like_primal(-d, targets)
 
 
 _squared_error.defvjp(fwd_squared_error, bwd_squared_error)
@@ -363,7 +361,7 @@ def jacobian_squared_error(predictions, targets=None):
 
 _SOFT = Input("b n", distribution)
 _LABELS = Input("b", index_below("n"))
-_MASKED = {"where": Input("b n", mask)}
+_MASKED = {"where": Input("b n", random_mask)}
 _SIZES = {"b": 3, "n": 7}
 _LARGE = {"b": 4096, "n": 1024}
 _FIT = Edge("a perfect and a hopeless fit", ([[1e4, 0.0], [1e4, 0.0]], [[1.0, 0.0], [0.0, 1.0]]))
@@ -401,7 +399,7 @@ RULES = (
             Edge("empty batch", (np.zeros((0, 3)), np.zeros((0, 3)))),
         ),
         bench=(Case(("b n", _SOFT), _LARGE),),
-        residuals=lambda b, n: 4 * (2 * b * n + 2 * b),
+        residual_bytes=lambda b, n: 4 * (2 * b * n + 2 * b),
         jacobian=jacobian_softmax_cross_entropy,
         reason="accuracy: both gradients at a class that is all but certain, which autodiff loses, are right to 4e-06; "
         "keeps two numbers a slice beside its arguments",
@@ -428,7 +426,7 @@ RULES = (
             Edge("empty batch", (np.zeros((0, 3)), np.zeros((0,), np.int32))),
         ),
         bench=(Case(("b n", _LABELS), _LARGE),),
-        residuals=lambda b, n: 4 * (b * n + 3 * b),
+        residual_bytes=lambda b, n: 4 * (b * n + 3 * b),
         jacobian=jacobian_softmax_cross_entropy_with_integer_labels,
         reason="accuracy: the gradient at a label that is all but certain, which autodiff loses, is right to 4e-06; "
         "keeps two numbers a slice beside its arguments",
@@ -442,7 +440,7 @@ RULES = (
         cases=(Case(("b n", "b n"), {"b": 2, "n": 7}), Case(("b n",), {"b": 2, "n": 7}), Case(("", ""), {})),
         edges=(Edge("a perfect fit", ([1.0, -2.0], [1.0, -2.0])),),
         bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_squared_error,
         reason="the loss of a regression; keeps the difference alone",
         source="Eq. 1",

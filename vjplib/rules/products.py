@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Shaped
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
 from vjplib.precision import compute_dtype, upcast
-from vjplib.rule import Case, Edge, Input, Rule, mask
+from vjplib.rule import Case, Edge, Input, Rule, random_mask
 from vjplib.rules._arguments import as_array, broadcast_mask, broadcast_shapes, by_rule, normalize_axes
-from vjplib.rules._cotangents import aval_token, like_primal
+from vjplib.rules._cotangents import like_primal
 
 # ------------------------------------------------------------------------------------------------------------ multiply
 
@@ -60,7 +60,7 @@ def fwd_multiply(x, y):
 def bwd_multiply(res, g):
     x, y = res
     g = upcast(g)
-    return like_primal(g * upcast(y), aval_token(x)), like_primal(g * upcast(x), aval_token(y))
+    return like_primal(g * upcast(y), x), like_primal(g * upcast(x), y)
 
 
 _multiply.defvjp(fwd_multiply, bwd_multiply)
@@ -162,12 +162,12 @@ def fwd_prod(x, axes, keepdims):
 def bwd_prod(axes, keepdims, res, g):
     del keepdims
     (x,) = res
-    kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     last = tuple(range(-len(axes), 0))
     moved = jnp.moveaxis(upcast(x), axes, last)
     rest, factors = moved.shape[: x.ndim - len(axes)], moved.shape[x.ndim - len(axes) :]
     others = _products_of_others(moved.reshape(*rest, math.prod(factors))).reshape(moved.shape)
-    return ((jnp.moveaxis(others, last, axes) * upcast(g).reshape(kept)).astype(x.dtype),)
+    return (like_primal(jnp.moveaxis(others, last, axes) * upcast(g).reshape(shape), x),)
 
 
 def _products_of_others(x: jax.Array) -> jax.Array:
@@ -239,7 +239,7 @@ RULES = (
         ),
         edges=(Edge("zeros and infinity", ([0.0, -0.0, 1.0], [0.0, 2.0, float("inf")])),),
         bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
-        residuals=lambda b, n: 8 * b * n,
+        residual_bytes=lambda b, n: 8 * b * n,
         jacobian=jacobian_multiply,
         reason="the lecture's bilinear function; the pattern of every weighted layer",
         source="Example 2.3",
@@ -252,7 +252,7 @@ RULES = (
             Case(("b n",), {"b": 2, "n": 7}, {"axis": -1}),
             Case(("b n c",), {"b": 2, "n": 3, "c": 5}, {"axis": (0, 2), "keepdims": True}),
             Case(("n",), {"n": 11}),
-            Case(("b n",), {"b": 2, "n": 7}, {"axis": -1, "where": Input("b n", mask), "initial": 3.0}),
+            Case(("b n",), {"b": 2, "n": 7}, {"axis": -1, "where": Input("b n", random_mask), "initial": 3.0}),
             Case(("",), {}),
         ),
         edges=(
@@ -266,7 +266,7 @@ RULES = (
             Edge("a slice wholly masked", ([2.0, 3.0],), {"where": np.zeros(2, bool)}),
         ),
         bench=(Case((Input("b n", _near_one),), {"b": 256, "n": 4096}, {"axis": -1}),),
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_prod,
         reason="faster than autodiff of jnp.prod, and right where dividing the total by x_i is not",
         source="Example 2.4",

@@ -14,12 +14,12 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from vjplib.compat import as_varying, automatic, custom_vjp, is_symbolic, separate_call
+from vjplib.compat import automatic, custom_vjp, is_symbolic, separate_call
 from vjplib.jacobians import BandedToeplitz, Dense
 from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule, Scaling
 from vjplib.rules._arguments import as_array, by_rule
-from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes, sharded_like
+from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes
 from vjplib.rules.convolution.algorithms.dense import convolve, convolve_weight_grad
 from vjplib.rules.convolution.algorithms.spatial import MAX_SUM_TERMS
 from vjplib.rules.convolution.call import canonical, lax_convolution
@@ -112,7 +112,7 @@ def fwd(x, h, b, stride):
 # and sums over the batch; with channels, sums over those that the output cotangent and the argument do not share.
 # Algorithm 4 of the lecture is the first line at s = 1: O(n k) multiplications where the matrix takes O(n^2).
 def bwd(stride, res, g):
-    x, h, form_b = res
+    x, h, b_token = res
     wide_x, wide_h, g = _in_one_dtype(x, h, g)
     problem = _problem(_blocks(x, h), _kernel(h), stride)
     if h.ndim == 1 and stride == 1:
@@ -124,8 +124,8 @@ def bwd(stride, res, g):
     def sliding(g, x):
         return convolve_weight_grad(problem, _blocks(x, h), _blocks(g, h)).reshape(h.shape)
 
-    dx, dh = as_varying(dx, x), sharded_like(h, sliding, g, wide_x)
-    return dx.astype(x.dtype), dh.astype(h.dtype), None if form_b is None else like_primal(g, form_b)
+    dh = automatic(sliding, jax.typeof(h))(g, wide_x)
+    return like_primal(dx, x), like_primal(dh, h), None if b_token is None else like_primal(g, b_token)
 
 
 _conv1d.defvjp(fwd, bwd)
@@ -311,7 +311,7 @@ RULES = (
             "Algorithm 3": Scaling(naive_vjp, _ONE_KERNEL, ("n", (1448, 2048, 2816))),
             "Algorithm 4": Scaling(sparse_vjp, _ONE_KERNEL, ("n", (2**20, 2**21, 2**22))),
         },
-        residuals=lambda n, k: 4 * (n + k),
+        residual_bytes=lambda n, k: 4 * (n + k),
         jacobian=jacobian,
         reason="the lecture's convolution; on CPU, one kernel by shifted copies is many times faster",
         source="Example 4.2",

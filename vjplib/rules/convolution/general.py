@@ -14,7 +14,7 @@ from jaxtyping import Array, Num
 from vjplib.compat import custom_vjp
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, shaped
-from vjplib.rules._cotangents import aval_token
+from vjplib.rules._cotangents import like_primal
 from vjplib.rules.convolution.batching import merge_vmapped_batch
 from vjplib.rules.convolution.bench_shapes import SHAPES
 from vjplib.rules.convolution.call import Call, lax_convolution, make_call
@@ -99,7 +99,8 @@ def conv_general_dilated(
 def _convolve(x, k, call):
     if call.trimmed is not call:  # no algorithm pads for taps that multiply nothing
         if call.trimmed.empty:  # 0, varying over devices as x and k do
-            zero = jnp.sum(aval_token(x)) + jnp.sum(aval_token(k))
+            no_numbers = (lax.slice_in_dim(jnp.expand_dims(a, 0), 0, 0) for a in (x, k))
+            zero = lax.add(*map(jnp.sum, no_numbers))
             return jnp.broadcast_to(zero.astype(call.out_dtype), call.out)
         call, k = call.trimmed, call.trim(k)
     return _by_plan(x, k, call) if any(algorithm.run for algorithm in plan(call)) else call(x, k)
@@ -122,7 +123,7 @@ def fwd(x, k, call):
 # again, with stride d, of g dilated by s. Neither Jacobian, with an entry for each pair of numbers, is formed.
 def bwd(call, res, g):
     x, k = res
-    return input_grad(g, k, x, call), weight_grad(g, x, k, call)
+    return like_primal(input_grad(g, k, x, call), x), like_primal(weight_grad(g, x, k, call), k)
 
 
 _by_plan.defvjp(fwd, bwd)
@@ -333,6 +334,7 @@ def _edge(name, x, **kwargs):
 RULES = (
     Rule(
         fn=conv_general_dilated,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv_general_dilated": lax_convolution},
         cases=(
@@ -359,12 +361,13 @@ RULES = (
         bench=tuple(
             _general(x, k, label=label, space=len(k.split()) - 2, **arguments) for label, x, k, arguments in SHAPES
         ),
-        residuals=_residuals,
+        residual_bytes=_residuals,
         reason="lax's convolution; on CPU depthwise, grouped and transposed many times faster, and right at any pad",
         source="Example 4.2, generalised",
     ),
     Rule(
         fn=conv,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv": lax.conv},
         cases=(Case(("n 1 h w", "1 1 3 2"), {"n": 2, "h": 7, "w": 5}, {"window_strides": (2, 1), "padding": "SAME"}),),
@@ -376,12 +379,13 @@ RULES = (
                 ("1 1 1000000", "1 1 3"), {}, {"window_strides": (1,), "padding": "SAME"}, label="one channel n=1e6 k3"
             ),
         ),
-        residuals=lambda n, h, w: 4 * (n * h * w + 6),
+        residual_bytes=lambda n, h, w: 4 * (n * h * w + 6),
         reason="conv_general_dilated by its shortest name",
         source="Example 4.2",
     ),
     Rule(
         fn=conv_with_general_padding,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv_with_general_padding": lax.conv_with_general_padding},
         cases=(
@@ -411,7 +415,7 @@ RULES = (
                 label="transposed 2x2s2, channels first (jax#23783)",
             ),
         ),
-        residuals=lambda n, m: 4 * (5 * n * m + 30),
+        residual_bytes=lambda n, m: 4 * (5 * n * m + 30),
         reason="conv_general_dilated of dilated, padded arrays by a shorter name",
         source="Example 4.2",
     ),

@@ -16,7 +16,7 @@ from vjplib.compat import custom_vjp, is_symbolic, separate_call
 from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
-from vjplib.rules._cotangents import aval_token
+from vjplib.rules._cotangents import aval_token, like_primal
 from vjplib.rules.convolution.algorithms.spatial import pad, strided_slice, tap_view
 from vjplib.rules.convolution.call import Call, lax_patches, make_call
 from vjplib.rules.convolution.dispatch import REAL, by_platform
@@ -100,7 +100,7 @@ def fwd(x, call):
 #   (g^T J)_{l, c} = sum over all i, j with s i + r j = d l + p of g_{i, c j}
 # For one j that sum is g spread s apart; then what fell on padding, and between the places of x, is left out.
 def bwd(call, x_token, g):
-    return (_input_grad(g, x_token, call),)
+    return (like_primal(_input_grad(g, x_token, call), x_token),)
 
 
 _patches.defvjp(fwd, bwd)
@@ -119,14 +119,16 @@ def _forward(x, call):
 @partial(jax.jit, static_argnames="call")
 def _input_grad(g, x_token, call):
     _, add = _algorithm(call)
-    x = jax.eval_shape(partial(jnp.sum, axis=0), x_token)
 
     def on_cpu(g):
         g = call.y_to_canonical(g)
         g = upcast(g) if g.dtype in REAL else g
-        return call.x_from_canonical(add(call.problem, g)).astype(x.dtype)
+        return call.x_from_canonical(add(call.problem, g)).astype(x_token.aval.dtype)
 
-    return by_platform(separate_call(on_cpu), lambda g: jax.linear_transpose(partial(_lax_patches, call), x)(g)[0], g)
+    def elsewhere(g):
+        return jax.linear_transpose(partial(_lax_patches, call), x_token.aval)(g)[0]
+
+    return by_platform(separate_call(on_cpu), elsewhere, g)
 
 
 def _lax_patches(call, x):
@@ -250,6 +252,7 @@ _CALL = {"filter_shape": (3, 2), "padding": "SAME", "dimension_numbers": CHANNEL
 RULES = (
     Rule(
         fn=conv_general_dilated_patches,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv_general_dilated_patches": lax_patches},
         cases=(
@@ -268,7 +271,7 @@ RULES = (
                 _CALL | {"window_strides": (4, 4), "filter_shape": (4, 4)},
             ),
         ),
-        residuals=lambda n, h, w, c: 0,
+        residual_bytes=lambda n, h, w, c: 0,
         reason="lax's patches, copied where lax multiplies by an identity kernel, and nothing kept for the backward",
         source="Example 4.2",
     ),

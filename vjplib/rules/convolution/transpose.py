@@ -135,6 +135,7 @@ def _square(label, size, channels, kernel, features):
 RULES = (
     Rule(
         fn=conv_transpose,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv_transpose": lax_conv_transpose},
         cases=(
@@ -157,7 +158,7 @@ RULES = (
                 label="transposed 3-D k3 stride 2, at 16^3 (jax#31662)",
             ),
         ),
-        residuals=lambda n, m, i, o: 4 * (n * m * i + 3 * i * o),
+        residual_bytes=lambda n, m, i, o: 4 * (n * m * i + 3 * i * o),
         reason="the transposed convolution; on CPU no zero between the places of x is multiplied",
         source="Example 4.2, transposed",
     ),

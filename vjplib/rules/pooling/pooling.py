@@ -1,4 +1,4 @@
-"""Pooling: maximum, minimum and mean of sliding windows. The backward of a maximum needs its place, not the input."""
+"""Pooling: maximum, minimum and mean of sliding windows. The backward of a maximum needs its index, not the input."""
 
 import math
 import operator
@@ -18,14 +18,22 @@ from vjplib.jacobians import Dense
 from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, integers, pads, positive, reduce_window_arguments
-from vjplib.rules._cotangents import aval_token
-from vjplib.rules.pooling.windows import Side, first_best, means, places, taps, to_all, to_best
+from vjplib.rules._cotangents import aval_token, like_primal
+from vjplib.rules.pooling.windows import (
+    WindowDim,
+    argmax_window,
+    means,
+    output_shape,
+    scatter_to_argmax,
+    spread_to_windows,
+    taps,
+)
 
 Padding = str | Sequence[tuple[int, int]]
-MOST_PLACES = 2**31
-"""The places that windows and x span together, beyond which int32 does not count them and lax serves."""
-LONGEST = 128
-"""The longest side of a window whose mean is served by hand: the program of a longer one takes long to compile."""
+MAX_POSITIONS = 2**31
+"""The positions along one dimension above which int32 overflows and the call goes to lax."""
+MAX_MEAN_WINDOW = 128
+"""The largest window size along one dimension with a mean of ours: larger ones take long to compile."""
 
 # ---------------------------------------------------------------------------------------------------- maximum, minimum
 
@@ -38,29 +46,29 @@ def reduce_window_max(
     base_dilation: Sequence[int] | None = None,
     window_dilation: Sequence[int] | None = None,
 ) -> Shaped[Array, "..."]:
-    """y_i = max_j x_{s i + d j - p}, x -inf outside; g_i goes to the first of the places where the maximum is attained.
+    """y_i = max_j x_{s i + d j - p}, x -inf outside; g_i goes to the first position that attains the maximum.
 
-    `lax.reduce_window(operand, -inf, lax.max, ...)`, which differentiates slowly on CPU, and not at all with a window
-    dilation.
+    It computes `lax.reduce_window(operand, -inf, lax.max, ...)`, which is slow to differentiate on CPU and cannot be
+    differentiated with a window dilation.
 
     Args:
-        operand: x, any shape. Other dtypes than float16 to float64, and any base dilation, are lax's to serve.
+        operand: x, any shape. Dtypes other than float16, bfloat16, float32 and float64 go to `lax.reduce_window`.
         window_dimensions: the window's size along each dimension of x.
         window_strides: s along each dimension; None for ones.
         padding: "VALID", "SAME", "SAME_LOWER", or (low, high) for each dimension, which may be negative.
-        base_dilation: the distance to set between neighbours of x; None for ones.
+        base_dilation: the distance between neighbours of x once dilated; None for ones.
         window_dilation: d along each dimension; None for ones.
 
     Returns:
-        The maxima, of x's dtype. Ties go to the first place in row-major order, padding included, as with lax; 0.0 and
-        -0.0 tie, and either may be returned. NaN makes NaN of every window that holds it, whose cotangent goes to its
-        first NaN (lax's to the largest element after the last one). For the backward one byte is kept for each output,
-        two where a window has more than 256 elements.
+        The maxima, in x's dtype. Ties go to the first position in row-major order, padding included, as in lax; 0.0 and
+        -0.0 tie, and either may be returned. A window that holds NaN gives NaN, and its cotangent goes to its first NaN
+        (in lax to the largest element after the last NaN). The residual is one byte for each output, two for windows of
+        more than 256 elements.
 
     Raises:
-        TypeError: an argument has a wrong type; the message names it.
-        ValueError: sizes, strides or dilations are not positive, any of them or padding do not have one entry for each
-            dimension, or padding is an unknown string.
+        TypeError: an argument has a wrong type.
+        ValueError: sizes, strides or dilations are not positive, any of them or padding does not have one entry for
+            each dimension, or padding is an unknown string.
 
     Example:
         >>> x = jnp.array([3.0, 1.0, 2.0, 5.0, 5.0])
@@ -71,9 +79,75 @@ def reduce_window_max(
 
     Source:
         The sparse products of the lecture's Algorithm 4, with one nonzero entry a row. The signature is that of
-        `jax.lax.reduce_window` less its reduction.
+        `jax.lax.reduce_window` without the reduction.
     """
     return _reduce_window(operand, False, window_dimensions, window_strides, padding, base_dilation, window_dilation)
+
+
+def _reduce_window(operand, smallest, window_dimensions, window_strides, padding, base_dilation, window_dilation):
+    x = as_array("operand", operand)
+    window_dimensions, window_strides, padding, base_dilation, window_dilation = reduce_window_arguments(
+        x.ndim, window_dimensions, window_strides, padding, base_dilation, window_dilation
+    )
+    reduction = (jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)
+    options = (window_dimensions, window_strides, padding, base_dilation, window_dilation)
+    jax.eval_shape(lambda x: lax.reduce_window(x, *reduction, *options), x)  # raises what lax raises
+    # XLA:CPU reduces a dilated x wrongly at some sizes (openxla/xla#48714), so x is dilated here.
+    if any(d != 1 for d in base_dilation):
+        x = lax.pad(x, _worst(x.dtype, smallest), [(0, 0, d - 1) for d in base_dilation])
+    windows = _windows(x.shape, window_dimensions, window_strides, padding, window_dilation)
+    if not _has_rule(x, windows):
+        if _only_pad(windows):
+            return _padded(x, _worst(x.dtype, smallest), windows)
+        return lax.reduce_window(x, *reduction, window_dimensions, window_strides, padding, None, window_dilation)
+    if not any(dim.pools for dim in windows):
+        return x
+    return _best(x, windows, smallest)
+
+
+def _only_pad(windows):
+    """Return True if every window is one element: XLA aborts where such windows crop x (openxla/xla#48719)."""
+    return all(dim[:2] == (1, 1) for dim in windows)
+
+
+def _padded(x, outside, windows):
+    return lax.pad(x, jnp.asarray(outside, x.dtype), [(dim.low, dim.high, 0) for dim in windows])
+
+
+def _worst(dtype, smallest):
+    """Return the identity of the maximum or minimum in a dtype."""
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.asarray(jnp.inf if smallest else -jnp.inf, dtype)
+    if dtype == jnp.bool_:
+        return jnp.asarray(smallest)
+    return jnp.asarray(jnp.iinfo(dtype).max if smallest else jnp.iinfo(dtype).min, dtype)
+
+
+@partial(custom_vjp, nondiff_argnames=("windows", "smallest"))
+def _best(x, windows, smallest):
+    """Return the maximum or minimum of each window; arguments are checked, strings and None resolved."""
+    return argmax_window(x, windows, smallest, indexed=False)[0]
+
+
+def fwd_best(x, windows, smallest):
+    y, index = argmax_window(x, windows, smallest, indexed=True)
+    return y, (index, aval_token(x))
+
+
+# y_i = x_{place(i)}, where place(i) is the first place in window i at which its maximum (or minimum) is attained. Near
+# x it does not change: row i of the Jacobian has one entry that differs from 0, a 1 in column place(i), and
+#   (g^T J)_l = sum of the g_i with place(i) = l
+# Kept is not place(i) but which of the window's taps it is, k(i): a number so small that it fits in a byte. With o_k
+# the offset of tap k from the start of its window, and s i - p that start:
+#   (g^T J)_l = sum_k sum_i [s i - p + o_k = l] [k(i) = k] g_i
+# a sum over taps of those g_i whose maximum is at the tap, spread s apart and shifted by o_k - p.
+def bwd_best(windows, smallest, res, g):
+    del smallest
+    index, x_token = res
+    return (like_primal(scatter_to_argmax(index, upcast(g), windows, x_token.aval.shape), x_token),)
+
+
+_best.defvjp(fwd_best, bwd_best)
 
 
 def reference_reduce_window_max(
@@ -99,93 +173,27 @@ def jacobian_reduce_window_max(
     return (Dense(jax.nn.one_hot(place.reshape(-1), operand.size, dtype=operand.dtype)),)
 
 
-def _reduce_window(operand, smallest, window_dimensions, window_strides, padding, base_dilation, window_dilation):
-    x = as_array("operand", operand)
-    window_dimensions, window_strides, padding, base_dilation, window_dilation = reduce_window_arguments(
-        x.ndim, window_dimensions, window_strides, padding, base_dilation, window_dilation
-    )
-    reduction = (jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)
-    options = (window_dimensions, window_strides, padding, base_dilation, window_dilation)
-    jax.eval_shape(lambda x: lax.reduce_window(x, *reduction, *options), x)  # lax refuses what it does not take
-    # XLA:CPU reduces a dilated x wrongly at some sizes (openxla/xla#48714): x is dilated before.
-    if any(d != 1 for d in base_dilation):
-        x = lax.pad(x, _worst(x.dtype, smallest), [(0, 0, d - 1) for d in base_dilation])
-    windows = _windows(x.shape, window_dimensions, window_strides, padding, window_dilation)
-    if not _by_hand(x, windows):
-        if _only_pad(windows):
-            return _padded(x, _worst(x.dtype, smallest), windows)
-        return lax.reduce_window(x, *reduction, window_dimensions, window_strides, padding, None, window_dilation)
-    if not any(side.pools for side in windows):
-        return x
-    return _best(x, windows, smallest)
-
-
-def _only_pad(windows):
-    """Return whether windows hold one element each, all of them: where they crop x, XLA aborts (openxla/xla#48719)."""
-    return all(side[:2] == (1, 1) for side in windows)
-
-
-def _padded(x, outside, windows):
-    return lax.pad(x, jnp.asarray(outside, x.dtype), [(side.low, side.high, 0) for side in windows])
-
-
-def _worst(dtype, smallest):
-    """Return the number that is no better than any other, in a dtype."""
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.asarray(jnp.inf if smallest else -jnp.inf, dtype)
-    if dtype == jnp.bool_:
-        return jnp.asarray(smallest)
-    return jnp.asarray(jnp.iinfo(dtype).max if smallest else jnp.iinfo(dtype).min, dtype)
-
-
-@partial(custom_vjp, nondiff_argnames=("windows", "smallest"))
-def _best(x, windows, smallest):
-    """The rule itself, for maximum and minimum: arguments checked, strings and None resolved."""
-    return first_best(x, windows, smallest, indexed=False)[0]
-
-
-def fwd_best(x, windows, smallest):
-    y, index = first_best(x, windows, smallest, indexed=True)
-    return y, (index, aval_token(x))
-
-
-# y_i = x_{place(i)}, where place(i) is the first place in window i at which its maximum (or minimum) is attained. Near
-# x it does not change: row i of the Jacobian has one entry that differs from 0, a 1 in column place(i), and
-#   (g^T J)_l = sum of the g_i with place(i) = l
-# Kept is not place(i) but which of the window's taps it is, k(i): a number so small that it fits in a byte. With o_k
-# the offset of tap k from the start of its window, and s i - p that start:
-#   (g^T J)_l = sum_k sum_i [s i - p + o_k = l] [k(i) = k] g_i
-# a sum over taps of those g_i whose maximum is at the tap, spread s apart and shifted by o_k - p.
-def bwd_best(windows, smallest, res, g):
-    del smallest
-    index, kept = res
-    return (to_best(index, upcast(g), windows, kept.shape[1:]).astype(kept.dtype),)
-
-
-_best.defvjp(fwd_best, bwd_best)
-
-
 def max_pool(
     inputs: Shaped[ArrayLike, "..."],
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> Shaped[Array, "..."]:
-    """max of each window of inputs, features last; g goes to the first of the places where it is attained.
+    """max of each window of inputs, features last; g goes to the first position that attains it.
 
     Args:
-        inputs: (..., spatial dimensions, features), with any number of batch dimensions, none included. Other dtypes
-            than float16 to float64 are lax's to serve.
+        inputs: (..., spatial dimensions, features), with any number of batch dimensions, including none. Dtypes other
+            than float16, bfloat16, float32 and float64 go to `lax.reduce_window`.
         window_shape: the window's size along each spatial dimension.
         strides: the distance between windows along each; None for ones.
-        padding: "VALID", "SAME", or (low, high) for each spatial dimension. What is padded is -inf.
+        padding: "VALID", "SAME", or (low, high) for each spatial dimension. Padding is -inf.
 
     Returns:
-        The maxima, of inputs' dtype; ties, NaN and what is kept for the backward as in `reduce_window_max`.
+        The maxima, in inputs' dtype; ties, NaN and residuals are those of `reduce_window_max`.
 
     Raises:
-        TypeError: an argument has a wrong type; the message names it.
-        ValueError: inputs have too few dimensions, sizes or strides are not positive, strides or padding do not have
+        TypeError: an argument has a wrong type.
+        ValueError: inputs has too few dimensions, sizes or strides are not positive, strides or padding does not have
             one entry for each spatial dimension, or padding is an unknown string.
 
     Example:
@@ -196,17 +204,17 @@ def max_pool(
         [[1.0], [0.0], [0.0], [1.0]]
 
     Source:
-        As `reduce_window_max`. The signature is that of `flax.linen.max_pool`.
+        That of `reduce_window_max`. The signature is that of `flax.linen.max_pool`.
     """
-    return _reduce_window(inputs, False, *_features_last(inputs, window_shape, strides, padding), None, None)
+    return _reduce_window(inputs, False, *_lax_options(inputs, window_shape, strides, padding), None, None)
 
 
 def reference_max_pool(inputs, window_shape, strides=None, padding="VALID"):
-    return reference_reduce_window_max(inputs, *_features_last(inputs, window_shape, strides, padding))
+    return reference_reduce_window_max(inputs, *_lax_options(inputs, window_shape, strides, padding))
 
 
 def jacobian_max_pool(inputs, window_shape, strides=None, padding="VALID"):
-    return jacobian_reduce_window_max(inputs, *_features_last(inputs, window_shape, strides, padding))
+    return jacobian_reduce_window_max(inputs, *_lax_options(inputs, window_shape, strides, padding))
 
 
 def min_pool(
@@ -215,21 +223,21 @@ def min_pool(
     strides: Sequence[int] | None = None,
     padding: Padding = "VALID",
 ) -> Shaped[Array, "..."]:
-    """min of each window of inputs, features last; g goes to the first of the places where it is attained.
+    """min of each window of inputs, features last; g goes to the first position that attains it.
 
     Args:
-        inputs: (..., spatial dimensions, features), with any number of batch dimensions, none included. Other dtypes
-            than float16 to float64 are lax's to serve.
+        inputs: (..., spatial dimensions, features), with any number of batch dimensions, including none. Dtypes other
+            than float16, bfloat16, float32 and float64 go to `lax.reduce_window`.
         window_shape: the window's size along each spatial dimension.
         strides: the distance between windows along each; None for ones.
-        padding: "VALID", "SAME", or (low, high) for each spatial dimension. What is padded is inf.
+        padding: "VALID", "SAME", or (low, high) for each spatial dimension. Padding is inf.
 
     Returns:
-        The minima, of inputs' dtype; ties, NaN and what is kept for the backward as in `reduce_window_max`.
+        The minima, in inputs' dtype; ties, NaN and residuals are those of `reduce_window_max`.
 
     Raises:
-        TypeError: an argument has a wrong type; the message names it.
-        ValueError: inputs have too few dimensions, sizes or strides are not positive, strides or padding do not have
+        TypeError: an argument has a wrong type.
+        ValueError: inputs has too few dimensions, sizes or strides are not positive, strides or padding does not have
             one entry for each spatial dimension, or padding is an unknown string.
 
     Example:
@@ -237,9 +245,9 @@ def min_pool(
         [[1.0], [2.0]]
 
     Source:
-        As `reduce_window_max`. The signature is that of `flax.linen.pooling.min_pool`.
+        That of `reduce_window_max`. The signature is that of `flax.linen.pooling.min_pool`.
     """
-    return _reduce_window(inputs, True, *_features_last(inputs, window_shape, strides, padding), None, None)
+    return _reduce_window(inputs, True, *_lax_options(inputs, window_shape, strides, padding), None, None)
 
 
 def reference_min_pool(inputs, window_shape, strides=None, padding="VALID"):
@@ -260,24 +268,24 @@ def avg_pool(
     padding: Padding = "VALID",
     count_include_pad: bool = True,
 ) -> Shaped[Array, "..."]:
-    """mean of each window of inputs, features last; each place receives g / count of every window that holds it.
+    """mean of each window of inputs, features last; each element receives g / count of every window that holds it.
 
     Args:
-        inputs: (..., spatial dimensions, features), with any number of batch dimensions, none included. Other dtypes
-            than float16 to float64 are lax's to serve.
+        inputs: (..., spatial dimensions, features), with any number of batch dimensions, including none. Dtypes other
+            than float16, bfloat16, float32 and float64 go to `lax.reduce_window`.
         window_shape: the window's size along each spatial dimension.
         strides: the distance between windows along each; None for ones.
-        padding: "VALID", "SAME", or (low, high) for each spatial dimension. What is padded is 0.
-        count_include_pad: whether padded places count among those that the mean is taken of.
+        padding: "VALID", "SAME", or (low, high) for each spatial dimension. Padding is 0.
+        count_include_pad: whether padding counts in the number of elements that the sum is divided by.
 
     Returns:
-        The means, of inputs' dtype; without count_include_pad, of what that and JAX's default float promote to, as in
-        flax. Half precision adds in float32. NaN and infinities reach the windows that hold them. A window that holds
-        nothing but padding is 0, without count_include_pad NaN.
+        The means, in inputs' dtype; without count_include_pad promoted with JAX's default float, as in flax. Half
+        precision accumulates in float32. NaN and infinities reach the windows that hold them. A window of padding alone
+        is 0, or NaN without count_include_pad.
 
     Raises:
-        TypeError: an argument has a wrong type, the message names it; or inputs have no number dtype.
-        ValueError: inputs have too few dimensions, sizes or strides are not positive, strides or padding do not have
+        TypeError: an argument has a wrong type, or inputs is not an array of numbers.
+        ValueError: inputs has too few dimensions, sizes or strides are not positive, strides or padding does not have
             one entry for each spatial dimension, or padding is an unknown string.
 
     Example:
@@ -291,37 +299,23 @@ def avg_pool(
         The lecture's Algorithm 4, for a kernel of ones. The signature is that of `flax.linen.avg_pool`.
     """
     x = as_array("inputs", inputs)
-    dims, given_strides, given_padding = _features_last(x, window_shape, strides, padding)
+    dims, given_strides, given_padding = _lax_options(x, window_shape, strides, padding)
 
     def sum_by_lax(x):
         return lax.reduce_window(x, 0.0, lax.add, dims, given_strides, given_padding)
 
-    jax.eval_shape(sum_by_lax, x)  # lax refuses what it does not take
+    jax.eval_shape(sum_by_lax, x)  # raises what lax raises
     windows = _windows(x.shape, dims, given_strides, given_padding, None)
-    if not _by_hand(x, windows) or max(side.size for side in windows) > LONGEST:
+    if not _has_rule(x, windows) or max(dim.size for dim in windows) > MAX_MEAN_WINDOW:
         sums = (lambda x: _padded(x, 0, windows)) if _only_pad(windows) else sum_by_lax
         counts = float(taps(windows)) if count_include_pad else sums(jnp.ones(x.shape))
         return sums(x) / counts
     return _mean(x, windows, bool(count_include_pad))
 
 
-def reference_avg_pool(inputs, window_shape, strides=None, padding="VALID", count_include_pad=True):
-    windows = _windows(inputs.shape, *_features_last(inputs, window_shape, strides, padding))
-    inside = _elements(jnp.ones_like(inputs), windows, 0)
-    count = inside.shape[-1] if count_include_pad else jnp.sum(inside, axis=-1)
-    mean = jnp.sum(_elements(inputs, windows, 0), axis=-1) / count
-    return mean if count_include_pad else mean.astype(jnp.promote_types(mean.dtype, jnp.result_type(float)))
-
-
-def jacobian_avg_pool(inputs, window_shape, strides=None, padding="VALID"):
-    windows = _windows(inputs.shape, *_features_last(inputs, window_shape, strides, padding))
-    places = _elements(jnp.arange(inputs.size).reshape(inputs.shape), windows, -1).reshape(-1, taps(windows))
-    return (Dense(jax.nn.one_hot(places, inputs.size, dtype=inputs.dtype).mean(axis=1)),)
-
-
 @partial(custom_vjp, nondiff_argnames=("windows", "count_include_pad"))
 def _mean(x, windows, count_include_pad):
-    """The rule itself: arguments checked, strings and None resolved."""
+    """Return the mean of each window; arguments are checked, strings and None resolved."""
     return fwd_mean(x, windows, count_include_pad)[0]
 
 
@@ -336,41 +330,55 @@ def fwd_mean(x, windows, count_include_pad):
 #   (g^T J)_l = sum_k sum_i [s i - p + o_k = l] h_i
 # the h_i spread s apart and shifted by o_k - p, summed over taps. The sum over a box is one along each of its sides
 # in turn, and so is its transpose: as many terms as the sum of the sides, not their product.
-def bwd_mean(windows, count_include_pad, kept, g):
-    shape = kept.shape[1:]
+def bwd_mean(windows, count_include_pad, x_token, g):
+    shape = x_token.aval.shape
     counts = _counts(windows, shape, count_include_pad).astype(compute_dtype(g.dtype))
-    return (to_all(upcast(g), counts, windows, shape).astype(kept.dtype),)
+    return (like_primal(spread_to_windows(upcast(g), counts, windows, shape), x_token),)
 
 
 _mean.defvjp(fwd_mean, bwd_mean)
 
 
+def reference_avg_pool(inputs, window_shape, strides=None, padding="VALID", count_include_pad=True):
+    windows = _windows(inputs.shape, *_lax_options(inputs, window_shape, strides, padding))
+    inside = _elements(jnp.ones_like(inputs), windows, 0)
+    count = inside.shape[-1] if count_include_pad else jnp.sum(inside, axis=-1)
+    mean = jnp.sum(_elements(inputs, windows, 0), axis=-1) / count
+    return mean if count_include_pad else mean.astype(jnp.promote_types(mean.dtype, jnp.result_type(float)))
+
+
+def jacobian_avg_pool(inputs, window_shape, strides=None, padding="VALID"):
+    windows = _windows(inputs.shape, *_lax_options(inputs, window_shape, strides, padding))
+    places = _elements(jnp.arange(inputs.size).reshape(inputs.shape), windows, -1).reshape(-1, taps(windows))
+    return (Dense(jax.nn.one_hot(places, inputs.size, dtype=inputs.dtype).mean(axis=1)),)
+
+
 def _counts(windows, shape, count_include_pad):
-    """Returns how many elements each window counts, in NumPy, of a shape that broadcasts with the output's."""
+    """Return the count of each window in NumPy, in a shape that broadcasts with the output's."""
     count = np.array(taps(windows))
     if count_include_pad:
         return count
-    for axis, (side, n) in enumerate(zip(windows, shape, strict=True)):
-        if not side.pools:
+    for axis, (dim, n) in enumerate(zip(windows, shape, strict=True)):
+        if not dim.pools:
             continue
-        inside = np.sum((side.positions(n) >= 0) & (side.positions(n) < n), axis=1)
-        if np.all(inside == inside[:1]):  # as along the batch: what is the same everywhere takes no room
+        inside = np.sum((dim.positions(n) >= 0) & (dim.positions(n) < n), axis=1)
+        if np.all(inside == inside[:1]):  # equal counts, as along the batch, are stored once
             inside = inside[:1]
-        count = count // side.size * inside.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        count = count // dim.size * inside.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return count
 
 
-# ----------------------------------------------------------------------------------- arguments, and what they stand for
+# ----------------------------------------------------------------------------------------------------------- arguments
 
 
-def _features_last(x, window_shape, strides, padding):
-    """Returns flax's arguments as lax's: of each dimension of x, batch and features included."""
+def _lax_options(x, window_shape, strides, padding):
+    """Return flax's arguments as lax's, which have an entry for every dimension, batch and features included."""
     x, window_shape = as_array("inputs", x), integers("window_shape", window_shape)
     spatial = len(window_shape)
     batch = x.ndim - spatial - 1
     if batch < 0:
         raise ValueError(
-            f"inputs must have a dimension for each of window_shape {window_shape} and one of features, "
+            f"inputs must have a dimension for each of window_shape {window_shape} and one for features, "
             f"got shape {x.shape}"
         )
     window_shape = positive("window_shape", window_shape, spatial)
@@ -382,32 +390,32 @@ def _features_last(x, window_shape, strides, padding):
 
 
 def _windows(shape, sizes, strides, padding, dilation=None):
-    """Returns the windows that arguments of lax describe, accepted by it already."""
+    """Return the windows that lax's arguments describe; lax has checked them."""
     strides, dilation = ((1,) * len(shape) if given is None else given for given in (strides, dilation))
     if isinstance(padding, str):
         spans = [d * (k - 1) + 1 for k, d in zip(sizes, dilation, strict=True)]
         padding = lax.padtype_to_pads(shape, spans, strides, padding)
     fields = zip(sizes, strides, padding, dilation, strict=True)
     return tuple(
-        Side(*(n if is_symbolic(n) else operator.index(n) for n in (k, s, *pads, d))) for k, s, pads, d in fields
+        WindowDim(*(n if is_symbolic(n) else operator.index(n) for n in (k, s, *pads, d))) for k, s, pads, d in fields
     )
 
 
-def _by_hand(x, windows):
-    """Return whether the rules of this file serve a call; lax serves what they do not."""
+def _has_rule(x, windows):
+    """Return True if the rules of this file compute a call, False if lax does."""
     served = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
-    pooled = [(side, n) for side, n in zip(windows, x.shape, strict=True) if side.pools]
+    pooled = [(dim, n) for dim, n in zip(windows, x.shape, strict=True) if dim.pools]
     if x.dtype not in served or is_symbolic(*(n for _, n in pooled)):
         return False
-    countable = all(side.span(n) < MOST_PLACES for side, n in pooled)
-    return countable and not any(n == 0 for n in (*x.shape, *places(windows, x.shape)))
+    countable = all(dim.span(n) < MAX_POSITIONS for dim, n in pooled)
+    return countable and not any(n == 0 for n in (*x.shape, *output_shape(windows, x.shape)))
 
 
 def _elements(x, windows, outside):
-    """Returns the elements of each window in a last axis, by plain indexing."""
+    """Return the elements of each window along a new last axis, by plain indexing."""
     rank = x.ndim
-    for axis, side in enumerate(windows):
-        at = side.positions(x.shape[axis])
+    for axis, dim in enumerate(windows):
+        at = dim.positions(x.shape[axis])
         inside = (at >= 0) & (at < x.shape[axis])
         taken = jnp.take(x, jnp.asarray(np.where(inside, at, 0)), axis=axis)
         inside = inside.reshape(*at.shape, *(1,) * (taken.ndim - axis - 2))
@@ -420,13 +428,13 @@ def _elements(x, windows, outside):
 
 def _by_lax(reduction, init):
     def pool(x, window_shape, strides=None, padding="VALID"):
-        return lax.reduce_window(x, init, reduction, *_features_last(x, window_shape, strides, padding))
+        return lax.reduce_window(x, init, reduction, *_lax_options(x, window_shape, strides, padding))
 
     return pool
 
 
 def _mean_by_lax(x, window_shape, strides=None, padding="VALID", count_include_pad=True):
-    options = _features_last(x, window_shape, strides, padding)
+    options = _lax_options(x, window_shape, strides, padding)
     count = math.prod(window_shape)
     if not count_include_pad:
         count = lax.reduce_window(jnp.ones((1, *x.shape[1:-1], 1)), 0.0, lax.add, *options)
@@ -442,16 +450,16 @@ _LARGE = {"b": 8, "h": 112, "w": 112, "c": 64}
 _LONG = {"b": 32, "n": 4096, "c": 64}
 
 
-def _image(window, stride, **options):
+def _image(window, stride):
     label = f"2-D {window}x{window} stride {stride}"
-    return Case(("b h w c",), _LARGE, {"window_shape": (window,) * 2, "strides": (stride,) * 2, **options}, label=label)
+    return Case(("b h w c",), _LARGE, {"window_shape": (window,) * 2, "strides": (stride,) * 2}, label=label)
 
 
 def _wide(n, m, **_):
     return n >= 3 and m >= 3
 
 
-# The length is fixed where the Jacobian of one row is stated: it is that of a matrix of places and features.
+# n is fixed for the stated Jacobian of one row, which is that of a matrix of positions and features.
 _ROWS = Case(("b n c",), {"b": 2, "n": 11, "c": 3}, {"window_shape": (3,), "strides": (2,)}, fixed=("n",))
 _SAME = Case(
     ("b n m c",),
@@ -475,18 +483,33 @@ _CROWDED = Case(
 )
 
 
-def _edges(**options):
-    call = {"window_shape": (2,), "strides": (1,), **options}
-    return (
-        Edge("all equal", ([[1.0], [1.0], [1.0]],), call),
-        Edge("zeros of both signs", ([[-0.0], [0.0], [-0.0]],), call),
-        Edge("infinities of both signs", ([[_INF], [-_INF], [-_INF]],), call),
-        Edge("a window as long as the input", ([[1.0], [3.0], [2.0]],), {**call, "window_shape": (3,)}),
-        Edge("nothing but padding in a window", ([[1.0], [2.0]],), {**call, "padding": ((2, 0),)}),
-        Edge("no window", ([[1.0]],), call),
-        Edge("no features", (np.zeros((3, 0)),), call),
-    )
-
+_PAIRS = {"window_shape": (2,), "strides": (1,)}
+_EDGES = (
+    Edge("all equal", ([[1.0], [1.0], [1.0]],), _PAIRS),
+    Edge("zeros of both signs", ([[-0.0], [0.0], [-0.0]],), _PAIRS),
+    Edge("infinities of both signs", ([[_INF], [-_INF], [-_INF]],), _PAIRS),
+    Edge("a window as long as the input", ([[1.0], [3.0], [2.0]],), {**_PAIRS, "window_shape": (3,)}),
+    Edge("nothing but padding in a window", ([[1.0], [2.0]],), {**_PAIRS, "padding": ((2, 0),)}),
+    Edge("no window", ([[1.0]],), _PAIRS),
+    Edge("no features", (np.zeros((3, 0)),), _PAIRS),
+)
+_MAX_POOL = Rule(
+    fn=max_pool,
+    reference=reference_max_pool,
+    baselines={"lax.reduce_window": _by_lax(lax.max, -jnp.inf)},
+    cases=(_ROWS, _APART, _CROWDED),
+    edges=_EDGES,
+    bench=(
+        _image(2, 2),
+        _image(3, 2),
+        Case(("b n c",), _LONG, {"window_shape": (2,), "strides": (2,)}, label="1-D k2 stride 2"),
+        Case(("b n c",), _LONG, {"window_shape": (3,), "strides": (2,)}, label="1-D k3 stride 2"),
+    ),
+    residual_bytes=lambda b, n, c: b * ((n - 3) // 2 + 1) * c,
+    jacobian=jacobian_max_pool,
+    reason="on CPU many times faster than XLA's select-and-scatter; keeps a byte an output, not the input",
+    source="Algorithm 4",
+)
 
 RULES = (
     Rule(
@@ -531,42 +554,28 @@ RULES = (
                 {"window_dimensions": (1, 1, 3, 3), "window_strides": (1, 1, 2, 2)},
             ),
         ),
-        residuals=lambda n: (n - 3) // 2 + 1,
+        residual_bytes=lambda n: (n - 3) // 2 + 1,
         jacobian=jacobian_reduce_window_max,
         reason="on CPU many times faster than XLA's select-and-scatter, right if x is dilated; keeps a byte an output",
         source="Algorithm 4",
     ),
-    *(
-        Rule(
-            fn=fn,
-            reference=reference,
-            baselines={"lax.reduce_window": _by_lax(reduction, init)},
-            cases=cases,
-            edges=_edges(),
-            bench=(
-                _image(2, 2),
-                _image(3, 2),
-                Case(("b n c",), _LONG, {"window_shape": (2,), "strides": (2,)}, label="1-D k2 stride 2"),
-                Case(("b n c",), _LONG, {"window_shape": (3,), "strides": (2,)}, label="1-D k3 stride 2"),
-            ),
-            residuals=lambda b, n, c: b * ((n - 3) // 2 + 1) * c,
-            jacobian=jacobian,
-            reason="on CPU many times faster than XLA's select-and-scatter; keeps a byte an output, not the input",
-            source="Algorithm 4",
-        )
-        for fn, reference, jacobian, reduction, init, cases in (
-            (max_pool, reference_max_pool, jacobian_max_pool, lax.max, -jnp.inf, (_ROWS, _APART, _CROWDED)),
-            (min_pool, reference_min_pool, jacobian_min_pool, lax.min, jnp.inf, (_ROWS, _SAME)),
-        )
+    _MAX_POOL,
+    replace(
+        _MAX_POOL,
+        fn=min_pool,
+        reference=reference_min_pool,
+        baselines={"lax.reduce_window": _by_lax(lax.min, jnp.inf)},
+        cases=(_ROWS, _SAME),
+        jacobian=jacobian_min_pool,
     ),
     Rule(
         fn=avg_pool,
         reference=reference_avg_pool,
         baselines={"lax.reduce_window": _mean_by_lax},
         cases=(_ROWS, _APART, replace(_SAME, kwargs={**_SAME.kwargs, "count_include_pad": False})),
-        edges=_edges(),
+        edges=_EDGES,
         bench=(_image(2, 2), _image(3, 2)),
-        residuals=lambda b, n, c: 0,
+        residual_bytes=lambda b, n, c: 0,
         jacobian=jacobian_avg_pool,
         reason="on CPU faster than XLA's windows over a dilated cotangent",
         source="Algorithm 4",
