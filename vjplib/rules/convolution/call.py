@@ -216,10 +216,9 @@ class Call:
         """Return the inverse of `k_to_canonical`."""
         return jnp.transpose(k, _inverse(_features_last(self.dimensions.rhs_spec)))
 
-    @property
-    def out_dtype(self) -> Any:
-        """The dtype of y."""
-        return self.dtype if self.preferred_element_type is None else self.preferred_element_type
+    def out_dtype(self, x: Array) -> Any:
+        """Return the dtype of y, where x may be upcast: verification runs a call in float64 too."""
+        return x.dtype if self.preferred_element_type is None else self.preferred_element_type
 
     @property
     def empty(self) -> bool:

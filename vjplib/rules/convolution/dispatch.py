@@ -285,7 +285,7 @@ def forward(x: Array, k: Array, call: Call) -> Array:
     run = plan(call).y.run
 
     def on_cpu(x: Array, k: Array) -> Array:
-        y = _in_one_dtype(run, call.problem, call.out_dtype)(call.x_to_canonical(x), call.k_to_canonical(k))
+        y = _in_one_dtype(run, call.problem, call.out_dtype(x))(call.x_to_canonical(x), call.k_to_canonical(k))
         return call.y_from_canonical(y)
 
     return by_platform(run and on_cpu, call, x, k)

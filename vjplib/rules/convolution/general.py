@@ -92,22 +92,22 @@ def conv_general_dilated(
         preferred_element_type=preferred_element_type,
         out_sharding=out_sharding,
     )
-    return _convolve(lhs, rhs, call)
+    return _trim_and_convolve(lhs, rhs, call)
 
 
 @merge_vmapped_batch
-def _convolve(x, k, call):
+def _trim_and_convolve(x, k, call):
     if call.trimmed is not call:  # no algorithm pads for taps that multiply nothing
         if call.trimmed.empty:  # 0, varying over devices as x and k do
             no_numbers = (lax.slice_in_dim(jnp.expand_dims(a, 0), 0, 0) for a in (x, k))
             zero = lax.add(*map(jnp.sum, no_numbers))
-            return jnp.broadcast_to(zero.astype(call.out_dtype), call.out)
+            return jnp.broadcast_to(zero.astype(call.out_dtype(x)), call.out)
         call, k = call.trimmed, call.trim(k)
-    return _by_plan(x, k, call) if any(algorithm.run for algorithm in plan(call)) else call(x, k)
+    return _convolve(x, k, call) if any(algorithm.run for algorithm in plan(call)) else call(x, k)
 
 
 @partial(custom_vjp, nondiff_argnames=("call",))
-def _by_plan(x: Array, k: Array, call: Call) -> Array:
+def _convolve(x: Array, k: Array, call: Call) -> Array:
     return forward(x, k, call)
 
 
@@ -126,7 +126,7 @@ def bwd(call, res, g):
     return like_primal(input_grad(g, k, x, call), x), like_primal(weight_grad(g, x, k, call), k)
 
 
-_by_plan.defvjp(fwd, bwd)
+_convolve.defvjp(fwd, bwd)
 
 
 def explain_convolution(

@@ -84,7 +84,7 @@ def conv_general_dilated_patches(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-    return jnp.zeros(call.out, call.out_dtype) if call.empty else _patches(lhs, call)
+    return jnp.zeros(call.out, call.out_dtype(lhs)) if call.empty else _patches(lhs, call)
 
 
 @partial(custom_vjp, nondiff_argnames=("call",))
@@ -111,7 +111,7 @@ def _forward(x, call):
     cut, _ = _algorithm(call)
 
     def on_cpu(x):
-        return call.y_from_canonical(cut(call.problem, call.x_to_canonical(x))).astype(call.out_dtype)
+        return call.y_from_canonical(cut(call.problem, call.x_to_canonical(x))).astype(call.out_dtype(x))
 
     return by_platform(separate_call(on_cpu), partial(_lax_patches, call), x)
 
