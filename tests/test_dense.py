@@ -157,7 +157,7 @@ def test_overlaps_are_the_solutions_of_the_equation(rng):
         p = random_problem(rng)
         for j in range(p.kernel[0]):
             m = spatial.overlap(p, 0, j)
-            found = [(m.y + u * m.y_step, m.x + u * m.x_step) for u in range(m.count)]
+            found = [(m.y + u * m.y_step, m.x + u * m.x_step) for u in range(m.length)]
             places = itertools.product(range(p.out[0]), range(p.size[0]))
             s, r, d, low = p.strides[0], p.rhs_dilation[0], p.lhs_dilation[0], p.low[0]
             assert found == [(i, n) for i, n in places if s * i + r * j == d * n + low]

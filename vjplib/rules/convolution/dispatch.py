@@ -59,9 +59,9 @@ class Plan(NamedTuple):
         )
 
 
-PADDING = "an infinite number in the kernel gives NaN where it meets padding"
-GAPS = "NaN and infinities in x give NaN at places nearby, whose window has a gap there"
-GROUPS = "NaN and infinities of a group give NaN in the other groups of its block, at the same places"
+PADDING = "an infinity in the kernel gives NaN where it multiplies padding"
+GAPS = "NaN and infinities in x give NaN in outputs nearby, whose window has a gap there"
+GROUPS = "NaN and infinities of a group give NaN in the other groups of its block, at the same positions"
 
 
 def forward_of_problem(problem: Problem, x: Array, k: Array) -> Array:
@@ -74,34 +74,34 @@ def weight_grad_of_problem(problem: Problem, x: Array, g: Array) -> Array:
     return (weight_grad_algorithm(problem).run or dense.convolve_weight_grad)(problem, x, g)
 
 
-XLA = Algorithm("XLA's convolution", "no formulation known is faster here", lambda problem: True, None)
+XLA = Algorithm("XLA's convolution", "no known algorithm is faster here", lambda problem: True, None)
 
 SPRAWLING = XLA._replace(
-    why="pads or dilations so large that x cannot be padded, and too many taps to multiply each alone",
+    why="pads or dilations so large that x cannot be padded, and too many taps to multiply one by one",
     applies=lambda problem: problem.sprawls,
 )
 
 FORWARD: tuple[Algorithm, ...] = (
     Algorithm(
         "places alone",
-        "pads or dilations so large that x cannot be padded: the places that each tap reaches are multiplied alone",
+        "pads or dilations so large that x cannot be padded: each tap multiplies only the elements it reaches",
         dense.unpadded_applies,
         dense.unpadded,
     ),
     SPRAWLING,
     Algorithm(
-        "a matrix product", "one tap: no window, all places at once", dense.tap_products_apply, dense.tap_products
+        "a matrix product", "one tap: no window, all positions at once", dense.tap_products_apply, dense.tap_products
     ),
     Algorithm(
         "a matrix product of patches",
-        "windows that do not overlap: x cut up is a matrix already",
+        "windows that do not overlap: x cut into patches is already a matrix",
         dense.patches_apply,
         dense.patches,
         PADDING,
     ),
     Algorithm(
         "a matrix product for all of y",
-        "x has one place: each place of y meets one tap at most",
+        "x has one spatial position: each output uses at most one tap",
         dense.single_position_applies,
         dense.single_position,
         GAPS,
@@ -115,34 +115,34 @@ FORWARD: tuple[Algorithm, ...] = (
     ),
     Algorithm(
         "all phases as features",
-        "a dilated input of which XLA makes little: one undilated convolution gives every phase of y",
+        "a dilated input, on which XLA is slow: one undilated convolution computes every phase of y",
         phased.phases_apply,
         phased.phases,
         f"{PADDING}; {GAPS}",
     ),
     Algorithm(
         "shifted copies",
-        "one channel a group: XLA runs such groups one by one, shifted copies are sums over whole arrays",
+        "one channel a group: XLA runs the groups one by one; shifted copies are sums over whole arrays",
         depthwise.shifted_copies_apply,
         depthwise.shifted_copies,
         PADDING,
     ),
     Algorithm(
         "shifted copies by phase",
-        "one channel a group and a dilated input: each phase of y meets its own taps, no zero is multiplied",
+        "one channel a group and a dilated input: each phase of y uses its own taps, no zero is multiplied",
         depthwise.copies_by_phase_apply,
         depthwise.copies_by_phase,
         f"{PADDING}; {GAPS}",
     ),
     Algorithm(
         "a column a tap",
-        "one feature: a matrix product gives what each place of x sends to each tap, shifted sums the rest",
+        "one feature: one matrix product of x and all taps, whose columns are then shifted and added",
         dense.columns_apply,
         dense.columns,
     ),
     Algorithm(
         "planes of columns",
-        "few features: a matrix product gives what each place of x sends to each tap, shifted sums of planes the rest",
+        "few features: one matrix product of x and all taps, whose planes are then shifted and added",
         dense.planes_apply,
         dense.planes,
     ),
@@ -155,7 +155,7 @@ FORWARD: tuple[Algorithm, ...] = (
     ),
     Algorithm(
         "shifted copies of each channel of a group",
-        "few channels and taps a group: one sum reads each place of y's neighbourhood, no product with other groups",
+        "few channels and taps a group: one sum reads the window of each output, no product with other groups",
         grouped.lanes_apply,
         grouped.lanes,
         PADDING,
@@ -174,38 +174,38 @@ FORWARD: tuple[Algorithm, ...] = (
 WEIGHT_GRAD: tuple[Algorithm, ...] = (
     Algorithm(
         "places alone",
-        "pads or dilations so large that x cannot be padded: the places that each tap reaches are multiplied alone",
+        "pads or dilations so large that x cannot be padded: each tap multiplies only the elements it reaches",
         dense.unpadded_applies,
         dense.unpadded_weight_grad,
     ),
     SPRAWLING,
     Algorithm(
         "a matrix product",
-        "one tap: no window, all places at once",
+        "one tap: no window, all positions at once",
         dense.tap_products_apply,
         dense.tap_products_weight_grad,
     ),
     Algorithm(
         "a matrix product of patches",
-        "windows that do not overlap: x cut up is a matrix already",
+        "windows that do not overlap: x cut into patches is already a matrix",
         dense.patches_apply,
         dense.patches_weight_grad,
     ),
     Algorithm(
         "a row a tap",
-        "one channel, and three dimensions or many features: what each tap meets is a row of a matrix, copied whole",
+        "one channel, and three dimensions or many features: the elements that a tap reads are a row of a matrix",
         dense.rows_weight_grad_apply,
         dense.rows_weight_grad,
     ),
     Algorithm(
         "a matrix product a row of the kernel",
-        "a number of features for which XLA's way is slow: the taps of a row, side by side as channels, meet y at once",
+        "a number of features for which XLA is slow: the taps of a kernel row are channels of one matrix product",
         dense.bands_weight_grad_apply,
         dense.bands_weight_grad,
     ),
     Algorithm(
         "a product and a sum a tap",
-        "one channel a group: each tap's gradient is the sum of one product of arrays",
+        "one channel a group: the gradient of each tap is the sum of one product of arrays",
         depthwise.weight_grad_applies,
         depthwise.weight_grad,
     ),
@@ -223,7 +223,7 @@ WEIGHT_GRAD: tuple[Algorithm, ...] = (
     ),
     Algorithm(
         "dense gradients of blocks of groups",
-        "XLA runs groups one by one, a hundred times slower: of the gradient of a block those within groups are kept",
+        "XLA runs groups one by one, a hundred times slower; of a block's gradient the part within groups is kept",
         grouped.blocks_apply,
         grouped.blocks_weight_grad(weight_grad_of_problem),
     ),
@@ -233,7 +233,7 @@ WEIGHT_GRAD: tuple[Algorithm, ...] = (
 
 EXCHANGED = Algorithm(
     "x and y in exchanged roles",
-    "x dilated: the transposed convolution strides instead, and XLA is fast at its kernel's gradient",
+    "x dilated: the transposed convolution has a stride instead, and XLA is fast at its kernel's gradient",
     dense.exchanged_weight_grad_applies,
     dense.exchanged_weight_grad,
 )

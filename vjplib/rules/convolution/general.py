@@ -286,12 +286,12 @@ def reference(
         x, np.zeros((), x.dtype), [(0, 0, 0), *((*p, e - 1) for p, e in zip(padding, d, strict=True)), (0, 0, 0)]
     )
     out = [max(0, (m - w) // e + 1) for m, w, e in zip(x.shape[1:-1], window, window_strides, strict=True)]
-    places = [
+    positions = [
         np.arange(m)[:, None] * e + np.arange(taps) * f
         for m, e, taps, f in zip(out, window_strides, kernel, r, strict=True)
     ]
-    for axis, place in enumerate(places):  # (batch, out, tap, out, tap, ..., channels)
-        x = jnp.take(x, place, axis=1 + 2 * axis)
+    for axis, position in enumerate(positions):  # (batch, out, tap, out, tap, ..., channels)
+        x = jnp.take(x, position, axis=1 + 2 * axis)
     x = jnp.moveaxis(x, range(2, 2 + 2 * len(size), 2), range(-1 - len(size), -1))
     groups, features, taps = feature_group_count * batch_group_count, k.shape[-1], math.prod(kernel)
     x = x.reshape(batch_group_count, x.shape[0] // batch_group_count, *out, taps, feature_group_count, k.shape[-2])
@@ -320,7 +320,7 @@ def _general(
     padding: Padding = "SAME",
     **kwargs: Any,
 ):
-    """Returns a case of `conv_general_dilated`, channels last; what its kwargs do not give has its default."""
+    """Return a case of `conv_general_dilated`, channels last, with SAME padding unless kwargs say otherwise."""
     strides = window_strides or (1,) * space
     given = {"window_strides": strides, "padding": padding, "dimension_numbers": CHANNELS_LAST[space]}
     return Case(inputs, dims or {}, given | kwargs, fixed=fixed, growth=growth, label=label)
@@ -354,7 +354,7 @@ RULES = (
         ),
         edges=(
             _edge("an infinity", np.array([[[np.inf, 1.0], [1.0, 1.0], [2.0, 0.0]]])),
-            _edge("places cut off", np.ones((1, 5, 2)), padding=((-1, -1),)),
+            _edge("a cropping pad", np.ones((1, 5, 2)), padding=((-1, -1),)),
             _edge("no output", np.ones((1, 2, 2)), padding="VALID"),
             _edge("empty batch", np.ones((0, 4, 2))),
         ),
@@ -372,7 +372,7 @@ RULES = (
         baselines={"lax.conv": lax.conv},
         cases=(Case(("n 1 h w", "1 1 3 2"), {"n": 2, "h": 7, "w": 5}, {"window_strides": (2, 1), "padding": "SAME"}),),
         edges=(
-            Edge("one place", (np.ones((1, 1, 1)), np.ones((1, 1, 2))), {"window_strides": (1,), "padding": "SAME"}),
+            Edge("one element", (np.ones((1, 1, 1)), np.ones((1, 1, 2))), {"window_strides": (1,), "padding": "SAME"}),
         ),
         bench=(
             Case(
@@ -397,7 +397,7 @@ RULES = (
         ),
         edges=(
             Edge(
-                "places cut off",
+                "a cropping pad",
                 (np.ones((1, 1, 5)), np.ones((1, 1, 2))),
                 {"window_strides": (1,), "padding": ((-1, -1),), "lhs_dilation": None, "rhs_dilation": None},
             ),

@@ -313,10 +313,10 @@ def slabs(problem: Problem, x: Array, k: Array) -> Array:
     def parts() -> Iterator[Array]:
         for j in range(problem.kernel[0]):
             found = overlap(problem, 0, j)
-            if found.count:
-                inner = _without_first_axis(problem, found.count)
-                y = convolve(inner, _as_batch(x, found.x, found.x_step, found.count), k[j])
-                yield spread_to_y(problem, [found], y.reshape(problem.batch, found.count, *y.shape[1:]))
+            if found.length:
+                inner = _without_first_axis(problem, found.length)
+                y = convolve(inner, _as_batch(x, found.x, found.x_step, found.length), k[j])
+                yield spread_to_y(problem, [found], y.reshape(problem.batch, found.length, *y.shape[1:]))
 
     return sum_parts(parts(), (problem.batch, *problem.out, problem.features), x.dtype)
 
@@ -332,11 +332,11 @@ def slabs_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
 
     def part(j: int) -> Array:
         found = overlap(problem, 0, j)
-        if not found.count:
+        if not found.length:
             return zeros
-        inner = _without_first_axis(problem, found.count)
-        x_rows = _as_batch(x, found.x, found.x_step, found.count)
-        return convolve_weight_grad(inner, x_rows, _as_batch(g, found.y, found.y_step, found.count))
+        inner = _without_first_axis(problem, found.length)
+        x_rows = _as_batch(x, found.x, found.x_step, found.length)
+        return convolve_weight_grad(inner, x_rows, _as_batch(g, found.y, found.y_step, found.length))
 
     return jnp.stack([part(j) for j in range(problem.kernel[0])])
 

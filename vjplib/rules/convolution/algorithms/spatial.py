@@ -80,14 +80,14 @@ class Overlap(NamedTuple):
         y_step: the step between indices into y.
         x: the first index into x.
         x_step: the step between indices into x.
-        count: the length of both progressions.
+        length: the length of both progressions.
     """
 
     y: int
     y_step: int
     x: int
     x_step: int
-    count: int
+    length: int
 
 
 # s i - d l = p - r j: divided by the greatest common divisor of s and d, i is known modulo d and l modulo s.
@@ -97,7 +97,7 @@ def overlap(problem: Problem, axis: int, j: int) -> Overlap:
     Example:
         >>> p = Problem(1, (3,), 2, (3,), 2, (1,), (1,), (2,), (1,), 1, (5,))
         >>> overlap(p, 0, 0), overlap(p, 0, 1)
-        (Overlap(y=1, y_step=2, x=0, x_step=1, count=2), Overlap(y=0, y_step=2, x=0, x_step=1, count=3))
+        (Overlap(y=1, y_step=2, x=0, x_step=1, length=2), Overlap(y=0, y_step=2, x=0, x_step=1, length=3))
     """
     s, d = problem.strides[axis], problem.lhs_dilation[axis]
     offset, common = problem.low[axis] - problem.rhs_dilation[axis] * j, math.gcd(s, d)
@@ -114,18 +114,18 @@ def overlaps(problem: Problem) -> Iterator[tuple[tuple[int, ...], list[Overlap]]
     """Yield each tap that connects any elements, with its overlap along each axis."""
     for tap in problem.tap_indices:
         found = [overlap(problem, axis, j) for axis, j in enumerate(tap)]
-        if all(o.count for o in found):
+        if all(o.length for o in found):
             yield tap, found
 
 
 def x_of(x: Array, found: Sequence[Overlap], first: int = 1) -> Array:
     """Return the elements of x in an overlap."""
-    return strided_slice(x, [(o.x, o.count, o.x_step) for o in found], first)
+    return strided_slice(x, [(o.x, o.length, o.x_step) for o in found], first)
 
 
 def y_of(y: Array, found: Sequence[Overlap]) -> Array:
     """Return the elements of y in an overlap."""
-    return strided_slice(y, [(o.y, o.count, o.y_step) for o in found])
+    return strided_slice(y, [(o.y, o.length, o.y_step) for o in found])
 
 
 def spread_to_y(problem: Problem, found: Sequence[Overlap], part: Array, first: int = 1) -> Array:
@@ -134,11 +134,11 @@ def spread_to_y(problem: Problem, found: Sequence[Overlap], part: Array, first: 
     Args:
         problem: the convolution.
         found: the overlap along the leading spatial axes.
-        part: the values, with `count` elements along each of these axes.
+        part: the values, with `length` elements along each of these axes.
         first: the first spatial axis of part.
     """
     pads = [
-        (o.y, size - 1 - o.y - (o.count - 1) * o.y_step, o.y_step - 1)
+        (o.y, size - 1 - o.y - (o.length - 1) * o.y_step, o.y_step - 1)
         for o, size in zip(found, problem.out, strict=False)
     ]
     return pad(part, pads, first)
