@@ -277,17 +277,16 @@ def rules() -> tuple[Rule, ...]:
 
 
 def _family(rule: Rule) -> str:
-    """Return the first word of the file's or folder's name in `vjplib.rules`."""
-    module = inspect.unwrap(rule.fn).__module__
-    return module.removeprefix(f"{_RULES}.").partition(".")[0].partition("_")[0]
+    """Return the name of the rule's file or folder in `vjplib.rules`."""
+    return inspect.unwrap(rule.fn).__module__.removeprefix(f"{_RULES}.").partition(".")[0]
 
 
 def find(target: str) -> tuple[Rule, ...]:
     """Return the records that a command-line target names.
 
     Args:
-        target: the name of a rule of the library; the name of a file or folder of `vjplib.rules`, or its first word,
-            for all rules there, such as `convolution`; `package.module` for all records of a module, or
+        target: the name of a rule of the library; the name of a file or folder of `vjplib.rules` for all rules
+            there, such as `convolution`; `package.module` for all records of a module, or
             `package.module:name` for one.
 
     Raises:

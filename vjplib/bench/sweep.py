@@ -12,7 +12,7 @@ from jax import lax
 
 from vjplib.bench import timing
 from vjplib.bench.environment import environment
-from vjplib.rules.convolution_general import conv_general_dilated, explain_convolution
+from vjplib.rules.convolution.general import conv_general_dilated, explain_convolution
 
 SLOW = 0.8
 """A convolution is slow if its speedup over lax is below this in each of `REPEATS` runs."""

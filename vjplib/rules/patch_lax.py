@@ -14,9 +14,9 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from vjplib.rules.convolution_general import conv, conv_general_dilated, conv_with_general_padding
-from vjplib.rules.convolution_patches import conv_general_dilated_patches
-from vjplib.rules.convolution_transpose import conv_transpose
+from vjplib.rules.convolution.general import conv, conv_general_dilated, conv_with_general_padding
+from vjplib.rules.convolution.patches import conv_general_dilated_patches
+from vjplib.rules.convolution.transpose import conv_transpose
 from vjplib.rules.pooling.pooling import reduce_window_max
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vjplib.rules import activations, convolution
+from vjplib.rules import activations
 from vjplib.rules import linear as linear_rules
 from vjplib.rules import softmax as softmax_rules
+from vjplib.rules.convolution.conv1d import conv1d as conv1d_rule
 
 Shape = tuple[int, ...]
 Params = Any
@@ -127,7 +128,7 @@ def conv1d(
         return (*batch, -(-n // stride), channels), {"h": h, "b": jnp.zeros(channels)}
 
     def apply(params: Params, x: Float[Array, "... n c"]) -> Float[Array, "... m channels"]:
-        return convolution.conv1d(x, params["h"], params["b"], stride=stride)
+        return conv1d_rule(x, params["h"], params["b"], stride=stride)
 
     return Layer(init, apply)
 
