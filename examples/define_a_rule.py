@@ -21,7 +21,8 @@ from jaxtyping import Array, Float
 
 from vjplib import Case, Edge, Rule, verify, verify_rule
 from vjplib.jacobians import DiagonalMinusLowRank
-from vjplib.numerics import floating, wide
+from vjplib.precision import upcast
+from vjplib.rules._arguments import as_floating
 
 EPS = 1e-6
 
@@ -66,11 +67,11 @@ def jacobian(x):
 
 def fwd(x):
     """Step 3: the forward checks the argument, and keeps what the backward needs: y, and one number 1 / r a row."""
-    x = floating("x", x)
+    x = as_floating("x", x)
     if x.ndim == 0:
         raise ValueError("x must have at least one axis to normalise along, got shape ()")
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide(x)), -1, keepdims=True) + EPS)
-    y = (wide(x) * inverse).astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(upcast(x)), -1, keepdims=True) + EPS)
+    y = (upcast(x) * inverse).astype(x.dtype)
     return y, (y, inverse)
 
 
@@ -82,7 +83,7 @@ def fwd(x):
 def bwd(res, g):
     """Step 4: the derivative and its product with the cotangent, worked out together above."""
     y, inverse = res
-    y, wide_g = wide(y), wide(g)
+    y, wide_g = upcast(y), upcast(g)
     dx = (wide_g - jnp.mean(wide_g * y, -1, keepdims=True) * y) * inverse
     return (dx.astype(g.dtype),)
 
@@ -100,7 +101,7 @@ def careless(x):
 def bwd_careless(res, g):
     """g / r: the second term is lost."""
     _, inverse = res
-    return ((wide(g) * inverse).astype(g.dtype),)
+    return ((upcast(g) * inverse).astype(g.dtype),)
 
 
 careless.defvjp(fwd, bwd_careless)
@@ -118,7 +119,7 @@ RULES = (
             Edge("one element", ([[2.0], [-3.0]],)),
             Edge("empty batch", (np.zeros((0, 3)),)),
         ),
-        residuals=lambda b, n: 4 * (b * n + b),
+        residual_bytes=lambda b, n: 4 * (b * n + b),
         jacobian=jacobian,
         reason="keeps its output and one number a row",
         source="Zhang and Sennrich, 2019",

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import vjplib
-from vjplib import arguments
+from vjplib.rules import _arguments as arguments
 
 vl: Any = vjplib  # calls that a type checker refuses are the point here
 

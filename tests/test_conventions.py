@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import vjplib
-from vjplib.catalog import rules
+from vjplib.rule import rules
 
 INF, NAN = jnp.inf, jnp.nan
 

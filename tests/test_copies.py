@@ -106,8 +106,10 @@ MADE = {
     "ClaimError": lambda: ClaimError(wrong_report(), "short"),
     "DivergenceError": divergence,
     "ContractError": lambda: ContractError("the backward returns another dtype"),
-    "Abandoned": lambda: importlib.import_module("vjplib.verification.guard").Abandoned("late"),
-    "_NotWritableError": lambda: importlib.import_module("vjplib.verification.shrink")._NotWritableError("no source"),
+    "Abandoned": lambda: importlib.import_module("vjplib.verification.isolation").Abandoned("late"),
+    "_NotWritableError": lambda: importlib.import_module("vjplib.verification.explain.shrink")._NotWritableError(
+        "no source"
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from jax import export
 
 import vjplib
 from vjplib.compat import x64
-from vjplib.numerics import as_inexact
+from vjplib.rules._arguments import as_inexact
 
 vl: Any = vjplib  # calls that a type checker refuses are among these
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vjplib import catalog, conv1d
+from vjplib import conv1d
 from vjplib.jacobians import (
     BandedToeplitz,
     Chain,
@@ -20,6 +20,7 @@ from vjplib.jacobians import (
     forward_order,
     multiplications,
 )
+from vjplib.rule import rules
 
 
 def normal(seed, *shape, dtype=jnp.float32):
@@ -73,7 +74,7 @@ def test_dense_form_is_the_jacobian_of_the_layer(layer):
     assert jacobian(x).shape == (f(x).size, x.size)
 
 
-@pytest.mark.parametrize("rule", [r for r in catalog.rules() if r.jacobian], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [r for r in rules() if r.jacobian], ids=lambda rule: rule.name)
 def test_records_state_the_jacobian_of_their_reference(rule):
     case = rule.cases[0]
     batch = [d for d in case.arrays[0].shape.split()[:-1] if d not in case.fixed]

@@ -16,13 +16,13 @@ import optax
 import pytest
 
 import vjplib as vl
-from vjplib import catalog
-from vjplib.compat import opened, programs, recorded_custom_vjps
+from vjplib.compat import programs, recorded_custom_vjps, unclose
 from vjplib.jacobians import BandedToeplitz, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
 from vjplib.lecture import figures
+from vjplib.rule import find, rules
 from vjplib.rules.convolution import naive_vjp, sparse_vjp
 from vjplib.training import net
-from vjplib.verification.growth import cost
+from vjplib.verification.claims.growth import cost
 
 
 def normal(seed, *shape):
@@ -42,7 +42,7 @@ def largest_array(jaxpr):
 
 def stated_jacobians(name, *args):
     """Returns the Jacobians that a rule's record states."""
-    (rule,) = catalog.find(name)
+    (rule,) = find(name)
     assert rule.jacobian is not None
     return rule.jacobian(*args)
 
@@ -133,7 +133,7 @@ def test_L8_a_jacobian_has_a_row_an_output_and_a_column_an_input():
     assert (in_x.shape, in_W, in_b.shape) == ((3, 5), None, (3, 3))
     for argument, jacobian in ((0, in_x), (2, in_b)):
         chex.assert_trees_all_close(jacobian.dense(), jax.jacrev(vl.linear, argument)(x, W, b))
-    of_vectors = (r for r in catalog.rules() if not r.fn.__module__.startswith("vjplib.rules.convolution_"))
+    of_vectors = (r for r in rules() if not r.fn.__module__.startswith("vjplib.rules.convolution_"))
     assert all(rule.jacobian for rule in of_vectors)
 
 
@@ -164,7 +164,7 @@ def test_L10_the_jacobian_of_softmax_as_diagonal_minus_rank_one_is_equation_17()
 def test_L10_the_backward_of_softmax_never_holds_the_matrix():
     x = jnp.ones(100)
     backward = jax.make_jaxpr(lambda x, g: pull(vl.softmax, x, g=g))(x, x)
-    assert largest_array(opened(backward)[0]) == 100
+    assert largest_array(unclose(backward)[0]) == 100
 
 
 # ---------------------------------------------------------------------------------------------- 3 Function composition
@@ -250,7 +250,7 @@ def test_L15_at_a_million_pixels_the_forward_order_needs_a_matrix_of_4_terabytes
     assert [step.nbytes for step in forward.steps] == [4 * 10**12, 4 * 10**6]
 
 
-@pytest.mark.parametrize("rule", catalog.rules(), ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.name)
 def test_L16_every_rule_is_a_pair_of_forward_and_backward(rule):
     call = rule.cases[0].call(np.random.default_rng(0))
     with recorded_custom_vjps() as calls:

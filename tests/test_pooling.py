@@ -15,9 +15,9 @@ from jax import lax
 
 import vjplib
 from vjplib.compat import x64
-from vjplib.rules.pooling import reference_reduce_window_max
-from vjplib.verification.residuals import residual_bytes
-from vjplib.windows import first_best
+from vjplib.rules.pooling.pooling import reference_reduce_window_max
+from vjplib.rules.pooling.windows import argmax_window
+from vjplib.verification.claims.residuals import residual_bytes
 
 INF, NAN = jnp.inf, jnp.nan
 
@@ -266,7 +266,7 @@ def test_calls_are_kept_apart_on_cpu_alone(name, form):
 def test_eager_calls_compile_once():
     x = jnp.arange(24.0).reshape(2, 4, 3)
     y_and_dx(lambda x: vjplib.max_pool(x, (2,)), x)
-    jitted: Any = first_best  # whose cache JAX does not type
+    jitted: Any = argmax_window  # whose cache JAX does not type
     compiled = jitted._cache_size()
     y_and_dx(lambda x: vjplib.max_pool(x, (2,)), x + 1)
     assert jitted._cache_size() == compiled
@@ -339,7 +339,7 @@ BAD = {
     "no room for features": (
         lambda f: f(LINE, (2,)),
         ValueError,
-        r"a dimension for each of window_shape \(2,\) and one of features, got shape \(5,\)",
+        r"a dimension for each of window_shape \(2,\) and one for features, got shape \(5,\)",
     ),
     "strides of another length": (
         lambda f: f(X, (2,), (1, 2)),

@@ -2,14 +2,11 @@
 
 The map of the package, from the bottom up:
 
-    numerics      the precision policy
-    arguments     refuses bad arguments of convolutions and poolings by name
-    convolution   formulations of the convolution, and which of them serves which shape
+    precision     the dtype policy: what is computed in
     jacobians     what a layer's derivative looks like: dense, diagonal, banded Toeplitz, diagonal minus low rank
-    rule          the record that each rule file ends with
+    rule          the record that each rule file ends with, and `find`, which finds the records
+    convolution   formulations of the convolution, and which of them serves which shape
     rules         the rules themselves, one family to a file; all their public functions are here too
-    in_lax        `use_in_lax`: code that calls jax.lax is served by the rules
-    catalog       finds the records
     verification  proves a rule: one file to a claim; `verify` and `assert_verified` are here too
     auditing      `audit`: finds the custom rules that a program calls, and verifies each where it is met
     debug         holds a rule to its contract in a program that runs
@@ -27,11 +24,14 @@ from vjplib.auditing import watching as watching
 from vjplib.debug import ContractError as ContractError
 from vjplib.debug import debug_rule as debug_rule
 from vjplib.debug import debug_rules as debug_rules
-from vjplib.in_lax import use_in_lax as use_in_lax
 from vjplib.rule import Case as Case
 from vjplib.rule import Edge as Edge
 from vjplib.rule import Input as Input
 from vjplib.rule import Rule as Rule
+from vjplib.rules.activations import quadratic as quadratic
+from vjplib.rules.activations import relu as relu
+from vjplib.rules.activations import sigmoid as sigmoid
+from vjplib.rules.activations import tanh as tanh
 from vjplib.rules.convolution import conv1d as conv1d
 from vjplib.rules.convolution_general import conv as conv
 from vjplib.rules.convolution_general import conv_general_dilated as conv_general_dilated
@@ -39,20 +39,17 @@ from vjplib.rules.convolution_general import conv_with_general_padding as conv_w
 from vjplib.rules.convolution_general import explain_convolution as explain_convolution
 from vjplib.rules.convolution_patches import conv_general_dilated_patches as conv_general_dilated_patches
 from vjplib.rules.convolution_transpose import conv_transpose as conv_transpose
-from vjplib.rules.elementwise import quadratic as quadratic
-from vjplib.rules.elementwise import relu as relu
-from vjplib.rules.elementwise import sigmoid as sigmoid
-from vjplib.rules.elementwise import tanh as tanh
 from vjplib.rules.linear import linear as linear
-from vjplib.rules.loss import softmax_cross_entropy as softmax_cross_entropy
-from vjplib.rules.loss import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
-from vjplib.rules.loss import squared_error as squared_error
-from vjplib.rules.pooling import avg_pool as avg_pool
-from vjplib.rules.pooling import max_pool as max_pool
-from vjplib.rules.pooling import min_pool as min_pool
-from vjplib.rules.pooling import reduce_window_max as reduce_window_max
-from vjplib.rules.product import multiply as multiply
-from vjplib.rules.product import prod as prod
+from vjplib.rules.losses import softmax_cross_entropy as softmax_cross_entropy
+from vjplib.rules.losses import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
+from vjplib.rules.losses import squared_error as squared_error
+from vjplib.rules.patch_lax import use_in_lax as use_in_lax
+from vjplib.rules.pooling.pooling import avg_pool as avg_pool
+from vjplib.rules.pooling.pooling import max_pool as max_pool
+from vjplib.rules.pooling.pooling import min_pool as min_pool
+from vjplib.rules.pooling.pooling import reduce_window_max as reduce_window_max
+from vjplib.rules.products import multiply as multiply
+from vjplib.rules.products import prod as prod
 from vjplib.rules.softmax import log_softmax as log_softmax
 from vjplib.rules.softmax import softmax as softmax
 from vjplib.verification import Finding as Finding

@@ -1,12 +1,19 @@
-"""Rule: the record that each rule file ends with, read by verification, pytest, bench and the documentation.
+"""Rule: the record that each rule file ends with, and `find`, which finds the records.
+
+Verification, pytest, bench and the documentation read them.
 
 Authors write inputs, the library writes assertions: a record holds what a rule is, what it must equal, what users
 would otherwise call, and the calls worth making. Shapes are strings of dimension names, as in jaxtyping, so that one
 `Case` serves as a concrete call, as a call at random sizes, as a symbolic call and as a benchmark.
 """
 
+import difflib
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +48,7 @@ def index_below(dimension: str) -> Draw:
     return lambda rng, shape, dims: rng.integers(0, dims[dimension], shape, dtype=np.int32)
 
 
-def mask(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
+def random_mask(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
     """Returns a boolean mask of which about two thirds, and the first place of each row, are True."""
     del dims
     kept = rng.random(shape) < 2 / 3
@@ -195,7 +202,8 @@ class Rule:
         edges: inputs at the boundary of the domain.
         bench: calls to time, large.
         scaling: functions to time at growing sizes, by name.
-        residuals: the bytes that float32 calls of the first case keep between forward and backward, from its sizes.
+        residual_bytes: the bytes that float32 calls of the first case keep between forward and backward, a function of
+            its sizes.
         jacobian: the derivative of a one-vector call with respect to each argument, as objects of `vjplib.jacobians`
             (None for an argument whose Jacobian has no short form).
         reason: why the rule exists, in one sentence.
@@ -203,6 +211,7 @@ class Rule:
         order_two: whether second derivatives are offered; if not, that they are refused is verified.
         tails: takes log-spaced numbers of both signs, (n,); returns the call made of them with its exact cotangents, by
             which `vjplib bench` measures the largest relative error of the rule and of its baselines.
+        whole_array: whether no call of one vector is typical, so that no Jacobian is stated.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -217,12 +226,13 @@ class Rule:
     edges: tuple[Edge, ...] = ()
     bench: tuple[Case, ...] = ()
     scaling: Mapping[str, Scaling] = field(default_factory=dict)
-    residuals: Callable[..., int] | None = None
+    residual_bytes: Callable[..., int] | None = None
     jacobian: Callable[..., tuple[Any, ...]] | None = None
     reason: str = ""
     source: str = ""
     order_two: bool = True
     tails: Callable[[np.ndarray], Tail] | None = None
+    whole_array: bool = False
 
     def __post_init__(self) -> None:
         if not self.cases:
@@ -232,3 +242,80 @@ class Rule:
     def name(self) -> str:
         """The public function's name."""
         return self.fn.__name__
+
+
+# ------------------------------------------------------------------------------------------------ finding the records
+
+_RULES = "vjplib.rules"
+
+
+def rules_in(module: ModuleType) -> tuple[Rule, ...]:
+    """Returns the records of a module.
+
+    Args:
+        module: a module with a tuple `RULES`.
+
+    Raises:
+        ValueError: the module has no RULES, or something in it is not a `Rule`.
+
+    Example:
+        >>> import vjplib.rules.softmax
+        >>> [rule.name for rule in rules_in(vjplib.rules.softmax)]
+        ['softmax', 'log_softmax']
+    """
+    records = getattr(module, "RULES", None)
+    if not isinstance(records, tuple) or not all(isinstance(r, Rule) for r in records):
+        raise ValueError(f"{module.__name__} must end in RULES, a tuple of vjplib.Rule, got {records!r}")
+    return records
+
+
+def rules() -> tuple[Rule, ...]:
+    """Return the records of every module in `vjplib.rules` that ends in RULES, in order of the modules' names."""
+    package = importlib.import_module(_RULES)
+    modules = (importlib.import_module(info.name) for info in pkgutil.walk_packages(package.__path__, f"{_RULES}."))
+    return tuple(rule for module in modules if hasattr(module, "RULES") for rule in rules_in(module))
+
+
+def _family(rule: Rule) -> str:
+    """Return the first word of the file's or folder's name in `vjplib.rules`."""
+    module = inspect.unwrap(rule.fn).__module__
+    return module.removeprefix(f"{_RULES}.").partition(".")[0].partition("_")[0]
+
+
+def find(target: str) -> tuple[Rule, ...]:
+    """Returns the records that a command-line target names.
+
+    Args:
+        target: the name of a rule of the library; the name of a file or folder of `vjplib.rules`, or its first word,
+            for all rules there, such as `convolution`; `package.module` for all records of a module, or
+            `package.module:name` for one.
+
+    Raises:
+        ValueError: nothing answers to the target; the message lists what does.
+
+    Example:
+        >>> [rule.name for rule in find("vjplib.rules.softmax:log_softmax")]
+        ['log_softmax']
+        >>> [rule.name for rule in find("pooling")]
+        ['reduce_window_max', 'max_pool', 'min_pool', 'avg_pool']
+    """
+    path, _, name = target.rpartition(":") if ":" in target else (target, "", "")
+    own = rules()
+    for called in (lambda rule: rule.name, _family):
+        if not name and (named := tuple(rule for rule in own if called(rule) == path)):
+            return named
+    try:
+        known = rules_in(importlib.import_module(path))
+    except ModuleNotFoundError as error:
+        if error.name is None or not (path == error.name or path.startswith(f"{error.name}.")):
+            raise
+        names = [rule.name for rule in own]
+        near = difflib.get_close_matches(path, names, 1)
+        known = f"did you mean {near[0]!r}?" if near else f"the rules are {', '.join(names)}"
+        raise ValueError(f"target must be a rule, or a module that can be imported, got {target!r}; {known}") from None
+    if not known:
+        raise ValueError(f"{path} must hold a rule, its RULES are empty")
+    found = tuple(rule for rule in known if name in ("", rule.name))
+    if not found:
+        raise ValueError(f"{path} must hold a rule named {name!r}, has {', '.join(rule.name for rule in known)}")
+    return found

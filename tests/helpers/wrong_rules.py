@@ -109,61 +109,63 @@ LOGITS = (normal(3, 7),)
 SIGNAL = (normal(11), normal(3))
 
 FAULTS = {
-    "sign": Fault(softmax(lambda y, g: -y * (g - inner(g, y))), LOGITS, None, ("V2",)),
-    "factor 2": Fault(softmax(lambda y, g: 2 * y * (g - inner(g, y))), LOGITS, None, ("V2",)),
-    "0.1 % too large": Fault(softmax(lambda y, g: 1.001 * y * (g - inner(g, y))), LOGITS, None, ("V2",)),
-    "dropped rank-one term": Fault(softmax(lambda y, g: y * g), LOGITS, None, ("V2",)),
+    "sign": Fault(softmax(lambda y, g: -y * (g - inner(g, y))), LOGITS, None, ("value",)),
+    "factor 2": Fault(softmax(lambda y, g: 2 * y * (g - inner(g, y))), LOGITS, None, ("value",)),
+    "0.1 % too large": Fault(softmax(lambda y, g: 1.001 * y * (g - inner(g, y))), LOGITS, None, ("value",)),
+    "dropped rank-one term": Fault(softmax(lambda y, g: y * g), LOGITS, None, ("value",)),
     "sum(g) for <g, y>": Fault(
-        softmax(lambda y, g: y * (g - jnp.sum(g, axis=-1, keepdims=True))), LOGITS, None, ("V2",)
+        softmax(lambda y, g: y * (g - jnp.sum(g, axis=-1, keepdims=True))), LOGITS, None, ("value",)
     ),
-    "kernel not flipped": Fault(convolution(lambda h, g: correlate(g, h)), SIGNAL, None, ("V2",)),
-    "edge of the convolution": Fault(convolution(edge_lost), SIGNAL, None, ("V2",)),
+    "kernel not flipped": Fault(convolution(lambda h, g: correlate(g, h)), SIGNAL, None, ("value",)),
+    "edge of the convolution": Fault(convolution(edge_lost), SIGNAL, None, ("value",)),
     "bias not summed, but its first row": Fault(
-        linear(lambda res, g: (*right_linear(res, g)[:2], g[0])), (X, W, B), None, ("V2",)
+        linear(lambda res, g: (*right_linear(res, g)[:2], g[0])), (X, W, B), None, ("value",)
     ),
     "bias not summed at all": Fault(
-        linear(lambda res, g: (*right_linear(res, g)[:2], g)), (X, W, B), None, ("V1",), True
+        linear(lambda res, g: (*right_linear(res, g)[:2], g)), (X, W, B), None, ("contract",), True
     ),
     "swapped cotangents of equal shape": Fault(
         rule(jnp.matmul, lambda a, b: (a @ b, (a, b)), lambda res, g: (res[0].T @ g, g @ res[1].T)),
         SQUARE,
         None,
-        ("V2",),
+        ("value",),
     ),
-    "cotangent dtype": Fault(softmax(lambda y, g: (y * (g - inner(g, y))).astype(jnp.float32)), LOGITS, None, ("V1",)),
+    "cotangent dtype": Fault(
+        softmax(lambda y, g: (y * (g - inner(g, y))).astype(jnp.float32)), LOGITS, None, ("contract",)
+    ),
     "fwd value other than primal": Fault(
-        rule(jnp.sin, lambda x: (jnp.sin(x) + 1e-3, x), lambda x, g: (g * jnp.cos(x),)), LOGITS, None, ("V2",)
+        rule(jnp.sin, lambda x: (jnp.sin(x) + 1e-3, x), lambda x, g: (g * jnp.cos(x),)), LOGITS, None, ("value",)
     ),
     "bwd not linear in g": Fault(
         rule(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, g: (jnp.clip(g * jnp.cos(x), -1, 1),)),
         LOGITS,
         None,
-        ("V3",),
+        ("linearity",),
     ),
     "zero gradient for one argument": Fault(
         linear(lambda res, g: (right_linear(res, g)[0], jnp.zeros_like(res[1]), right_linear(res, g)[2])),
         (X, W, B),
         None,
-        ("V2",),
+        ("value",),
     ),
     "None for one argument": Fault(
-        linear(lambda res, g: (right_linear(res, g)[0], None, right_linear(res, g)[2])), (X, W, B), None, ("V2",)
+        linear(lambda res, g: (right_linear(res, g)[0], None, right_linear(res, g)[2])), (X, W, B), None, ("value",)
     ),
-    "second order wrong, first right": Fault(cube_with_detached_residual(), LOGITS, None, ("V5",)),
+    "second order wrong, first right": Fault(cube_with_detached_residual(), LOGITS, None, ("second_order",)),
     "overflow at large logits": Fault(
-        softmax(lambda y, g: y * (g - inner(g, y)), naive_softmax), LOGITS, jax.nn.softmax, ("V10",)
+        softmax(lambda y, g: y * (g - inner(g, y)), naive_softmax), LOGITS, jax.nn.softmax, ("edges",)
     ),
     "overflow at large logits, no reference": Fault(
-        softmax(lambda y, g: y * (g - inner(g, y)), naive_softmax), LOGITS, None, ("V10",)
+        softmax(lambda y, g: y * (g - inner(g, y)), naive_softmax), LOGITS, None, ("edges",)
     ),
-    "n x n Jacobian formed": Fault(convolution(lambda h, g: g @ toeplitz(h, g.shape[0])), SIGNAL, None, ("V8",)),
+    "n x n Jacobian formed": Fault(convolution(lambda h, g: g @ toeplitz(h, g.shape[0])), SIGNAL, None, ("growth",)),
     "n x n Jacobian of softmax formed": Fault(
         softmax(lambda y, g: jnp.einsum("bi,bij->bj", g, jax.vmap(lambda r: jnp.diag(r) - jnp.outer(r, r))(y))),
         LOGITS,
         None,
-        ("V8",),
+        ("growth",),
     ),
-    "O(n^2) time": Fault(convolution(row_by_row), SIGNAL, None, ("V8",)),
+    "O(n^2) time": Fault(convolution(row_by_row), SIGNAL, None, ("growth",)),
 }
 
 
@@ -190,20 +192,20 @@ FAULTS |= {
         rule(tree_sum, lambda p: (tree_sum(p), p), lambda p, g: (g * p["b"],)),
         ({"a": normal(5), "b": normal(5)},),
         None,
-        ("V1",),
+        ("contract",),
     ),
     "fails on NumPy arguments": Fault(
         rule(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, g: (g.at[...].multiply(jnp.cos(x)),)),
         (normal(5),),
         None,
-        ("V4",),
+        ("transforms",),
         raises=True,
     ),
     "wrong for one scale of inputs": Fault(
         rule(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, g: (g * jnp.where(jnp.abs(x) < 5, jnp.cos(x), 0),)),
         (normal(5),),
         None,
-        ("V2",),
+        ("value",),
     ),
     "float32 inside float64": Fault(
         rule(
@@ -213,13 +215,13 @@ FAULTS |= {
         ),
         (normal(5),),
         None,
-        ("V3", "V5"),
+        ("linearity", "second_order"),
     ),
     "0 times infinity at a boundary": Fault(
         rule(lambda x: x * jnp.abs(x), lambda x: (x * jnp.abs(x), x), lambda x, g: (g * 2 * x * x / jnp.abs(x),)),
         (normal(5),),
         None,
-        ("V10",),
+        ("edges",),
     ),
 }
 
@@ -230,7 +232,7 @@ def scaled(x: Any, n: Any) -> Any:
 
 
 scaled.defvjp(lambda x, n: (x * n, (x, n)), lambda res, g: (g * res[1], jnp.zeros_like(res[1])))
-FAULTS["float cotangent for an integer"] = Fault(scaled, (normal(5), np.int32(3)), None, ("V1",))
+FAULTS["float cotangent for an integer"] = Fault(scaled, (normal(5), np.int32(3)), None, ("contract",))
 
 
 def sine(bwd: Callable) -> Any:
@@ -254,31 +256,33 @@ def mean(x: Any) -> Any:
 
 
 FAULTS |= {
-    "cotangent clipped at 5": Fault(sine(lambda x, g: jnp.cos(x) * jnp.clip(g, -5, 5)), (normal(7),), None, ("V3",)),
-    "small cotangents dropped": Fault(
-        sine(lambda x, g: jnp.where(jnp.abs(g) < 1e-4, 0, g * jnp.cos(x))), (normal(7),), None, ("V3",)
+    "cotangent clipped at 5": Fault(
+        sine(lambda x, g: jnp.cos(x) * jnp.clip(g, -5, 5)), (normal(7),), None, ("linearity",)
     ),
-    "cotangent clipped by its norm": Fault(sine(clipped_norm), (normal(7),), None, ("V3",)),
+    "small cotangents dropped": Fault(
+        sine(lambda x, g: jnp.where(jnp.abs(g) < 1e-4, 0, g * jnp.cos(x))), (normal(7),), None, ("linearity",)
+    ),
+    "cotangent clipped by its norm": Fault(sine(clipped_norm), (normal(7),), None, ("linearity",)),
     "no subgradient at a kink": Fault(
         rule(jax.nn.relu, lambda x: (jax.nn.relu(x), x), lambda x, g: (g * jnp.where(x == 0, 12345, x > 0),)),
         (normal(5),),
         None,
-        ("V10",),
+        ("edges",),
     ),
     "a tie paid in full to each": Fault(
         rule(lambda x: jnp.max(x), lambda x: (jnp.max(x), x), lambda x, g: (every_tie(x, g),)),
         (normal(5),),
         None,
-        ("V10",),
+        ("edges",),
     ),
     "wrong for an axis of one": Fault(
-        rule(mean, lambda x: (mean(x), x), lambda x, g: (mean_bwd(x.shape[0], g),)), (normal(7),), None, ("V2",)
+        rule(mean, lambda x: (mean(x), x), lambda x, g: (mean_bwd(x.shape[0], g),)), (normal(7),), None, ("variations",)
     ),
     "wrong for even lengths": Fault(
         rule(mean, lambda x: (mean(x), x), lambda x, g: (jnp.full_like(x, g) / (x.shape[0] // 2 * 2 + 1),)),
         (normal(7),),
         None,
-        ("V2",),
+        ("variations",),
     ),
     "wrong for the other sign": Fault(
         rule(
@@ -288,7 +292,7 @@ FAULTS |= {
         ),
         (np.abs(normal(7)),),
         None,
-        ("V10",),
+        ("edges",),
     ),
-    "float cotangent for an integer, under jit": Fault(jax.jit(scaled), (normal(5), np.int32(3)), None, ("V1",)),
+    "float cotangent for an integer, under jit": Fault(jax.jit(scaled), (normal(5), np.int32(3)), None, ("contract",)),
 }

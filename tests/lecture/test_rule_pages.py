@@ -5,10 +5,11 @@ import textwrap
 
 import pytest
 
-from vjplib import Case, Rule, catalog
+from vjplib import Case, Rule
 from vjplib.lecture import rule_pages
+from vjplib.rule import find, rules
 
-RULES = catalog.rules()
+RULES = rules()
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 
 DOUBLING = '''
@@ -19,7 +20,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vjplib.rule import Case, Edge, Input, Rule, mask
+from vjplib.rule import Case, Edge, Input, Rule, random_mask
 
 
 @jax.custom_vjp
@@ -68,9 +69,9 @@ RULES = (
         fn=twice,
         reference=reference,
         baselines={"jnp.multiply": lambda x, where=None: 2 * x},
-        cases=(Case(("b n",), {"b": 2, "n": 3}, {"where": Input("b n", mask)}), Case(("",), {})),
+        cases=(Case(("b n",), {"b": 2, "n": 3}, {"where": Input("b n", random_mask)}), Case(("",), {})),
         edges=(Edge("a | pipe", ([1.0, float("inf")],)), Edge("empty", (jnp.zeros((0, 2)),))),
-        residuals=lambda b, n: max(b, n) - n,
+        residual_bytes=lambda b, n: max(b, n) - n,
         reason="it is short",
         source="Nowhere",
         order_two=False,
@@ -90,7 +91,7 @@ def users(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(directory)
         importlib.invalidate_caches()
-        yield catalog.find("vjplib_user_package.doubling")
+        yield find("vjplib_user_package.doubling")
 
 
 @each_rule
@@ -118,16 +119,16 @@ def test_a_page_has_every_part(rule):
 @each_rule
 def test_the_command_on_a_page_finds_the_rule(rule):
     (line,) = (line for line in rule_pages.page(rule).splitlines() if line.startswith("vjplib verify "))
-    assert catalog.find(line.split()[-1]) == (rule,)
+    assert find(line.split()[-1]) == (rule,)
 
 
 def test_the_rule_behind_a_thin_function_is_the_one_derived():
-    (rule,) = catalog.find("softmax_cross_entropy_with_integer_labels")
+    (rule,) = find("softmax_cross_entropy_with_integer_labels")
     assert "def bwd_integer_cross_entropy(res, g):" in rule_pages.page(rule)
 
 
 def test_residuals_are_a_formula_of_the_sizes():
-    (rule,) = catalog.find("linear")
+    (rule,) = find("linear")
     assert "first call: `4*m*n + 4*c*n` bytes, here 100." in rule_pages.page(rule)
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from vjplib.rules.convolution_general import conv_general_dilated
-from vjplib.rules.pooling import max_pool
+from vjplib.rules.pooling.pooling import max_pool
 
 CLASSES = 10
 LEARNING_RATE = 0.01

@@ -17,7 +17,7 @@ from vjplib.bench.environment import environment
 from vjplib.bench.networks import CLASSES, JAX, VJPLIB, Model, Ops, loss, start, training_step
 from vjplib.bench.timing import Compiled, Cost, compile_bound, cost, difference, interleaved, time_alone
 from vjplib.compat import x64
-from vjplib.verification.residuals import residual_bytes
+from vjplib.verification.claims.residuals import residual_bytes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def _list(parsed: argparse.Namespace) -> int:
     from rich import box
     from rich.table import Table
 
-    from vjplib.catalog import rules
+    from vjplib.rule import rules
 
     table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("rule", "reason", "bytes kept", "source"):
@@ -26,6 +26,8 @@ def _list(parsed: argparse.Namespace) -> int:
     for rule in rules():
         names = tuple(rule.cases[0].dims)
         sizes = dict(zip(names, symbolic_shape(", ".join(names)), strict=True))
-        table.add_row(rule.name, rule.reason, str(rule.residuals(**sizes)) if rule.residuals else "", rule.source)
+        table.add_row(
+            rule.name, rule.reason, str(rule.residual_bytes(**sizes)) if rule.residual_bytes else "", rule.source
+        )
     Console(highlight=False).print(table)
     return 0

@@ -25,7 +25,7 @@ def add(command: Command) -> None:
 
 
 def _power(parsed: argparse.Namespace) -> int:
-    from vjplib import power
+    from vjplib import mutation as power
 
     console = Console(highlight=False)
     places = places_of(parsed)

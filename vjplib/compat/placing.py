@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax._src.core import trace_ctx
 from jax._src.interpreters.batching import BatchTrace, BatchTracer
+from jax.core import ShapedArray
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType, auto_axes, get_abstract_mesh
 
@@ -68,15 +69,16 @@ def automatic(f: Callable[..., Any], result: jax.ShapeDtypeStruct) -> Callable[.
     return auto_axes(f, out_sharding=result.sharding)
 
 
-def as_varying(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
+def as_varying(cotangent: jax.Array, primal: jax.Array | ShapedArray) -> jax.Array:
     """Returns a cotangent summed over the mesh axes of `jax.shard_map` along which it varies and its primal does not.
 
-    Shards that share a value each have a part of its cotangent. Outside shard_map, and where it does not keep account
-    (check_vma=False), this changes nothing.
+    The primal is an array, or its abstract value. Shards that share a value each have a part of its cotangent. Outside
+    shard_map, and where it does not keep account (check_vma=False), this changes nothing.
 
     Example:
         >>> float(as_varying(jax.numpy.ones(()), jax.numpy.zeros(())))
         1.0
     """
-    axes = jax.typeof(cotangent).manual_axis_type.varying - jax.typeof(primal).manual_axis_type.varying
+    aval: Any = primal if isinstance(primal, ShapedArray) else jax.typeof(primal)
+    axes = jax.typeof(cotangent).manual_axis_type.varying - aval.manual_axis_type.varying
     return jax.lax.psum(cotangent, tuple(sorted(axes))) if axes else cotangent

@@ -13,7 +13,7 @@ from vjplib.compat import is_symbolic
 from vjplib.convolution.places import every, padded, total
 from vjplib.convolution.problem import Problem
 from vjplib.convolution.xla import canonical
-from vjplib.numerics import along_last
+from vjplib.rules._cotangents import prepend_axes
 
 Array = jax.Array
 
@@ -212,7 +212,7 @@ def _grouped(problem: Problem, a: Array) -> Array:
 def multiples(problem: Problem, x: Array, k: Array) -> Array:
     """Returns y where x has one channel, a sum of multiples of it, as each tap meets it: one pass over y."""
     x = _whole(problem, x)
-    parts = (_met(problem, x, tap) * along_last(k[tap], x.ndim) for tap in problem.every_tap)
+    parts = (_met(problem, x, tap) * prepend_axes(k[tap], x.ndim) for tap in problem.every_tap)
     return total(parts, (problem.batch, *problem.out, problem.features), x.dtype)
 
 

@@ -12,7 +12,7 @@ from jax import lax
 
 from vjplib.convolution.places import every, padded, total
 from vjplib.convolution.problem import Problem, valid
-from vjplib.numerics import along_last
+from vjplib.rules._cotangents import prepend_axes
 
 Array = jax.Array
 Block = Callable[[int, int, int], Array]
@@ -63,14 +63,14 @@ def _own_pads(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
         if all(i0 < i1 for i0, i1, _ in ranges):
             piece = every(x, [(l0, i1 - i0, s) for (i0, i1, l0), s in zip(ranges, problem.strides, strict=True)])
             piece = padded(piece, [(i0, m - i1) for (i0, i1, _), m in zip(ranges, problem.out, strict=True)])
-            yield piece * along_last(k[tap], x.ndim)
+            yield piece * prepend_axes(k[tap], x.ndim)
 
 
 def _shared_pad(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
     whole = padded(x, zip(problem.low, problem.high, strict=True))
     for tap in problem.every_tap:
         steps = zip(problem.rhs_dilation, tap, problem.out, problem.strides, strict=True)
-        yield every(whole, [(r * j, m, s) for r, j, m, s in steps]) * along_last(k[tap], x.ndim)
+        yield every(whole, [(r * j, m, s) for r, j, m, s in steps]) * prepend_axes(k[tap], x.ndim)
 
 
 # With s = 1 an output i = q d + f, of phase f, meets the taps j with d l = q d + f + r j - p, that is with

@@ -13,7 +13,7 @@ from vjplib.compat import separate_call
 from vjplib.convolution import depthwise
 from vjplib.convolution.places import every, padded
 from vjplib.convolution.problem import Problem
-from vjplib.numerics import along_last
+from vjplib.rules._cotangents import prepend_axes
 
 Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]
@@ -193,7 +193,7 @@ def _parts(problem: Problem, groups: int) -> Iterator[tuple[Problem, slice, slic
 def _between_groups(problem: Problem, k: Array) -> Array:
     """Returns k, (*kernel, depth, features), as (*kernel, channels, features) with zeros between groups."""
     same = jnp.arange(problem.groups)[:, None, None] == jnp.arange(problem.features)[None, None, :] // problem.width
-    k = jnp.where(along_last(same, k.ndim + 1), k[..., None, :, :], 0)
+    k = jnp.where(prepend_axes(same, k.ndim + 1), k[..., None, :, :], 0)
     return k.reshape(*problem.kernel, problem.channels, problem.features)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vjplib.numerics import floating, wide
+from vjplib.precision import upcast
 
 
 class Jacobian(ABC):
@@ -129,7 +129,7 @@ def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."
         >>> matmul(jnp.ones((2, 300), jnp.bfloat16), jnp.ones(300, jnp.bfloat16))
         Array([300, 300], dtype=bfloat16)
     """
-    return jnp.matmul(wide(a), wide(b), precision="highest").astype(jnp.result_type(a, b))
+    return jnp.matmul(upcast(a), upcast(b), precision="highest").astype(jnp.result_type(a, b))
 
 
 def shape_of(name: str, x: Array, rank: int) -> tuple[int, ...]:
@@ -162,7 +162,9 @@ def operand(name: str, x: Array, size: int, jacobian: Jacobian) -> jax.Array:
         Traceback (most recent call last):
         ValueError: g must have shape (2,) to multiply a Jacobian of shape (2, 3), got (3,)
     """
-    x = floating(name, x)
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} must have a floating dtype, got {x.dtype} of shape {x.shape}")
     if x.shape != (size,):
         raise ValueError(
             f"{name} must have shape ({size},) to multiply a Jacobian of shape {jacobian.shape}, got {x.shape}"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vjplib.jacobians.dense import Jacobian, operand, shape_of
-from vjplib.numerics import wide
+from vjplib.precision import upcast
 
 
 @jax.tree_util.register_dataclass
@@ -58,4 +58,4 @@ def scale(x: Float[Array, "..."], d: Float[Array, "..."]) -> Float[Array, "..."]
         >>> scale(jnp.ones(2, jnp.bfloat16), jnp.full(2, 3, jnp.bfloat16))
         Array([3, 3], dtype=bfloat16)
     """
-    return (wide(x) * wide(d)).astype(jnp.result_type(x, d))
+    return (upcast(x) * upcast(d)).astype(jnp.result_type(x, d))

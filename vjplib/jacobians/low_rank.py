@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from vjplib.jacobians.dense import Jacobian, matmul, operand, shape_of
 from vjplib.jacobians.diagonal import Diagonal, scale
-from vjplib.numerics import wide
+from vjplib.precision import upcast
 
 
 @jax.tree_util.register_dataclass
@@ -48,19 +48,19 @@ class DiagonalMinusLowRank(Jacobian):
     def vjp(self, g: Float[Array, " n"]) -> Float[Array, " n"]:
         """g^T J = g d - (g^T U) V^T, in n (1 + 2 r) multiplications."""
         g = operand("g", g, self.shape[0], self)
-        product = scale(wide(g), self.diagonal) - matmul(self.V, matmul(wide(g), self.U))
+        product = scale(upcast(g), self.diagonal) - matmul(self.V, matmul(upcast(g), self.U))
         return product.astype(jnp.result_type(g, self._dtype))
 
     def jvp(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
         """J t = d t - U (V^T t), in n (1 + 2 r) multiplications."""
         t = operand("t", t, self.shape[1], self)
-        product = scale(wide(t), self.diagonal) - matmul(self.U, matmul(wide(t), self.V))
+        product = scale(upcast(t), self.diagonal) - matmul(self.U, matmul(upcast(t), self.V))
         return product.astype(jnp.result_type(t, self._dtype))
 
     def dense(self) -> Float[Array, "n n"]:
         """J as a matrix."""
-        diagonal = jnp.where(jnp.eye(*self.shape, dtype=bool), wide(self.diagonal), 0)
-        return (diagonal - matmul(wide(self.U), self.V.T)).astype(self._dtype)
+        diagonal = jnp.where(jnp.eye(*self.shape, dtype=bool), upcast(self.diagonal), 0)
+        return (diagonal - matmul(upcast(self.U), self.V.T)).astype(self._dtype)
 
     @property
     def _dtype(self) -> jnp.dtype:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vjplib.jacobians.dense import Jacobian, operand, shape_of
-from vjplib.numerics import wide
+from vjplib.precision import upcast
 
 
 @jax.tree_util.register_dataclass
@@ -64,8 +64,8 @@ class BandedToeplitz(Jacobian):
 def _correlate(x: Float[Array, " n"], kernel: Float[Array, " k"], centre: int) -> Float[Array, " n"]:
     """Returns y_i = sum_p x_{i + p - centre} h_p, x being 0 beyond its ends."""
     (n,) = x.shape
-    total = jnp.zeros(n, wide(x).dtype)
-    for p, h in enumerate(wide(kernel)):
+    total = jnp.zeros(n, upcast(x).dtype)
+    for p, h in enumerate(upcast(kernel)):
         shift = max(-n, min(n, p - centre))
-        total = total + h * jax.lax.pad(wide(x), jnp.zeros((), wide(x).dtype), [(-shift, shift, 0)])
+        total = total + h * jax.lax.pad(upcast(x), jnp.zeros((), upcast(x).dtype), [(-shift, shift, 0)])
     return total.astype(jnp.result_type(x, kernel))

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 
 from vjplib.compat import x64
 from vjplib.jacobians import BandedToeplitz, Chain, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
-from vjplib.rules.elementwise import quadratic, relu, sigmoid, tanh
-from vjplib.rules.loss import squared_error
-from vjplib.rules.product import multiply
+from vjplib.rules.activations import quadratic, relu, sigmoid, tanh
+from vjplib.rules.losses import squared_error
+from vjplib.rules.products import multiply
 from vjplib.rules.softmax import softmax
 
 if TYPE_CHECKING:

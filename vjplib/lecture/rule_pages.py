@@ -2,7 +2,7 @@
 
     python -m vjplib.lecture.rule_pages DIRECTORY [RULE ...]
 
-writes a Markdown page for each rule, and an index. RULE is an argument of `vjplib.catalog.find`; by default, pages are
+writes a Markdown page for each rule, and an index. RULE is an argument of `vjplib.rule.find`; by default, pages are
 written for all rules of the library.
 """
 
@@ -24,9 +24,9 @@ import jax
 import numpy as np
 from jax.errors import InconclusiveDimensionOperation
 
-import vjplib.catalog as catalog
 from vjplib.compat import recorded_custom_vjps
-from vjplib.rule import Case, Edge, Input, Rule
+from vjplib.rule import Case, Edge, Input, Rule, find
+from vjplib.rule import rules as own_rules
 
 # Characters in formulas that Markdown would read as the start of emphasis, of a tag or of a link.
 _MARKUP = re.compile(r"(?<!\w)_(?=\S)|\*(?=\S)|<(?=[A-Za-z/!?])|(?<=\])\(")
@@ -46,7 +46,7 @@ def page(rule: Rule) -> str:
         OSError: the public function has no source, such as a function typed at a prompt.
 
     Example:
-        >>> from vjplib.catalog import find
+        >>> from vjplib.rule import find
         >>> text = page(find("softmax")[0])
         >>> text.splitlines()[0], "g^T J = g * y - (sum_i g_i y_i) y = y * (g - <g, y>)" in text
         ('# softmax', True)
@@ -64,8 +64,8 @@ def pages(rules: Iterable[Rule]) -> dict[str, str]:
         ValueError: two rules share a name.
 
     Example:
-        >>> from vjplib.catalog import find
-        >>> list(pages(find("vjplib.rules.product")))
+        >>> from vjplib.rule import find
+        >>> list(pages(find("vjplib.rules.products")))
         ['multiply.md', 'prod.md', 'index.md']
     """
     texts: dict[str, str] = {}
@@ -90,7 +90,7 @@ def write_pages(directory: str | Path, rules: Iterable[Rule] | None = None) -> l
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, text in pages(catalog.rules() if rules is None else rules).items():
+    for name, text in pages(own_rules() if rules is None else rules).items():
         path = directory / name
         path.write_text(text, encoding="utf-8")
         paths.append(path)
@@ -165,7 +165,7 @@ def _verified(rule: Rule) -> Iterator[str]:
     if rule.edges:
         yield "At these edges:"
         yield _table(("edge", "call"), ((_cell(edge.name), f"`{_edge_call(rule, edge)}`") for edge in rule.edges))
-    if rule.residuals is not None:
+    if rule.residual_bytes is not None:
         yield f"Residuals between forward and backward, in float32 at the first call: {_residuals(rule)}."
     yield f"Second derivatives are {'supported' if rule.order_two else 'refused'}, which is verified too."
     if rule.baselines:
@@ -200,12 +200,12 @@ def _value(a: Any) -> str:
 
 
 def _residuals(rule: Rule) -> str:
-    assert rule.residuals is not None
+    assert rule.residual_bytes is not None
     dims = rule.cases[0].dims
-    number = f"{rule.residuals(**dims):,}"
+    number = f"{rule.residual_bytes(**dims):,}"
     try:
         symbols = jax.export.symbolic_shape(", ".join(dims))
-        formula = str(rule.residuals(**dict(zip(dims, symbols, strict=True))))
+        formula = str(rule.residual_bytes(**dict(zip(dims, symbols, strict=True))))
     except InconclusiveDimensionOperation:  # the function compares sizes, so that there is no single formula
         return f"{number} bytes"
     return f"`{formula}` bytes, here {number}" if dims else f"{number} bytes"
@@ -340,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("directory", type=Path, help="where to write them")
     parser.add_argument("targets", nargs="*", help="a rule, package.module or package.module:name; all of ours if none")
     options = parser.parse_args(argv)
-    rules = [rule for target in options.targets for rule in catalog.find(target)]
+    rules = [rule for target in options.targets for rule in find(target)]
     for path in write_pages(options.directory, rules if options.targets else None):
         print(path)
 

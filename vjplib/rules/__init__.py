@@ -1,1 +1,1 @@
-"""The rules, one family to a file; each file ends in its records, which `vjplib.catalog` finds."""
+"""The rules, one family to a file or folder; each file ends in its records, which `vjplib.rule.find` finds."""

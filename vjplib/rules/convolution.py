@@ -14,13 +14,15 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from vjplib.compat import as_varying, automatic, custom_vjp, is_symbolic, separate_call
+from vjplib.compat import automatic, custom_vjp, is_symbolic, separate_call
 from vjplib.convolution.dense import convolved, kernel_convolved
 from vjplib.convolution.problem import Problem
 from vjplib.convolution.xla import call_of, conv_general_dilated
 from vjplib.jacobians import BandedToeplitz, Dense
-from vjplib.numerics import along_last, as_array, as_form, by_rule, cotangent_of, form, wide, wide_dtype
+from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule, Scaling
+from vjplib.rules._arguments import as_array, by_rule
+from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes
 
 
 def conv1d(
@@ -98,8 +100,8 @@ def fwd(x, h, b, stride):
     else:
         y = _convolve(_blocks(wide_x, h), _kernel(wide_h), stride)
         y = y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
-    y = y if b is None else y + along_last(wide(b), y.ndim)
-    return y.astype(jnp.result_type(*given)), (x, h, None if b is None else form(b))
+    y = y if b is None else y + prepend_axes(upcast(b), y.ndim)
+    return y.astype(jnp.result_type(*given)), (x, h, None if b is None else aval_token(b))
 
 
 # y_i = sum_j h_j x_{s i + j - p}, so dy_i/dx_l = h_{l - s i + p}: at stride 1 a band of k diagonals, each constant (a
@@ -109,7 +111,7 @@ def fwd(x, h, b, stride):
 # and sums over the batch; with channels, sums over those that the output cotangent and the argument do not share.
 # Algorithm 4 of the lecture is the first line at s = 1: O(n k) multiplications where the matrix takes O(n^2).
 def bwd(stride, res, g):
-    x, h, form_b = res
+    x, h, b_token = res
     wide_x, wide_h, g = _in_one_dtype(x, h, g)
     problem = _problem(_blocks(x, h), _kernel(h), stride)
     if h.ndim == 1 and stride == 1:
@@ -121,8 +123,8 @@ def bwd(stride, res, g):
     def sliding(g, x):
         return kernel_convolved(problem, _blocks(x, h), _blocks(g, h)).reshape(h.shape)
 
-    dx, dh = as_varying(dx, x), cotangent_of(h, sliding, g, wide_x)
-    return dx.astype(x.dtype), dh.astype(h.dtype), None if form_b is None else as_form(g, form_b)
+    dh = automatic(sliding, jax.typeof(h))(g, wide_x)
+    return like_primal(dx, x), like_primal(dh, h), None if b_token is None else like_primal(g, b_token)
 
 
 _conv1d.defvjp(fwd, bwd)
@@ -148,7 +150,7 @@ def _check(x, h, stride, b=None):
 
 def _in_one_dtype(*arrays):
     """Returns the arrays in the one dtype to compute in: XLA's convolution takes no two."""
-    dtype = wide_dtype(jnp.result_type(*arrays))
+    dtype = compute_dtype(jnp.result_type(*arrays))
     return [a.astype(dtype) for a in arrays]
 
 
@@ -312,7 +314,7 @@ RULES = (
             "Algorithm 3": Scaling(naive_vjp, _ONE_KERNEL, ("n", (1448, 2048, 2816))),
             "Algorithm 4": Scaling(sparse_vjp, _ONE_KERNEL, ("n", (2**20, 2**21, 2**22))),
         },
-        residuals=lambda n, k: 4 * (n + k),
+        residual_bytes=lambda n, k: 4 * (n + k),
         jacobian=jacobian,
         reason="the lecture's convolution; on CPU, one kernel by shifted copies is many times faster",
         source="Example 4.2",

@@ -12,15 +12,15 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.arguments import convolution_arguments, shaped
 from vjplib.compat import as_varying, automatic, custom_vjp, separate_call
 from vjplib.convolution.choice import XLA, Formulation, kernel_formulation, output_formulation
 from vjplib.convolution.shapes import SHAPES
 from vjplib.convolution.whole_batch import whole_batch
 from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated as lax_convolution
-from vjplib.numerics import as_array, form, wide_dtype
+from vjplib.precision import compute_dtype
 from vjplib.rule import Case, Edge, Rule
+from vjplib.rules._arguments import as_array, convolution_arguments, shaped
 
 Padding = str | Sequence[tuple[int, int]]
 REAL = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
@@ -88,7 +88,8 @@ def _convolve(lhs, rhs, **arguments):
     call = _call(lhs=lhs, rhs=rhs, **arguments)
     if call.trimmed is not call:  # no formulation pads for taps that meet nothing
         if call.trimmed.empty:  # 0, varying over devices as x and k do
-            zero = jnp.sum(form(lhs)) + jnp.sum(form(rhs))
+            no_numbers = (lax.slice_in_dim(jnp.expand_dims(a, 0), 0, 0) for a in (lhs, rhs))
+            zero = lax.add(*map(jnp.sum, no_numbers))
             return jnp.broadcast_to(zero.astype(jax.eval_shape(call, lhs, rhs).dtype), call.out)
         call, rhs = call.trimmed, call.trim(rhs)
     return _rule(call)(lhs, rhs) if _served(call, lhs, rhs) else call(lhs, rhs)
@@ -373,7 +374,7 @@ def _in_one_dtype(run, problem, dtype):
     """Returns a formulation as a call of its own, computed in float32 or wider and rounded to dtype at its end."""
 
     def rounded(*arrays):
-        computing = wide_dtype(jnp.result_type(*arrays, dtype))
+        computing = compute_dtype(jnp.result_type(*arrays, dtype))
         return run(problem, *(a.astype(computing) for a in arrays)).astype(dtype)
 
     return separate_call(rounded)
@@ -411,6 +412,7 @@ def _edge(name, x, **kwargs):
 RULES = (
     Rule(
         fn=conv_general_dilated,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv_general_dilated": lax_convolution},
         cases=(
@@ -437,12 +439,13 @@ RULES = (
         bench=tuple(
             _general(x, k, label=label, space=len(k.split()) - 2, **arguments) for label, x, k, arguments in SHAPES
         ),
-        residuals=_residuals,
+        residual_bytes=_residuals,
         reason="lax's convolution; on CPU depthwise, grouped and transposed many times faster, and right at any pad",
         source="Example 4.2, generalised",
     ),
     Rule(
         fn=conv,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv": lax.conv},
         cases=(Case(("n 1 h w", "1 1 3 2"), {"n": 2, "h": 7, "w": 5}, {"window_strides": (2, 1), "padding": "SAME"}),),
@@ -454,12 +457,13 @@ RULES = (
                 ("1 1 1000000", "1 1 3"), {}, {"window_strides": (1,), "padding": "SAME"}, label="one channel n=1e6 k3"
             ),
         ),
-        residuals=lambda n, h, w: 4 * (n * h * w + 6),
+        residual_bytes=lambda n, h, w: 4 * (n * h * w + 6),
         reason="conv_general_dilated by its shortest name",
         source="Example 4.2",
     ),
     Rule(
         fn=conv_with_general_padding,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv_with_general_padding": lax.conv_with_general_padding},
         cases=(
@@ -489,7 +493,7 @@ RULES = (
                 label="transposed 2x2s2, channels first (jax#23783)",
             ),
         ),
-        residuals=lambda n, m: 4 * (5 * n * m + 30),
+        residual_bytes=lambda n, m: 4 * (5 * n * m + 30),
         reason="conv_general_dilated of dilated, padded arrays by a shorter name",
         source="Example 4.2",
     ),

@@ -12,13 +12,13 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.arguments import convolution_arguments
 from vjplib.compat import custom_vjp, is_symbolic, separate_call
 from vjplib.convolution.places import padded
 from vjplib.convolution.xla import Call, call_of
 from vjplib.convolution.xla import conv_general_dilated_patches as lax_patches
-from vjplib.numerics import as_array, wide
+from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Rule
+from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules.convolution_general import CHANNELS_LAST, REAL, Padding, by_platform
 
 MOST_TAPS = 256  # beyond, the program of one slice a tap takes longer to compile than it saves
@@ -140,7 +140,7 @@ def _rule(call: Call, dtype: Any) -> Callable[[Array], Array]:
     def bwd(kept, g):
         def dx_on_cpu(g):
             g = call.y_to_canonical(g)
-            g = wide(g) if g.dtype in REAL else g
+            g = upcast(g) if g.dtype in REAL else g
             return call.x_from_canonical(joined(problem, g)).astype(kept.type.dtype)
 
         def dx_elsewhere(g):
@@ -245,6 +245,7 @@ _CALL = {"filter_shape": (3, 2), "padding": "SAME", "dimension_numbers": CHANNEL
 RULES = (
     Rule(
         fn=conv_general_dilated_patches,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv_general_dilated_patches": lax_patches},
         cases=(
@@ -263,7 +264,7 @@ RULES = (
                 _CALL | {"window_strides": (4, 4), "filter_shape": (4, 4)},
             ),
         ),
-        residuals=lambda n, h, w, c: 0,
+        residual_bytes=lambda n, h, w, c: 0,
         reason="lax's patches, copied where lax multiplies by an identity kernel, and nothing kept for the backward",
         source="Example 4.2",
     ),

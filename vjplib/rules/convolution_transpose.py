@@ -10,10 +10,9 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.arguments import convolution_arguments
 from vjplib.convolution.xla import conv_transpose as lax_conv_transpose
-from vjplib.numerics import as_array
 from vjplib.rule import Case, Edge, Rule
+from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules.convolution_general import Padding, conv_general_dilated
 
 
@@ -125,6 +124,7 @@ def _square(label, size, channels, kernel, features):
 RULES = (
     Rule(
         fn=conv_transpose,
+        whole_array=True,
         reference=reference,
         baselines={"lax.conv_transpose": lax_conv_transpose},
         cases=(
@@ -147,7 +147,7 @@ RULES = (
                 label="transposed 3-D k3 stride 2, at 16^3 (jax#31662)",
             ),
         ),
-        residuals=lambda n, m, i, o: 4 * (n * m * i + 3 * i * o),
+        residual_bytes=lambda n, m, i, o: 4 * (n * m * i + 3 * i * o),
         reason="the transposed convolution; on CPU no zero between the places of x is multiplied",
         source="Example 4.2, transposed",
     ),

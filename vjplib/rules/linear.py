@@ -2,14 +2,17 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from vjplib.compat import custom_vjp
+from vjplib.compat import automatic, custom_vjp
 from vjplib.jacobians import Dense, Diagonal
-from vjplib.numerics import along_last, as_array, as_form, by_rule, cotangent_of, form, wide, wide_dtype
+from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule
+from vjplib.rules._arguments import as_array, by_rule
+from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes
 
 
 def linear(
@@ -66,26 +69,28 @@ def _linear(x, W, b):
 
 
 def fwd(x, W, b):
-    y = jnp.einsum("...n,mn->...m", x, W, preferred_element_type=wide_dtype(jnp.result_type(x, W)))
+    y = jnp.einsum("...n,mn->...m", x, W, preferred_element_type=compute_dtype(jnp.result_type(x, W)))
     if b is None:
         return y.astype(jnp.result_type(x, W)), (x, W, None)
-    return (y + along_last(wide(b), y.ndim)).astype(jnp.result_type(x, W, b)), (x, W, form(b))
+    return (y + prepend_axes(upcast(b), y.ndim)).astype(jnp.result_type(x, W, b)), (x, W, aval_token(b))
 
 
 # y_i = sum_j W_ij x_j + b_i, so dy_i/dx_j = W_ij, dy_i/dW_kj = delta_ik x_j and dy_i/db_k = delta_ik.
 #   g^T J_x = g W,   g^T J_W = g x^T (outer product, summed over the batch),   g^T J_b = g (summed over the batch)
 # The Jacobian in W has m * m n entries of which m n differ from zero; the product needs just x and g.
 def bwd(res, g):
-    x, W, form_b = res
+    x, W, b_token = res
     dx, dW = _product("...m,mn->...n", g, W, x), _product("...m,...n->mn", g, x, W)
-    return dx, dW, None if form_b is None else as_form(wide(g), form_b)
+    return like_primal(dx, x), like_primal(dW, W), None if b_token is None else like_primal(upcast(g), b_token)
 
 
 def _product(subscripts, a, b, primal):
-    """Returns an einsum of two arrays, accumulated in float32 or wider, as the cotangent of a primal."""
-    computing = wide_dtype(jnp.result_type(a, b))
-    product = partial(jnp.einsum, subscripts, preferred_element_type=computing)
-    return cotangent_of(primal, product, a, b).astype(primal.dtype)
+    """Return an einsum of two arrays, accumulated in float32 or wider, and sharded as a primal under explicit axes.
+
+    Where it sums over a sharded axis, as dW does over the batch, JAX does not choose a sharding by itself.
+    """
+    product = partial(jnp.einsum, subscripts, preferred_element_type=compute_dtype(jnp.result_type(a, b)))
+    return automatic(product, jax.typeof(primal))(a, b)
 
 
 _linear.defvjp(fwd, bwd)
@@ -122,7 +127,7 @@ RULES = (
             Edge("one feature in, one out", ([[2.0]], [[3.0]], [1.0])),
         ),
         bench=(Case(("c n", "m n", "m"), {"c": 512, "n": 1024, "m": 1024}),),
-        residuals=lambda c, n, m: 4 * (c * n + m * n),
+        residual_bytes=lambda c, n, m: 4 * (c * n + m * n),
         jacobian=jacobian,
         reason="a layer of the lecture; accumulates half precision in float32",
         source="Examples 2.5 and 3.2",

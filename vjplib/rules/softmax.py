@@ -11,8 +11,42 @@ from jaxtyping import Array, Bool, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import DiagonalMinusLowRank
-from vjplib.numerics import as_inexact, axes_of, by_rule, shifted_exponentials, wide, with_mask
-from vjplib.rule import Case, Edge, Input, Rule, Tail, mask
+from vjplib.precision import upcast
+from vjplib.rule import Case, Edge, Input, Rule, Tail, random_mask
+from vjplib.rules._arguments import as_inexact, broadcast_mask, by_rule, normalize_axes
+from vjplib.rules._cotangents import aval_token, like_primal
+
+# ------------------------------------------------------------------------------------------------------ exponentials
+
+
+def max_shifted_exp(
+    x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns exp(x - shift), its sum along axes and the shift, which is the maximum along axes.
+
+    No exponential overflows, and the largest is 1, so that no sum of them is 0. The shift cancels in whatever is made
+    of all three, and is not differentiated.
+
+    Args:
+        x: the array.
+        axes: the axes to sum along; they stay, with size 1.
+        mask: booleans of x's shape, True for what is included, or None. The rest counts 0; a slice wholly masked has
+            shift 0 and sum 1.
+
+    Example:
+        >>> e, total, shift = max_shifted_exp(jnp.array([1000.0, 1000.0]), (0,), None)
+        >>> e.tolist(), total.item(), shift.item()
+        ([1.0, 1.0], 2.0, 1000.0)
+    """
+    shift = jax.lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf, where=mask))
+    if mask is None:
+        e = jnp.exp(x - shift)
+        return e, jnp.sum(e, axes, keepdims=True), shift
+    empty = ~jnp.any(mask, axes, keepdims=True)
+    shift = jnp.where(empty, 0, shift)
+    e = jnp.where(mask, jnp.exp(jnp.where(mask, x - shift, 0)), 0)
+    return e, jnp.where(empty, 1, jnp.sum(e, axes, keepdims=True)), shift
+
 
 # ------------------------------------------------------------------------------------------------------------- softmax
 
@@ -46,20 +80,20 @@ def softmax(
     Source:
         Example 2.6 of the lecture, Eq. 16 and 17. The signature is that of `jax.nn.softmax`.
     """
-    x, kept = with_mask(where, x=as_inexact("x", x))
-    axes = axes_of(axis, x.ndim)
-    return by_rule(lambda x: _softmax(x, kept, axes), lambda x: jax.nn.softmax(x, axes, kept), x=x)
+    x, mask = broadcast_mask(where, x=as_inexact("x", x))
+    axes = normalize_axes(axis, x.ndim)
+    return by_rule(lambda x: _softmax(x, mask, axes), lambda x: jax.nn.softmax(x, axes, mask), x=x)
 
 
 @partial(custom_vjp, nondiff_argnames=("axes",))
-def _softmax(x, kept, axes):
-    return fwd_softmax(x, kept, axes)[0]
+def _softmax(x, mask, axes):
+    return fwd_softmax(x, mask, axes)[0]
 
 
-def fwd_softmax(x, kept, axes):
-    e, total, _ = shifted_exponentials(wide(x), axes, kept)
+def fwd_softmax(x, mask, axes):
+    e, total, _ = max_shifted_exp(upcast(x), axes, mask)
     y = (e / total).astype(x.dtype)
-    return y, (y, kept)
+    return y, (y, mask, aval_token(x))
 
 
 # With S = sum_k exp(x_k): dy_i/dx_j = exp(x_i) delta_ij / S - exp(x_i) exp(x_j) / S^2, so J = diag(y) - y y^T.
@@ -71,11 +105,11 @@ def fwd_softmax(x, kept, axes):
 #   g^T J = y * (d - <d, y>) with d = g - c, for any c
 # and with c = <g, y> the large term is gone: d_m is as small as dx_m, and so is what rounding leaves of the sum.
 def bwd_softmax(axes, res, g):
-    y, kept = res
-    y, wide_g = wide(y), wide(g) if kept is None else jnp.where(kept, wide(g), 0)
+    y, mask, x_token = res
+    y, wide_g = upcast(y), upcast(g) if mask is None else jnp.where(mask, upcast(g), 0)
     d = wide_g - _finite(jnp.sum(wide_g * y, axes, keepdims=True))
     dx = y * (d - jnp.sum(d * y, axes, keepdims=True))
-    return dx.astype(g.dtype), None
+    return like_primal(dx, x_token), None
 
 
 def _finite(correction):
@@ -87,11 +121,11 @@ _softmax.defvjp(fwd_softmax, bwd_softmax)
 
 
 def reference_softmax(x, axis=-1, where=None):
-    kept = True if where is None else where
-    shift = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, where=kept, initial=-jnp.inf))
-    e = jnp.where(kept, jnp.exp(jnp.where(kept, x - shift, 0)), 0)
+    mask = True if where is None else where
+    shift = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, where=mask, initial=-jnp.inf))
+    e = jnp.where(mask, jnp.exp(jnp.where(mask, x - shift, 0)), 0)
     total = jnp.sum(e, axis, keepdims=True)
-    return e / jnp.where(jnp.any(jnp.broadcast_to(kept, x.shape), axis, keepdims=True), total, 1)
+    return e / jnp.where(jnp.any(jnp.broadcast_to(mask, x.shape), axis, keepdims=True), total, 1)
 
 
 def jacobian_softmax(x, axis=-1, where=None):
@@ -131,21 +165,21 @@ def log_softmax(
     Source:
         Example 2.6 of the lecture, composed with the logarithm. The signature is that of `jax.nn.log_softmax`.
     """
-    x, kept = with_mask(where, x=as_inexact("x", x))
-    axes = axes_of(axis, x.ndim)
-    return by_rule(lambda x: _log_softmax(x, kept, axes), lambda x: jax.nn.log_softmax(x, axes, kept), x=x)
+    x, mask = broadcast_mask(where, x=as_inexact("x", x))
+    axes = normalize_axes(axis, x.ndim)
+    return by_rule(lambda x: _log_softmax(x, mask, axes), lambda x: jax.nn.log_softmax(x, axes, mask), x=x)
 
 
 @partial(custom_vjp, nondiff_argnames=("axes",))
-def _log_softmax(x, kept, axes):
-    return fwd_log_softmax(x, kept, axes)[0]
+def _log_softmax(x, mask, axes):
+    return fwd_log_softmax(x, mask, axes)[0]
 
 
-def fwd_log_softmax(x, kept, axes):
-    e, total, shift = shifted_exponentials(wide(x), axes, kept)
-    y = (wide(x) - shift) - jnp.log(total)
-    y = (y if kept is None else jnp.where(kept, y, -jnp.inf)).astype(x.dtype)
-    return y, (e.astype(x.dtype), kept)
+def fwd_log_softmax(x, mask, axes):
+    e, total, shift = max_shifted_exp(upcast(x), axes, mask)
+    y = (upcast(x) - shift) - jnp.log(total)
+    y = (y if mask is None else jnp.where(mask, y, -jnp.inf)).astype(x.dtype)
+    return y, (e.astype(x.dtype), mask, aval_token(x))
 
 
 # y_i = x_i - log S, so dy_i/dx_j = delta_ij - exp(x_j) / S = delta_ij - s_j with s = exp(x) / S: J = I - 1 s^T.
@@ -156,26 +190,26 @@ def fwd_log_softmax(x, kept, axes):
 #   g^T J = d - (sum_i d_i) s
 # A masked y_i is the constant -inf: its g is not used.
 def bwd_log_softmax(axes, res, g):
-    e, kept = res
-    e, wide_g = wide(e), wide(g) if kept is None else jnp.where(kept, wide(g), 0)
+    e, mask, x_token = res
+    e, wide_g = upcast(e), upcast(g) if mask is None else jnp.where(mask, upcast(g), 0)
     total = jnp.sum(e, axes, keepdims=True)
-    if kept is not None:
-        total = jnp.where(jnp.any(kept, axes, keepdims=True), total, 1)
+    if mask is not None:
+        total = jnp.where(jnp.any(mask, axes, keepdims=True), total, 1)
     d = wide_g - e * (jnp.sum(wide_g, axes, keepdims=True) / total)
     dx = d - e * (_finite(jnp.sum(d, axes, keepdims=True)) / total)
-    return dx.astype(g.dtype), None
+    return like_primal(dx, x_token), None
 
 
 _log_softmax.defvjp(fwd_log_softmax, bwd_log_softmax)
 
 
 def reference_log_softmax(x, axis=-1, where=None):
-    kept = True if where is None else where
-    some = jnp.any(jnp.broadcast_to(kept, x.shape), axis, keepdims=True)
-    shift = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, where=kept, initial=-jnp.inf))
-    shifted = jnp.where(kept, x - jnp.where(some, shift, 0), 0)
-    total = jnp.sum(jnp.where(kept, jnp.exp(shifted), 0), axis, keepdims=True)
-    return jnp.where(kept, shifted - jnp.log(jnp.where(some, total, 1)), -jnp.inf)
+    mask = True if where is None else where
+    some = jnp.any(jnp.broadcast_to(mask, x.shape), axis, keepdims=True)
+    shift = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, where=mask, initial=-jnp.inf))
+    shifted = jnp.where(mask, x - jnp.where(some, shift, 0), 0)
+    total = jnp.sum(jnp.where(mask, jnp.exp(shifted), 0), axis, keepdims=True)
+    return jnp.where(mask, shifted - jnp.log(jnp.where(some, total, 1)), -jnp.inf)
 
 
 def jacobian_log_softmax(x, axis=-1, where=None):
@@ -190,7 +224,7 @@ _CASES = (
     Case(("n b",), {"b": 3, "n": 5}, {"axis": 0}),
     Case(("b n c",), {"b": 2, "n": 3, "c": 5}, {"axis": (0, 2)}),
     Case(("n",), {"n": 11}, {"axis": None}),
-    Case(("b n",), {"b": 2, "n": 7}, {"where": Input("b n", mask)}),
+    Case(("b n",), {"b": 2, "n": 7}, {"where": Input("b n", random_mask)}),
 )
 _EDGES = (
     Edge("large logits", ([1e4, -1e4, 9999.0, 0.0],)),
@@ -236,7 +270,7 @@ RULES = (
         cases=_CASES,
         edges=_EDGES,
         bench=_LARGE,
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_softmax,
         reason="accuracy: the gradient of a saturated component, which autodiff loses, is right to 4e-06; a layer of "
         "the lecture",
@@ -250,7 +284,7 @@ RULES = (
         cases=_CASES,
         edges=_EDGES,
         bench=_LARGE,
-        residuals=lambda b, n: 4 * b * n,
+        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_log_softmax,
         reason="accuracy: the component of a saturated class, which autodiff loses, is right to 4e-06",
         source="Example 2.6",

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vjplib.rules import convolution, elementwise
+from vjplib.rules import activations, convolution
 from vjplib.rules import linear as linear_rules
 from vjplib.rules import softmax as softmax_rules
 
@@ -146,16 +146,16 @@ def activation(fn: Callable[..., Any]) -> Layer:
 
     Example:
         >>> from functools import partial
-        >>> relu_of_jax = activation(partial(elementwise.relu, derivative_at_zero=0))
+        >>> relu_of_jax = activation(partial(activations.relu, derivative_at_zero=0))
         >>> float(jax.grad(lambda x: relu_of_jax.apply((), x))(0.0))
         0.0
     """
     return Layer(lambda _, input_shape: (tuple(input_shape), ()), lambda _, x: fn(x))
 
 
-relu = activation(elementwise.relu)
-tanh = activation(elementwise.tanh)
-sigmoid = activation(elementwise.sigmoid)
+relu = activation(activations.relu)
+tanh = activation(activations.tanh)
+sigmoid = activation(activations.sigmoid)
 softmax = Layer(
     lambda _, input_shape: (_at_least(1, "softmax", "(..., n)", input_shape), ()),
     lambda _, x: softmax_rules.softmax(x),

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vjplib.rules.loss import softmax_cross_entropy_with_integer_labels
+from vjplib.rules.losses import softmax_cross_entropy_with_integer_labels
 from vjplib.training.net import integer
 
 Params = Any

@@ -1,0 +1,401 @@
+"""Arguments: converted to arrays, and refused by name where they do not fit."""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.export import is_symbolic_dim
+from jax.typing import ArrayLike
+
+from vjplib.compat import weakly_typed
+
+PADDINGS = ("SAME", "SAME_LOWER", "VALID")
+
+# -------------------------------------------------------------------------------------------------------------- arrays
+
+
+def as_array(name: str, x: ArrayLike) -> jax.Array:
+    """Return x as an array: numbers, lists and tuples of numbers become one.
+
+    Args:
+        name: the argument's name, for the message.
+        x: the argument.
+
+    Raises:
+        TypeError: x is not an array of numbers.
+
+    Example:
+        >>> as_array("x", "text")
+        Traceback (most recent call last):
+        TypeError: x must be an array of numbers, got str 'text'
+    """
+    if isinstance(x, jax.Array):
+        return x
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of numbers, got {type(x).__name__} {x!r:.60}") from None
+
+
+def as_inexact(name: str, x: ArrayLike) -> jax.Array:
+    """Return x as an array of a floating or complex dtype: integers and booleans become JAX's default float.
+
+    Args:
+        name: the argument's name, for the message.
+        x: the argument.
+
+    Raises:
+        TypeError: x is not an array of numbers.
+
+    Example:
+        >>> as_inexact("x", [1, 2]).dtype
+        dtype('float32')
+    """
+    array = as_array(name, x)
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    return array.astype(jax.eval_shape(jnp.exp, array).dtype)  # under x64 it depends on the integers' size
+
+
+def as_floating(name: str, x: ArrayLike) -> jax.Array:
+    """Return x as an array of a real floating dtype.
+
+    Args:
+        name: the argument's name, for the message.
+        x: the argument.
+
+    Raises:
+        TypeError: x is not an array of a real floating dtype.
+
+    Example:
+        >>> as_floating("x", 1)
+        Traceback (most recent call last):
+        TypeError: x must have a floating dtype, got int32 of shape ()
+    """
+    array = as_array(name, x)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must have a floating dtype, got {array.dtype} of shape {array.shape}")
+    return array
+
+
+def by_rule(rule: Callable[..., jax.Array], incumbent: Callable[..., jax.Array], **arguments: ArrayLike) -> jax.Array:
+    """Return rule(*arguments) where the result is real and floating, incumbent(*arguments) where it is not.
+
+    Integers and booleans are converted to the result's dtype before the rule, and Python scalars lose their weak type
+    there: the rule sees floating arrays alone, and JAX itself differentiates the conversions. An integer result has no
+    derivative and a complex one another derivative than the rule's: both are the incumbent's.
+
+    Args:
+        rule: a function of arrays, a custom_vjp or one that calls it.
+        incumbent: the function that users would otherwise call; the result has its dtype and weak type.
+        **arguments: the arrays by name, in the order in which both functions take them.
+
+    Raises:
+        TypeError: an argument is not an array of numbers.
+
+    Example:
+        >>> by_rule(lambda x, y: x * y, jnp.multiply, x=jnp.float32(2), y=True)
+        Array(2., dtype=float32)
+    """
+    arrays = [as_array(name, x) for name, x in arguments.items()]
+    is_floating = [jnp.issubdtype(a.dtype, jnp.floating) for a in arrays]
+    if all(is_floating) and not any(a.weak_type for a in arrays):
+        return rule(*arrays)
+    dtype, weak = jnp.result_type(*arrays), False
+    if not any(floats and not a.weak_type for a, floats in zip(arrays, is_floating, strict=True)):
+        result = jax.eval_shape(incumbent, *arrays)
+        dtype, weak = result.dtype, result.weak_type
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return incumbent(*arrays)
+    y = rule(
+        *(a if floats and not a.weak_type else a.astype(dtype) for a, floats in zip(arrays, is_floating, strict=True))
+    )
+    return weakly_typed(y) if weak else y
+
+
+def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """Returns the axes named by axis, as sorted non-negative numbers.
+
+    Args:
+        axis: one axis, several, or None for all; negative ones count from the end.
+        ndim: the rank they index.
+
+    Raises:
+        TypeError: an axis is not an integer.
+        ValueError: an axis is out of range or named twice.
+
+    Example:
+        >>> normalize_axes((-1, 0), 3)
+        (0, 2)
+    """
+    given: Any = range(ndim) if axis is None else (axis,) if np.ndim(axis) == 0 else axis
+    try:
+        indices = [operator.index(a) for a in given]
+    except TypeError:
+        raise TypeError(f"axis must be an integer, a sequence of integers or None, got {axis!r}") from None
+    if not all(-ndim <= index < ndim for index in indices):
+        raise ValueError(f"axis must lie in [{-ndim}, {ndim}) for an array of rank {ndim}, got {axis!r}")
+    axes = [index % ndim for index in indices]
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis must not name an axis twice, got {axis!r} for an array of rank {ndim}")
+    return tuple(sorted(axes))
+
+
+def broadcast_shapes(**arrays: jax.Array) -> tuple[int, ...]:
+    """Returns the shape that the arrays broadcast to, or refuses them by name.
+
+    Raises:
+        ValueError: the shapes do not broadcast together.
+
+    Example:
+        >>> broadcast_shapes(x=jnp.ones((2, 3)), y=jnp.ones((4,)))
+        Traceback (most recent call last):
+        ValueError: x and y must broadcast together, got shapes (2, 3) and (4,)
+    """
+    try:
+        return jnp.broadcast_shapes(*(a.shape for a in arrays.values()))
+    except ValueError:
+        shapes = " and ".join(str(a.shape) for a in arrays.values())
+        raise ValueError(f"{' and '.join(arrays)} must broadcast together, got shapes {shapes}") from None
+
+
+def broadcast_mask(where: ArrayLike | None, **arguments: ArrayLike) -> tuple[jax.Array, jax.Array | None]:
+    """Return an array and a mask over it, broadcast together; the array itself and None where there is no mask.
+
+    Args:
+        where: booleans, or None.
+        **arguments: one array, by the name that its argument has.
+
+    Raises:
+        TypeError: the array is not one of numbers, or where not boolean.
+        ValueError: where and the array do not broadcast together.
+
+    Example:
+        >>> broadcast_mask(jnp.array([True, False]), x=jnp.ones((3, 3)))
+        Traceback (most recent call last):
+        ValueError: where must broadcast with x, got where (2,) and shape (3, 3)
+    """
+    ((name, given),) = arguments.items()
+    x = as_array(name, given)
+    if where is None:
+        return x, None
+    mask = as_array("where", where)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"where must be boolean, got {mask.dtype} of shape {mask.shape}")
+    try:
+        shape = jnp.broadcast_shapes(mask.shape, x.shape)
+    except ValueError:
+        raise ValueError(f"where must broadcast with {name}, got where {mask.shape} and shape {x.shape}") from None
+    return jnp.broadcast_to(x, shape), jnp.broadcast_to(mask, shape)
+
+
+# ---------------------------------------- convolutions and poolings: what jax.lax refuses unclearly, or not at all
+
+
+def convolution_arguments(**given: Any) -> dict[str, Any]:
+    """Return the arguments of a convolution of `jax.lax`, by name, with sequences as tuples; lax checks the rest.
+
+    Args:
+        **given: lhs, an array or a `jax.ShapeDtypeStruct`, rhs where the function has one, and all other arguments.
+
+    Raises:
+        TypeError: an argument is not of the type that it must have.
+        ValueError: an argument does not fit the rank of lhs, or is not positive.
+
+    Example:
+        >>> convolution_arguments(lhs=np.ones((1, 1, 5)), window_strides=[1], padding="SAME", rhs_dilation=(0,))
+        Traceback (most recent call last):
+        ValueError: rhs_dilation must have length 1 and positive entries, got (0,)
+    """
+    lhs = given["lhs"]
+    if lhs.ndim < 2:
+        raise ValueError(f"lhs must have at least 2 dimensions, batch and channels, got shape {lhs.shape}")
+    if given.get("rhs", lhs).ndim != lhs.ndim:
+        return given  # lax refuses such ranks
+    for name, value in given.items():
+        if name in ("filter_shape", "window_strides", "strides") or (name.endswith("_dilation") and value is not None):
+            given[name] = positive(name, value, lhs.ndim - 2)
+        elif name.endswith("_group_count"):
+            given[name] = _integer(name, value)
+        elif name == "padding":
+            given[name] = pads(value, lhs.ndim - 2)
+    dimension_order(given.get("dimension_numbers"), lhs.ndim)
+    element_type(given.get("preferred_element_type"))
+    return given
+
+
+def reduce_window_arguments(
+    ndim: int, sizes: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
+) -> Any:
+    """Return the arguments of `lax.reduce_window` that follow its reduction, as tuples.
+
+    Args:
+        ndim: the rank of the operand.
+        sizes: window_dimensions.
+        strides: window_strides, None for ones.
+        padding: a string, or a pair for each dimension.
+        base_dilation: None for ones.
+        window_dilation: None for ones.
+
+    Raises:
+        TypeError: an argument is not of the type that it must have.
+        ValueError: an argument does not fit the rank of the operand, or is not positive.
+
+    Example:
+        >>> reduce_window_arguments(1, [3], None, "same", None, None)
+        ((3,), (1,), 'same', (1,), (1,))
+    """
+    ones = (1,) * ndim
+    return (
+        positive("window_dimensions", sizes, ndim),
+        positive("window_strides", ones if strides is None else strides, ndim),
+        pads(padding, ndim),
+        positive("base_dilation", ones if base_dilation is None else base_dilation, ndim),
+        positive("window_dilation", ones if window_dilation is None else window_dilation, ndim),
+    )
+
+
+def shaped(name: str, x: Any) -> Any:
+    """Return x if it has a shape and a dtype, as a `jax.ShapeDtypeStruct` has, else x as an array.
+
+    Args:
+        name: the argument's name, for the message.
+        x: the argument.
+
+    Raises:
+        TypeError: x is not an array of numbers.
+    """
+    return x if hasattr(x, "shape") and hasattr(x, "dtype") else as_array(name, x)
+
+
+def integers(name: str, given: Any) -> tuple[Any, ...]:
+    """Return a sequence of integers as a tuple.
+
+    Args:
+        name: the argument's name, for the message.
+        given: the argument; symbolic dimensions of `jax.export` are integers.
+
+    Raises:
+        TypeError: given is not a sequence of integers.
+
+    Example:
+        >>> integers("window_strides", 2)
+        Traceback (most recent call last):
+        TypeError: window_strides must be a sequence of integers, got 2
+    """
+    try:
+        return tuple(map(_index, given))
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of integers, got {given!r}") from None
+
+
+def positive(name: str, given: Any, count: int) -> tuple[Any, ...]:
+    """Return a sequence of positive integers, one for each of `count` dimensions, as a tuple.
+
+    Args:
+        name: the argument's name, for the messages.
+        given: the argument; symbolic dimensions of `jax.export` are taken to be positive.
+        count: the number of dimensions.
+
+    Raises:
+        TypeError: given is not a sequence of integers.
+        ValueError: given has another length, or an entry that is not positive.
+
+    Example:
+        >>> positive("window_strides", (0,), 1)
+        Traceback (most recent call last):
+        ValueError: window_strides must have length 1 and positive entries, got (0,)
+    """
+    numbers = integers(name, given)
+    if len(numbers) != count or any(n < 1 for n in numbers if not is_symbolic_dim(n)):
+        raise ValueError(f"{name} must have length {count} and positive entries, got {given!r}")
+    return numbers
+
+
+def pads(given: Any, count: int) -> str | tuple[tuple[Any, Any], ...]:
+    """Return the argument `padding`: a string that lax knows, in any case, or a tuple of pairs.
+
+    Args:
+        given: the argument.
+        count: the number of dimensions.
+
+    Raises:
+        TypeError: given is neither a string nor a sequence of pairs of integers.
+        ValueError: given is another string, or does not have two integers for each dimension.
+
+    Example:
+        >>> pads("FULL", 2)
+        Traceback (most recent call last):
+        ValueError: padding must be SAME, SAME_LOWER, VALID or 2 x (low, high), integers, got 'FULL'
+    """
+    message = f"padding must be {', '.join(PADDINGS)} or {count} x (low, high), integers, got {given!r}"
+    if isinstance(given, str):
+        if given.upper() not in PADDINGS:
+            raise ValueError(message)
+        return given
+    try:
+        pairs = tuple((_index(low), _index(high)) for low, high in given)
+    except TypeError:
+        raise TypeError(message) from None
+    except ValueError:  # not two of them
+        raise ValueError(message) from None
+    if len(pairs) != count:
+        raise ValueError(message)
+    return pairs
+
+
+def dimension_order(given: Any, ndim: int) -> None:
+    """Refuse a `lax.ConvDimensionNumbers` that does not order the axes of arrays of rank `ndim`.
+
+    Args:
+        given: the argument `dimension_numbers`; lax checks the other forms that it takes.
+        ndim: the rank of x and of the kernel.
+
+    Raises:
+        ValueError: a specification does not name each axis once.
+
+    Example:
+        >>> dimension_order(lax.ConvDimensionNumbers((0, 1, 2), (0, 1, 2), (0, 1, 1)), 3)
+        Traceback (most recent call last):
+        ValueError: dimension_numbers.out_spec must have each axis of 0 to 2 once, got (0, 1, 1)
+    """
+    if not isinstance(given, lax.ConvDimensionNumbers):
+        return
+    for name, spec in zip(given._fields, given, strict=True):
+        if sorted(integers(f"dimension_numbers.{name}", spec)) != list(range(ndim)):
+            raise ValueError(f"dimension_numbers.{name} must have each axis of 0 to {ndim - 1} once, got {spec!r}")
+
+
+def element_type(given: Any) -> None:
+    """Refuse a `preferred_element_type` that is neither None nor a dtype.
+
+    Args:
+        given: the argument.
+
+    Raises:
+        TypeError: given is not a dtype.
+
+    Example:
+        >>> element_type("float99")
+        Traceback (most recent call last):
+        TypeError: preferred_element_type must be a dtype or None, got 'float99'
+    """
+    try:
+        np.dtype(given)
+    except TypeError:
+        raise TypeError(f"preferred_element_type must be a dtype or None, got {given!r}") from None
+
+
+def _index(n: Any) -> Any:
+    return n if is_symbolic_dim(n) else operator.index(n)
+
+
+def _integer(name: str, given: Any) -> Any:
+    try:
+        return _index(given)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {given!r}") from None

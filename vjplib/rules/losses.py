@@ -1,0 +1,448 @@
+"""The losses a classifier or a regression ends in, with optax's signatures."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from vjplib.compat import custom_vjp
+from vjplib.jacobians import Dense, Diagonal
+from vjplib.precision import upcast
+from vjplib.rule import Case, Edge, Input, Rule, Tail, distribution, index_below, random_mask
+from vjplib.rules._arguments import as_array, as_floating, broadcast_mask, broadcast_shapes, by_rule, normalize_axes
+from vjplib.rules._cotangents import aval_token, like_primal
+from vjplib.rules.products import multiply
+from vjplib.rules.softmax import log_softmax, max_shifted_exp, saturating
+
+# ----------------------------------------------------------------------------------------------- softmax_cross_entropy
+
+
+def softmax_cross_entropy(
+    logits: Float[ArrayLike, "*b n"],
+    labels: Shaped[ArrayLike, "..."],
+    axis: int | Sequence[int] | None = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*b"]:
+    """-sum_i labels_i log softmax(logits)_i along axis.
+
+    Args:
+        logits: any shape, floating: unnormalised log probabilities.
+        labels: any dtype, of a shape that broadcasts with logits': a distribution along axis, for instance one-hot. It
+            need not sum to one.
+        axis: the class axis or axes; None for all.
+        where: booleans that broadcast with logits, or of its shape less axis: the elements to include.
+
+    Returns:
+        The broadcast shape less axis, in the dtype that both promote to; in [0, inf] for distributions. A slice wholly
+        masked gives 0. A label of 0 on a logit of -inf is 0 times inf, NaN, as in optax: exclude it by where. Both
+        cotangents keep their relative accuracy where one class is all but certain; a loss below the rounding of 1 is 0.
+
+    Raises:
+        TypeError: logits are not floating, as in optax, labels not an array of numbers, or where not boolean.
+        ValueError: labels or where do not broadcast with logits, or axis does not fit.
+
+    Example:
+        >>> loss = softmax_cross_entropy(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
+        >>> round(float(loss), 6)  # log 2
+        0.693147
+
+    Source:
+        Example 2.6 of the lecture, composed with -<labels, log y>. The signature is that of
+        `optax.softmax_cross_entropy`.
+    """
+    logits, labels = as_floating("logits", logits), as_array("labels", labels)
+    axes = normalize_axes(axis, logits.ndim)
+    where = None if where is None else _over_classes(where, logits, axes)
+    shape = broadcast_shapes(logits=logits, labels=labels)
+    shared = shape != logits.shape or (where is not None and broadcast_shapes(logits=logits, where=where) != shape)
+    if shared or any(logits.shape[i] == 0 for i in axes):
+        # Several distributions share logits, whose logarithm is computed once, or there is no class.
+        return -jnp.sum(multiply(labels, log_softmax(logits, axis, where)), axis, where=where)
+    _, mask = broadcast_mask(where, logits=logits)
+    return by_rule(
+        lambda logits, labels: _softmax_cross_entropy(logits, labels, mask, axes),
+        partial(optax.softmax_cross_entropy, axis=axes, where=mask),
+        logits=logits,
+        labels=jnp.broadcast_to(labels, shape),
+    )
+
+
+@partial(custom_vjp, nondiff_argnames=("axes",))
+def _softmax_cross_entropy(logits, labels, mask, axes):
+    return fwd_softmax_cross_entropy(logits, labels, mask, axes)[0]
+
+
+def fwd_softmax_cross_entropy(logits, labels, mask, axes):
+    _, total, shift = max_shifted_exp(upcast(logits), axes, mask)
+    terms = upcast(labels) * ((upcast(logits) - shift) - jnp.log(total))
+    loss = -jnp.sum(terms if mask is None else jnp.where(mask, terms, 0), axes)
+    return loss.astype(jnp.result_type(logits, labels)), (logits, labels, mask, total, shift)
+
+
+# l = -sum_i p_i (x_i - log S) with S = sum_k exp(x_k), so dl/dx_j = -p_j + (sum_i p_i) y_j with y_j = exp(x_j) / S, and
+# dl/dp_j = -(x_j - log S). The softmax's n x n Jacobian and the logarithm's 1 / y have cancelled.
+#   g^T J_x = g d with d = y sum(p) - p,   g^T J_p = -g (x - log S)
+# The shift and the sum of exponentials, two numbers a slice, are kept beside the arguments: their logarithms added up
+# would be one, but would round y where logits are large.
+# Where one y_m rounds to 1, d_m may cancel. But d sums to 0 exactly, and what rounding leaves is the error of d_m, as
+# in log_softmax:
+#   g^T J_x = g (d - y sum(d))
+# There S, in units of the largest exponential, rounds to 1 too, and its logarithm to 0. With r = S - 1, the sum without
+# the largest, log S = log(1 + r) is exact; the largest stays in r as exp(x_m) - 1, for its derivative. S < 2 tells that
+# there is one largest.
+def bwd_softmax_cross_entropy(axes, res, g):
+    logits, labels, mask, total, shift = res
+    g, x, p = jnp.expand_dims(upcast(g), axes), upcast(logits) - shift, upcast(labels)
+    if mask is not None:
+        g, x, p = jnp.where(mask, g, 0), jnp.where(mask, x, 0), jnp.where(mask, p, 0)
+    e = jnp.exp(x)
+    y = e / total if mask is None else jnp.where(mask, e / total, 0)
+    d = y * jnp.sum(p, axes, keepdims=True) - p
+    dlogits = g * (d - y * jnp.sum(d, axes, keepdims=True))
+    rest = jnp.sum(e - (x == 0).astype(e.dtype), axes, keepdims=True)
+    log_total = jnp.where(total < 1.5, jnp.log1p(rest), jnp.log(total))
+    return like_primal(dlogits, logits), like_primal(-g * (x - log_total), labels), None
+
+
+_softmax_cross_entropy.defvjp(fwd_softmax_cross_entropy, bwd_softmax_cross_entropy)
+
+
+def reference_softmax_cross_entropy(logits, labels, axis=-1, where=None):
+    mask = jnp.ones(logits.shape, bool) if where is None else _over_classes(where, logits, axis)
+    shift = jax.lax.stop_gradient(jnp.max(logits, axis, keepdims=True, where=mask, initial=-jnp.inf))
+    shifted = jnp.where(mask, logits - jnp.where(jnp.isneginf(shift), 0, shift), 0)
+    total = jnp.sum(jnp.where(mask, jnp.exp(shifted), 0), axis, keepdims=True)
+    log_y = shifted - jnp.log(jnp.where(jnp.any(mask, axis, keepdims=True), total, 1))
+    return -jnp.sum(jnp.where(mask, labels * log_y, 0), axis)
+
+
+def jacobian_softmax_cross_entropy(logits, labels, axis=-1, where=None):
+    del axis, where
+    y = jax.nn.softmax(logits)
+    return Dense((jnp.sum(labels) * y - labels)[None, :]), Dense(-jnp.log(y)[None, :])
+
+
+def _over_classes(where, logits, axis):
+    """Returns the mask with the class axes put back where it lacks them, as optax does."""
+    axes = normalize_axes(axis, logits.ndim)
+    where = as_array("where", where)
+    if where.ndim > logits.ndim:
+        raise ValueError(f"where must not have more axes than logits, got {where.shape} and {logits.shape}")
+    return jnp.expand_dims(where, axes) if where.ndim == logits.ndim - len(axes) else where
+
+
+# --------------------------------------------------------------------------- softmax_cross_entropy_with_integer_labels
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: Float[ArrayLike, "*b n"],
+    labels: Int[ArrayLike, "..."],
+    axis: int | tuple[int, ...] = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*b"]:
+    """log sum_i exp(logits_i) - logits_label, which is -log softmax(logits)_label, along axis.
+
+    Args:
+        logits: any shape, floating: unnormalised log probabilities.
+        labels: integers, of logits' shape less axis or one of the same rank that broadcasts with it: the right classes,
+            in [-n, n), negative ones counted from the end. Over several axes they index the flattened product, in the
+            order of axis.
+        axis: the class axis, or a tuple of them.
+        where: booleans that broadcast with logits, or of its shape less axis: the elements of the sum to include.
+
+    Returns:
+        The broadcast shape of logits less axis and labels, in logits' dtype; in [0, inf] if the label is not masked. A
+        label out of range gives NaN, as in optax, for values cannot raise under jit; its cotangent is that of a loss
+        without a label, g y. A slice wholly masked gives 0, with cotangent 0, and no class -inf. A logit of -inf is a
+        class without part; NaN, +inf or a slice of -inf alone give NaN. Every component of the cotangent keeps its
+        relative accuracy where the label is all but certain; a loss below the rounding of 1 is 0.
+
+    Raises:
+        TypeError: logits are not floating, labels not integers, both as in optax, where is not boolean, or axis neither
+            an integer nor a tuple.
+        ValueError: labels' shape does not broadcast with logits' less axis, or axis or where do not fit.
+
+    Example:
+        >>> jax.grad(softmax_cross_entropy_with_integer_labels)(jnp.array([0.0, 0.0]), 1).tolist()
+        [0.5, -0.5]
+
+    Source:
+        Example 2.6 of the lecture, composed with -log y_label. The signature is that of
+        `optax.softmax_cross_entropy_with_integer_labels`.
+    """
+    logits, labels = as_floating("logits", logits), as_array("labels", labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype} of shape {labels.shape}")
+    if not isinstance(axis, tuple) and not hasattr(axis, "__index__"):
+        raise TypeError(f"axis must be an integer or a tuple of integers, got {axis!r}")
+    axes = normalize_axes(axis, logits.ndim)
+    if any(logits.shape[i] == 0 for i in axes):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels, axis, where)
+    in_order = tuple(a % logits.ndim for a in axis) if isinstance(axis, tuple) else axes
+    given, mask = logits.shape, None
+    if where is not None:
+        where = _over_classes(where, logits, axes)
+        logits, mask = broadcast_mask(where, logits=logits)
+        if any(logits.shape[i] != given[i] for i in axes):
+            raise ValueError(f"where must not have more classes than logits, got {where.shape} and {given}")
+        mask = _classes_last(mask, in_order)
+    logits = _classes_last(logits, in_order)
+    try:
+        batch = jnp.broadcast_shapes(logits.shape[:-1], labels.shape)
+    except ValueError:
+        batch = None
+    if batch is None or len(batch) != labels.ndim or len(batch) != logits.ndim - 1:
+        raise ValueError(
+            f"labels must have logits' shape less axis {axis}, or broadcast with it, got {labels.shape} and {given}"
+        )
+    if not batch == labels.shape == logits.shape[:-1]:
+        labels, logits = jnp.broadcast_to(labels, batch), jnp.broadcast_to(logits, (*batch, logits.shape[-1]))
+        mask = None if mask is None else jnp.broadcast_to(mask, logits.shape)
+    return by_rule(
+        lambda logits: _integer_cross_entropy(logits, labels, mask),
+        lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, labels, where=mask),
+        logits=logits,
+    )
+
+
+def _classes_last(x, axes):
+    """Returns x with its class axes, in this order, made one last axis."""
+    x = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    return x if len(axes) == 1 else x.reshape(*x.shape[: x.ndim - len(axes)], -1)
+
+
+@custom_vjp
+def _integer_cross_entropy(logits, labels, mask):
+    return fwd_integer_cross_entropy(logits, labels, mask)[0]
+
+
+def fwd_integer_cross_entropy(logits, labels, mask):
+    _, total, shift = max_shifted_exp(upcast(logits), (logits.ndim - 1,), mask)
+    label_logits = jnp.take_along_axis(upcast(logits), labels[..., None], axis=-1)
+    loss = (jnp.log(total) - (label_logits - shift))[..., 0]
+    if mask is not None:
+        loss = jnp.where(jnp.any(mask, -1), loss, 0)
+    return loss.astype(logits.dtype), (logits, labels, mask, total, shift)
+
+
+# The cross-entropy above with p the indicator of the label, which sums to one:
+#   g^T J = g (y - [i = label])
+# The label's component, y - 1, cancels where y rounds to 1; as all sum to 0, it is minus the sum of the others:
+#   (g^T J)_i = g y_i,   (g^T J)_label = -sum of these
+# The one-hot matrix is a comparison inside the loop that writes the result; it is never stored.
+def bwd_integer_cross_entropy(res, g):
+    logits, labels, mask, total, shift = res
+    classes = logits.shape[-1]
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # int8 cannot count 300 classes
+    labels = jnp.where(labels < 0, labels + classes, labels)
+    is_label = lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+    y = jnp.exp(upcast(logits) - shift) / total
+    others = jnp.where(is_label if mask is None else is_label | ~mask, 0, upcast(g)[..., None] * y)
+    places = jnp.where(labels < 0, classes, labels)  # negative places would be counted from the end once more
+    return like_primal(_put(others, places, -jnp.sum(others, -1)), logits), None, None
+
+
+def _put(x, places, values):
+    """Return x with a value put at a place of each row, none where the place is out of range.
+
+    Rows are mapped over, not indexed, so that rows of several devices stay where they are; and the place is written in
+    x itself: a comparison with the places would read and write all of it once more.
+    """
+    put = lambda row, place, value: row.at[place].set(value, mode="drop")  # noqa: E731
+    for _ in range(x.ndim - 1):
+        put = jax.vmap(put)
+    return put(x, places, values)
+
+
+_integer_cross_entropy.defvjp(fwd_integer_cross_entropy, bwd_integer_cross_entropy)
+
+
+def reference_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    logits = _classes_last(logits, axes)
+    mask = jnp.ones(logits.shape, bool)
+    if where is not None:
+        mask &= _classes_last(jnp.broadcast_to(where, logits.shape), axes)
+    shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, where=mask, initial=-jnp.inf))
+    shift = jnp.where(jnp.any(mask, -1, keepdims=True), shift, 0)
+    total = jnp.sum(jnp.where(mask, jnp.exp(jnp.where(mask, logits - shift, 0)), 0), -1)
+    places = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    is_label = jnp.asarray(labels, jnp.int32)[..., None] % logits.shape[-1] == places
+    loss = jnp.log(total) - jnp.sum(jnp.where(is_label, logits - shift, 0), -1)
+    return jnp.where(jnp.any(mask, -1), loss, 0)
+
+
+def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
+    del axis, where
+    return Dense((jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.size, dtype=logits.dtype))[None, :]), None
+
+
+# ------------------------------------------------------------------------------------------------------- squared_error
+
+
+def squared_error(
+    predictions: Float[ArrayLike, "..."], targets: Shaped[ArrayLike, "..."] | None = None
+) -> Float[Array, "..."]:
+    """(predictions - targets)^2, elementwise; its partial derivatives are twice the difference, and minus that.
+
+    Args:
+        predictions: any shape, floating.
+        targets: any dtype, of the same shape; None stands for zeros.
+
+    Returns:
+        An array of that shape, in the dtype that both promote to; in [0, inf]. There is no factor 1/2 and no
+        reduction: see `optax.l2_loss` and `jnp.mean`. NaN and infinities follow arithmetic.
+
+    Raises:
+        TypeError: predictions are not floating, as in optax, or targets not an array of numbers.
+        ValueError: the shapes differ. As in optax they are not broadcast: (n, 1) against (n,) is a mistake too often
+            made.
+
+    Example:
+        >>> jax.grad(squared_error)(5.0, 2.0).item()
+        6.0
+
+    Source:
+        Eq. 1 of the lecture minimises such a loss. The signature is that of `optax.squared_error`.
+    """
+    predictions = as_floating("predictions", predictions)
+    if targets is None:
+        return by_rule(lambda predictions: _squared_error(predictions, None), jnp.square, predictions=predictions)
+    targets = as_array("targets", targets)
+    if targets.shape != predictions.shape:
+        raise ValueError(f"targets must have the shape of predictions, got {targets.shape} and {predictions.shape}")
+    return by_rule(_squared_error, optax.squared_error, predictions=predictions, targets=targets)
+
+
+@custom_vjp
+def _squared_error(predictions, targets):
+    return fwd_squared_error(predictions, targets)[0]
+
+
+def fwd_squared_error(predictions, targets):
+    if targets is None:
+        return jnp.square(upcast(predictions)).astype(predictions.dtype), (
+            upcast(predictions),
+            aval_token(predictions),
+            None,
+        )
+    difference = upcast(predictions) - upcast(targets)
+    loss = jnp.square(difference).astype(jnp.result_type(predictions, targets))
+    return loss, (difference, aval_token(predictions), aval_token(targets))
+
+
+# With e = p - t: d(e^2)/dp = 2 e and d(e^2)/dt = -2 e. The difference is all that is kept of both.
+#   g^T J_p = 2 g * e,   g^T J_t = -2 g * e
+def bwd_squared_error(res, g):
+    difference, predictions, targets = res
+    d = 2 * upcast(g) * difference
+    return like_primal(d, predictions), None if targets is None else like_primal(-d, targets)
+
+
+_squared_error.defvjp(fwd_squared_error, bwd_squared_error)
+
+
+def reference_squared_error(predictions, targets=None):
+    return (predictions - (0 if targets is None else targets)) ** 2
+
+
+def jacobian_squared_error(predictions, targets=None):
+    difference = predictions - (0 if targets is None else targets)
+    return (Diagonal(2 * difference), Diagonal(-2 * difference))[: 1 if targets is None else 2]
+
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+_SOFT = Input("b n", distribution)
+_LABELS = Input("b", index_below("n"))
+_MASKED = {"where": Input("b n", random_mask)}
+_SIZES = {"b": 3, "n": 7}
+_LARGE = {"b": 4096, "n": 1024}
+_FIT = Edge("a perfect and a hopeless fit", ([[1e4, 0.0], [1e4, 0.0]], [[1.0, 0.0], [0.0, 1.0]]))
+
+
+def _tails_of_softmax_cross_entropy(t):
+    x, y, rest = saturating(t)
+    labels = np.broadcast_to(np.eye(3)[0], x.shape)
+    return Tail((x, labels), np.ones_like(t), (np.where(labels, -rest, y), np.log1p(rest / y)))
+
+
+def _tails_of_integer_cross_entropy(t):
+    x, y, rest = saturating(t)
+    return Tail((x, np.zeros(t.shape, np.int32)), np.ones_like(t), (np.where(np.eye(3)[0], -rest, y),))
+
+
+RULES = (
+    Rule(
+        fn=softmax_cross_entropy,
+        reference=reference_softmax_cross_entropy,
+        baselines={"optax.softmax_cross_entropy": optax.softmax_cross_entropy},
+        cases=(
+            Case(("b n", _SOFT), _SIZES),
+            Case(("b n", _SOFT), _SIZES, {"axis": 0}),
+            Case(("b n", _SOFT), _SIZES, {"axis": None}),
+            Case(("b n", _SOFT), _SIZES, _MASKED),
+            Case(("b n", "b n"), _SIZES),
+        ),
+        edges=(
+            _FIT,
+            Edge("ties", ([2.0, 2.0, 2.0], [0.5, 0.5, 0.0])),
+            Edge("one class", ([[3.0]], [[1.0]])),
+            Edge("nothing in the label", ([1.0, 2.0], [0.0, 0.0])),
+            Edge("a slice wholly masked", ([[1.0, 2.0]], [[0.5, 0.5]]), {"where": np.zeros((1, 2), bool)}),
+            Edge("empty batch", (np.zeros((0, 3)), np.zeros((0, 3)))),
+        ),
+        bench=(Case(("b n", _SOFT), _LARGE),),
+        residual_bytes=lambda b, n: 4 * (2 * b * n + 2 * b),
+        jacobian=jacobian_softmax_cross_entropy,
+        reason="accuracy: both gradients at a class that is all but certain, which autodiff loses, are right to 4e-06; "
+        "keeps two numbers a slice beside its arguments",
+        source="Example 2.6",
+        tails=_tails_of_softmax_cross_entropy,
+    ),
+    Rule(
+        fn=softmax_cross_entropy_with_integer_labels,
+        reference=reference_softmax_cross_entropy_with_integer_labels,
+        baselines={"optax.softmax_cross_entropy_with_integer_labels": optax.softmax_cross_entropy_with_integer_labels},
+        cases=(
+            Case(("b n", _LABELS), _SIZES),
+            Case(("n b", _LABELS), _SIZES, {"axis": 0}),
+            Case(("n b c", Input("b", index_below("n"))), {"b": 2, "n": 5, "c": 3}, {"axis": (0, 2)}),
+            Case(("b n", _LABELS), _SIZES, _MASKED),
+            Case(("n", Input("", index_below("n"))), {"n": 11}),
+        ),
+        edges=(
+            Edge("a perfect and a hopeless fit", ([[1e4, 0.0], [1e4, 0.0]], np.array([0, 1]))),
+            Edge("a logit of -inf", ([0.0, float("-inf"), 1.0], np.array(0))),
+            Edge("one class", ([[3.0]], np.array([0]))),
+            Edge("a negative label of few bits, of many classes", (np.linspace(-1, 1, 300), np.array(-100, np.int8))),
+            Edge("a slice wholly masked", ([[1.0, 2.0]], np.array([0])), {"where": np.zeros((1, 2), bool)}),
+            Edge("empty batch", (np.zeros((0, 3)), np.zeros((0,), np.int32))),
+        ),
+        bench=(Case(("b n", _LABELS), _LARGE),),
+        residual_bytes=lambda b, n: 4 * (b * n + 3 * b),
+        jacobian=jacobian_softmax_cross_entropy_with_integer_labels,
+        reason="accuracy: the gradient at a label that is all but certain, which autodiff loses, is right to 4e-06; "
+        "keeps two numbers a slice beside its arguments",
+        source="Example 2.6",
+        tails=_tails_of_integer_cross_entropy,
+    ),
+    Rule(
+        fn=squared_error,
+        reference=reference_squared_error,
+        baselines={"optax.squared_error": optax.squared_error},
+        cases=(Case(("b n", "b n"), {"b": 2, "n": 7}), Case(("b n",), {"b": 2, "n": 7}), Case(("", ""), {})),
+        edges=(Edge("a perfect fit", ([1.0, -2.0], [1.0, -2.0])),),
+        bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
+        residual_bytes=lambda b, n: 4 * b * n,
+        jacobian=jacobian_squared_error,
+        reason="the loss of a regression; keeps the difference alone",
+        source="Eq. 1",
+    ),
+)

@@ -1,0 +1,1 @@
+"""Pooling by sliding windows: the rules in `pooling`, the arithmetic of windows in `windows`."""
