@@ -1,4 +1,4 @@
-"""Cotangents: what every backward rule needs to return one that fits its primal."""
+"""Cotangents that fit their primals: every backward rule ends in `like_primal`."""
 
 from dataclasses import dataclass
 

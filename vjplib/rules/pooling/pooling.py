@@ -447,7 +447,7 @@ def _max_by_lax(operand, *args, **kwargs):
 
 _NAN, _INF = float("nan"), float("inf")
 _LARGE = {"b": 8, "h": 112, "w": 112, "c": 64}
-_LONG = {"b": 32, "n": 4096, "c": 64}
+_SEQUENCE = {"b": 32, "n": 4096, "c": 64}
 
 
 def _image(window, stride):
@@ -455,7 +455,7 @@ def _image(window, stride):
     return Case(("b h w c",), _LARGE, {"window_shape": (window,) * 2, "strides": (stride,) * 2}, label=label)
 
 
-def _wide(n, m, **_):
+def _at_least_3(n, m, **_):
     return n >= 3 and m >= 3
 
 
@@ -465,20 +465,20 @@ _SAME = Case(
     ("b n m c",),
     {"b": 2, "n": 7, "m": 5, "c": 3},
     {"window_shape": (3, 3), "strides": (2, 2), "padding": "SAME"},
-    valid=_wide,
+    valid=_at_least_3,
 )
-_APART = Case(
+_DISJOINT = Case(
     ("n m c",),
     {"n": 7, "m": 5, "c": 2},
     {"window_shape": (2, 3), "strides": (2, 4), "padding": ((0, 1), (2, 1))},
-    valid=_wide,
+    valid=_at_least_3,
     growth=False,
 )
-_CROWDED = Case(
+_OVERLAPPING = Case(
     ("n m k c",),
     {"n": 5, "m": 4, "k": 7, "c": 2},
     {"window_shape": (2, 3, 3), "strides": (1, 2, 1), "padding": ((0, 1), (1, 2), (-1, 0))},
-    valid=lambda k, **sizes: k >= 4 and _wide(**sizes),
+    valid=lambda k, **sizes: k >= 4 and _at_least_3(**sizes),
     growth=False,
 )
 
@@ -497,17 +497,17 @@ _MAX_POOL = Rule(
     fn=max_pool,
     reference=reference_max_pool,
     baselines={"lax.reduce_window": _by_lax(lax.max, -jnp.inf)},
-    cases=(_ROWS, _APART, _CROWDED),
+    cases=(_ROWS, _DISJOINT, _OVERLAPPING),
     edges=_EDGES,
     bench=(
         _image(2, 2),
         _image(3, 2),
-        Case(("b n c",), _LONG, {"window_shape": (2,), "strides": (2,)}, label="1-D k2 stride 2"),
-        Case(("b n c",), _LONG, {"window_shape": (3,), "strides": (2,)}, label="1-D k3 stride 2"),
+        Case(("b n c",), _SEQUENCE, {"window_shape": (2,), "strides": (2,)}, label="1-D k2 stride 2"),
+        Case(("b n c",), _SEQUENCE, {"window_shape": (3,), "strides": (2,)}, label="1-D k3 stride 2"),
     ),
     residual_bytes=lambda b, n, c: b * ((n - 3) // 2 + 1) * c,
     jacobian=jacobian_max_pool,
-    reason="on CPU many times faster than XLA's select-and-scatter; keeps a byte an output, not the input",
+    reason="on CPU many times faster than XLA's select-and-scatter; keeps a byte per output, not the input",
     source="Algorithm 4",
 )
 
@@ -556,7 +556,7 @@ RULES = (
         ),
         residual_bytes=lambda n: (n - 3) // 2 + 1,
         jacobian=jacobian_reduce_window_max,
-        reason="on CPU many times faster than XLA's select-and-scatter, right if x is dilated; keeps a byte an output",
+        reason="on CPU many times faster than XLA's select-and-scatter, correct for dilated x; keeps a byte per output",
         source="Algorithm 4",
     ),
     _MAX_POOL,
@@ -572,7 +572,7 @@ RULES = (
         fn=avg_pool,
         reference=reference_avg_pool,
         baselines={"lax.reduce_window": _mean_by_lax},
-        cases=(_ROWS, _APART, replace(_SAME, kwargs={**_SAME.kwargs, "count_include_pad": False})),
+        cases=(_ROWS, _DISJOINT, replace(_SAME, kwargs={**_SAME.kwargs, "count_include_pad": False})),
         edges=_EDGES,
         bench=(_image(2, 2), _image(3, 2)),
         residual_bytes=lambda b, n, c: 0,
