@@ -127,7 +127,7 @@ RULES = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the example with command-line arguments."""
+    """Run the example with command-line arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--effort", default="standard", choices=("quick", "standard", "deep"))
     effort = parser.parse_args(argv).effort
