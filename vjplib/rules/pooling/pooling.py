@@ -15,7 +15,7 @@ from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp, is_symbolic
 from vjplib.jacobians import Dense
-from vjplib.precision import compute_dtype, upcast
+from vjplib.precision import REAL, compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, integers, pads, positive, reduce_window_arguments
 from vjplib.rules._cotangents import aval_token, like_primal
@@ -403,9 +403,8 @@ def _windows(shape, sizes, strides, padding, dilation=None):
 
 def _has_rule(x, windows):
     """Return True if the rules of this file compute a call, False if lax does."""
-    served = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
     pooled = [(dim, n) for dim, n in zip(windows, x.shape, strict=True) if dim.pools]
-    if x.dtype not in served or is_symbolic(*(n for _, n in pooled)):
+    if x.dtype not in REAL or is_symbolic(*(n for _, n in pooled)):
         return False
     countable = all(dim.span(n) < MAX_POSITIONS for dim, n in pooled)
     return countable and not any(n == 0 for n in (*x.shape, *output_shape(windows, x.shape)))
