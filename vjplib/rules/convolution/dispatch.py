@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vjplib.compat import as_varying, automatic, is_symbolic, separate_call
-from vjplib.precision import compute_dtype
+from vjplib.compat import automatic, is_symbolic, separate_call
+from vjplib.precision import REAL, compute_dtype
+from vjplib.rules._cotangents import like_primal
 from vjplib.rules.convolution.algorithms import dense, depthwise, grouped, phased
 from vjplib.rules.convolution.call import Call
 from vjplib.rules.convolution.problem import Problem
 
 Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]
-REAL = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 
 
 class Algorithm(NamedTuple):
@@ -300,7 +300,7 @@ def input_grad(g: Array, k: Array, x: Array, call: Call) -> Array:
         problem = call.problem
         k = problem.transposed_kernel(call.k_to_canonical(k))
         dx = _in_one_dtype(run, problem.transposed, x.dtype)(call.y_to_canonical(g), k)
-        return as_varying(call.x_from_canonical(dx), x)
+        return like_primal(call.x_from_canonical(dx), x)
 
     return by_platform(run and on_cpu, call.input_grad, g, k, x)
 
@@ -312,7 +312,7 @@ def weight_grad(g: Array, x: Array, k: Array, call: Call) -> Array:
 
     def on_cpu(g: Array, x: Array, k: Array) -> Array:
         dk = _in_one_dtype(run, call.problem, k.dtype)(call.x_to_canonical(x), call.y_to_canonical(g))
-        return as_varying(call.k_from_canonical(dk), k)
+        return like_primal(call.k_from_canonical(dk), k)
 
     return by_platform(run and on_cpu, call.weight_grad, g, x, k)
 

@@ -13,13 +13,13 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Num
 
 from vjplib.compat import custom_vjp, is_symbolic, separate_call
-from vjplib.precision import upcast
+from vjplib.precision import REAL, upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules._cotangents import aval_token, like_primal
 from vjplib.rules.convolution.algorithms.spatial import pad, strided_slice, tap_view
 from vjplib.rules.convolution.call import Call, lax_patches, make_call
-from vjplib.rules.convolution.dispatch import REAL, by_platform
+from vjplib.rules.convolution.dispatch import by_platform
 from vjplib.rules.convolution.general import CHANNELS_LAST, Padding
 
 MAX_SLICES = 256  # beyond, the program of one slice a tap takes longer to compile than it saves
