@@ -1,13 +1,14 @@
-"""Derives, writes and verifies a new rule from nothing: RMS normalisation, y = x / sqrt(mean(x^2) + eps).
+"""Derive, write and verify a new rule: RMS normalisation, y = x / sqrt(mean(x^2) + eps).
 
-The file is what the file of any rule looks like: reference, forward, derivation, backward, record. Run, it first
-examines a backward with a likely mistake, treating the norm as a constant, and prints what gives it away; then it
+The file has the order of any rule's file: function, forward, derivation, backward, reference, Jacobian, record. When
+run, it first verifies a backward with a likely mistake, treating the norm as a constant, and prints the report; then it
 verifies the right one.
 
     python examples/define_a_rule.py [--effort quick|standard|deep]
 
-The record at its end is all that the command line needs: run here, `PYTHONPATH=examples vjplib verify define_a_rule`
-gives the same proof sheet, and `PYTHONPATH=examples python -m vjplib.page DIRECTORY define_a_rule` the rule's page.
+The record at its end is all that the command line needs: `PYTHONPATH=examples vjplib verify define_a_rule`, run here,
+gives the same proof sheet, and `PYTHONPATH=examples python -m vjplib.lecture.rule_pages DIRECTORY define_a_rule` writes
+the rule's page.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from jaxtyping import Array, Float
 from vjplib import Case, Edge, Rule, verify, verify_rule
 from vjplib.jacobians import DiagonalMinusLowRank
 from vjplib.precision import upcast
-from vjplib.rules._arguments import as_floating
+from vjplib.rules import as_floating, like_primal
 
 EPS = 1e-6
 
@@ -52,20 +53,8 @@ def rms_norm(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     return fwd(x)[0]
 
 
-def reference(x):
-    """Step 1: the textbook form, in plain jnp. What JAX makes of it in float64 is the truth to be held to."""
-    return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + EPS)
-
-
-def jacobian(x):
-    """Step 2: the derivative as a matrix, for one vector: diagonal minus rank one. To be looked at, never formed."""
-    y = reference(x)
-    inverse = jax.lax.rsqrt(jnp.mean(x**2) + EPS)
-    return (DiagonalMinusLowRank(jnp.full_like(x, inverse), inverse * y[:, None], y[:, None] / x.size),)
-
-
 def fwd(x):
-    """Step 3: the forward checks the argument, and keeps what the backward needs: y, and one number 1 / r a row."""
+    """Step 1: the forward checks the argument, and keeps what the backward needs: y, and one number 1 / r a row."""
     x = as_floating("x", x)
     if x.ndim == 0:
         raise ValueError("x must have at least one axis to normalise along, got shape ()")
@@ -80,14 +69,25 @@ def fwd(x):
 # second term is a number times y:
 #   g^T J = (g - mean(g * y) y) / r
 def bwd(res, g):
-    """Step 4: the derivative and its product with the cotangent, worked out together above."""
+    """Step 2: the derivative and its product with the cotangent, derived together above; y has x's shape and dtype."""
     y, inverse = res
-    y, wide_g = upcast(y), upcast(g)
-    dx = (wide_g - jnp.mean(wide_g * y, -1, keepdims=True) * y) * inverse
-    return (dx.astype(g.dtype),)
+    g, p = upcast(g), upcast(y)
+    return (like_primal((g - jnp.mean(g * p, -1, keepdims=True) * p) * inverse, y),)
 
 
 rms_norm.defvjp(fwd, bwd)
+
+
+def reference(x):
+    """Step 3: the textbook form, in plain jnp. Its automatic derivative in float64 is the truth to compare with."""
+    return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + EPS)
+
+
+def jacobian(x):
+    """Step 4: the derivative as a matrix, for one vector: diagonal minus rank one. To be looked at, never formed."""
+    y = reference(x)
+    inverse = jax.lax.rsqrt(jnp.mean(x**2) + EPS)
+    return (DiagonalMinusLowRank(jnp.full_like(x, inverse), inverse * y[:, None], y[:, None] / x.size),)
 
 
 @jax.custom_vjp
@@ -99,8 +99,8 @@ def careless(x):
 # With r taken for a constant J = I / r, and the cotangent is merely scaled: a mistake easily made, and one that trains.
 def bwd_careless(res, g):
     """g / r: the second term is lost."""
-    _, inverse = res
-    return ((upcast(g) * inverse).astype(g.dtype),)
+    y, inverse = res
+    return (like_primal(upcast(g) * inverse, y),)
 
 
 careless.defvjp(fwd, bwd_careless)

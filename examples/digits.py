@@ -17,8 +17,8 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from vjplib.net import Layer, conv1d, flatten, linear, relu, serial, swap_axes
-from vjplib.train import accuracy, cross_entropy, evaluator, fit
+from vjplib.training.net import Layer, conv1d, flatten, linear, relu, serial, swap_axes
+from vjplib.training.train import accuracy, cross_entropy, evaluator, fit
 
 Data = tuple[np.ndarray, np.ndarray]
 BATCH_SIZE = 50

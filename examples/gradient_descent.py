@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 from rich.console import Console
 from rich.table import Table
 
-from vjplib import figures, squared_error, tanh
+from vjplib import squared_error, tanh
+from vjplib.lecture import figures
 
 
 def cost(w: Float[Array, ""]) -> Any:

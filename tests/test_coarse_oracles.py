@@ -7,7 +7,7 @@ import pytest
 from wrong_rules import rule
 
 import vjplib
-from vjplib.verification.subject import Subject
+from vjplib.verification.call import Subject
 
 
 def normal(*shape):
@@ -64,7 +64,7 @@ def test_right_ones_pass_and_a_thousandth_too_much_does_not(name):
     make, args = MADE[name]
     right = vjplib.verify(make(), args, effort="quick")
     assert right.ok, right
-    wrong = vjplib.verify(make(1.001), args, effort="quick", claims=("V2",))
+    wrong = vjplib.verify(make(1.001), args, effort="quick", claims=("value",))
     assert not wrong.ok
     assert not any("raises" in f.message for f in wrong.failures), wrong
 
@@ -79,7 +79,7 @@ def test_every_claim_holds_of_a_right_one():
 def test_half_precision_inside_is_compared_to_half_its_digits(make, dtype):
     report = vjplib.verify(make(dtype), (normal(3, 5),), effort="quick")
     assert report.ok, report
-    assert not vjplib.verify(make(dtype, 1.5), (normal(3, 5),), effort="quick", claims=("V2",)).ok
+    assert not vjplib.verify(make(dtype, 1.5), (normal(3, 5),), effort="quick", claims=("value",)).ok
 
 
 def test_what_no_rule_differentiates_passes():
@@ -90,7 +90,7 @@ def test_what_no_rule_differentiates_passes():
 def test_a_cast_that_the_oracle_has_not_is_still_a_fault():
     primal = lambda x: jnp.exp(x)  # noqa: E731
     coarse = rule(primal, lambda x: (primal(x), x), lambda x, g: (g * jnp.exp(x).astype(jnp.float32).astype(x.dtype),))
-    report = vjplib.verify(coarse, (normal(5),), effort="quick", claims=("V2",))
+    report = vjplib.verify(coarse, (normal(5),), effort="quick", claims=("value",))
     assert [f.trap for f in report.failures] == ["low-precision-inside"], report
 
 
@@ -118,7 +118,7 @@ def test_a_backward_that_exponentiates_the_logarithm_of_a_sum_is_no_fault():
         lambda res, g: (g[:, None] * jnp.exp(res[0] - res[1][:, None]),),
     )
     for seed in range(4):
-        report = vjplib.verify(kept, (normal(3, 7),), claims=("V2",), seed=seed)
+        report = vjplib.verify(kept, (normal(3, 7),), claims=("value",), seed=seed)
         assert report.ok, report
 
 
@@ -141,5 +141,5 @@ def attention_bwd(res, g):
 
 def test_what_cancels_at_an_axis_of_one_element_is_measured_by_the_call_it_was_made_of():
     args = (normal(5, 3), normal(7, 3), normal(7, 2))
-    report = vjplib.verify(rule(attention, attention_fwd, attention_bwd), args, claims=("V2",))
+    report = vjplib.verify(rule(attention, attention_fwd, attention_bwd), args, claims=("value",))
     assert report.ok, report

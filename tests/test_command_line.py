@@ -83,7 +83,7 @@ def test_a_wrong_rule_of_one_s_own_fails_by_name(capsys, module, tmp_path):
     module("halved", factor=0.5)
     assert main(["verify", "halved", "tanh", "--quick", "--json", "out.json"]) == 1
     out = capsys.readouterr().out
-    line = next(line for line in out.splitlines() if line.startswith("waves: V2"))
+    line = next(line for line in out.splitlines() if line.startswith("waves: value"))
     for word in ("FAIL", "[b=2 n=5]", "cotangent of x", "x the tolerance", "worst at ("):
         assert word in line
     assert "1 of 2 rules verified" in out
@@ -95,15 +95,15 @@ def test_a_wrong_rule_of_one_s_own_fails_by_name(capsys, module, tmp_path):
 
 def test_a_record_that_cannot_be_used_fails_and_the_others_are_verified(capsys, module):
     module("misnamed", fields=", residual_bytes=lambda rows: 4 * rows")
-    assert main(["verify", "misnamed", "tanh", "--claims", "V1"]) == 1
+    assert main(["verify", "misnamed", "tanh", "--claims", "contract"]) == 1
     out = capsys.readouterr().out
-    assert "waves: V1 contract FAIL the record cannot be used: TypeError" in out
+    assert "waves: contract FAIL the record cannot be used: TypeError" in out
     assert "1 of 2 rules verified" in out
 
 
 def test_nothing_decided_is_not_success(capsys, module):
     module("still", growth=False)
-    assert main(["verify", "still", "--quick", "--claims", "V8"]) == 1
+    assert main(["verify", "still", "--quick", "--claims", "growth"]) == 1
     assert "waves: no claim was decided, so nothing is proved" in capsys.readouterr().out
 
 
@@ -125,7 +125,7 @@ def test_an_unknown_target_is_told_what_exists(capsys, command):
     [
         (["verify", "vjplib.rule"], "vjplib.rule must end in RULES"),
         (["verify", "vjplib.rules.linear:relu"], "vjplib.rules.linear must hold a rule named 'relu', has linear"),
-        (["verify", "--claims", "V1,V14"], "argument --claims: must be among V1, "),
+        (["verify", "--claims", "V1,V99"], "argument --claims: must be among contract, "),
         (["verify", "--seed", "-1"], "argument --seed: must be an integer of at least 0, got -1"),
         (["verify", "--quick", "--deep"], "argument --deep: not allowed with argument --quick"),
         (["bench", "--json", "nowhere/out.json"], "argument --json: must lie in a folder that exists"),
@@ -173,7 +173,7 @@ def test_bench_refuses_a_rule_that_is_not_its_baseline(capsys, module, tmp_path)
 
 
 def test_figures_prints_the_paths_drawn(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("vjplib.figures.draw_all", lambda directory: [tmp_path / directory / "descent.png"])
+    monkeypatch.setattr("vjplib.lecture.figures.draw_all", lambda directory: [tmp_path / directory / "descent.png"])
     assert main(["figures", "made"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'made' / 'descent.png'}\n"
 

@@ -17,9 +17,9 @@ import pytest
 from flax import nnx
 
 import vjplib
-from vjplib import train
 from vjplib.debug import ContractError
 from vjplib.testing import ClaimError
+from vjplib.training import train
 from vjplib.verification import NotVerifiedError, Report, verify
 
 COPIES = {
@@ -106,8 +106,10 @@ MADE = {
     "ClaimError": lambda: ClaimError(wrong_report(), "short"),
     "DivergenceError": divergence,
     "ContractError": lambda: ContractError("the backward returns another dtype"),
-    "Abandoned": lambda: importlib.import_module("vjplib.verification.guard").Abandoned("late"),
-    "_NotWritableError": lambda: importlib.import_module("vjplib.verification.shrink")._NotWritableError("no source"),
+    "Abandoned": lambda: importlib.import_module("vjplib.verification.isolation").Abandoned("late"),
+    "_NotWritableError": lambda: importlib.import_module("vjplib.verification.explain.shrink")._NotWritableError(
+        "no source"
+    ),
 }
 
 

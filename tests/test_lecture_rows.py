@@ -16,12 +16,13 @@ import optax
 import pytest
 
 import vjplib as vl
-from vjplib import figures, net
 from vjplib.compat import opened, programs, recorded_custom_vjps
 from vjplib.jacobians import BandedToeplitz, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
+from vjplib.lecture import figures
 from vjplib.rule import find, rules
 from vjplib.rules.convolution.conv1d import naive_vjp, sparse_vjp
-from vjplib.verification.growth import cost
+from vjplib.training import net
+from vjplib.verification.claims.growth import cost
 
 
 def normal(seed, *shape):

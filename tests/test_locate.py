@@ -1,4 +1,4 @@
-"""V12: one wrong equation of a backward is found, with its factor; what no factor explains is said to be so."""
+"""Locate: one wrong equation of a backward is found, with its factor; what no factor explains is said to be so."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ import pytest
 from wrong_rules import normal, rule
 
 import vjplib
-from vjplib.verification.subject import Subject
+from vjplib.verification.call import Subject
 
 X, S = normal(4, 8), normal(8)
 
@@ -41,9 +41,10 @@ def line_of(text):
 
 
 def located(fn, *args):
-    report = vjplib.verify(fn, args, claims=("V12",))
-    assert all(finding.level == "note" for finding in report.findings)
-    return [finding.message for finding in report.findings]
+    report = vjplib.verify(fn, args, claims=("value",))
+    explained = [f for f in report.findings if f.explanation is not None]
+    assert all(finding.level == "fail" for finding in explained)
+    return [str(finding.explanation) for finding in explained]
 
 
 @pytest.mark.parametrize(
@@ -77,8 +78,7 @@ def test_a_right_rule_is_not_spoken_of():
 
 def test_it_stands_beside_the_failure_of_v2():
     report = vjplib.verify(norm_rule(n=1.0), (X, S), effort="quick")
-    assert report.level("V2") == "fail"
-    assert report.level("V12") == "note"
+    assert report.level("value") == "fail"
     assert "by 0.125" in str(report)
 
 

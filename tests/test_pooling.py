@@ -17,7 +17,7 @@ import vjplib
 from vjplib.compat import x64
 from vjplib.rules.pooling.pooling import reference_reduce_window_max
 from vjplib.rules.pooling.windows import argmax_window
-from vjplib.verification.residuals import residual_bytes
+from vjplib.verification.claims.residuals import residual_bytes
 
 INF, NAN = jnp.inf, jnp.nan
 

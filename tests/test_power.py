@@ -1,5 +1,6 @@
 """Power: mutants of each operator are killed, what changes nothing is told apart, V13 names what is not seen."""
 
+import importlib
 import json
 
 import jax
@@ -9,17 +10,16 @@ import pytest
 from wrong_rules import normal, rule
 
 import vjplib
-from vjplib import power
+from vjplib import mutation as power
 from vjplib.__main__ import main
-from vjplib.power import scoring
-from vjplib.power.equivalence import equivalent
-from vjplib.power.scoring import killer
-from vjplib.power.target import Target
+from vjplib.mutation.equivalence import equivalent
+from vjplib.mutation.mutate import mutant, mutate, mutations
+from vjplib.mutation.operators import Mutation
+from vjplib.mutation.score import killer
+from vjplib.mutation.target import Target
 from vjplib.rule import Case, Edge, Input, Rule, find, random_mask
-from vjplib.verification import linearity, order_two, value
-from vjplib.verification.faults import Mutation
-from vjplib.verification.mutants import mutant, mutate, mutations
-from vjplib.verification.subject import Subject
+from vjplib.verification.call import Subject
+from vjplib.verification.claims import linearity, second_order, value
 
 X, SQUARE, ROW = normal(3, 5), normal(3, 3), normal(5)
 
@@ -65,7 +65,9 @@ FEW = 5  # some change nothing: a case of `where` that is not chosen, a place wh
 def kills(base, mutation):
     subject = mutate(base, mutation)
     checks = (
-        (value.in_float64, order_two.check) if mutation.operator == "detached" else (value.in_float64, linearity.check)
+        (value.in_float64, second_order.check)
+        if mutation.operator == "detached"
+        else (value.in_float64, linearity.check)
     )
     return any(f.level == "fail" for check in checks for f in check(subject))
 
@@ -98,7 +100,9 @@ def test_a_mutant_of_each_operator_is_killed(operator):
 
 
 def test_the_rule_itself_is_right():
-    assert vjplib.verify(EVERYTHING, SUBJECT.args, effort="quick", claims=("V1", "V2", "V3", "V5")).ok
+    assert vjplib.verify(
+        EVERYTHING, SUBJECT.args, effort="quick", claims=("contract", "value", "linearity", "second_order")
+    ).ok
 
 
 def test_strictness_shows_where_numbers_are_equal():
@@ -110,8 +114,8 @@ def test_strictness_shows_where_numbers_are_equal():
     )
     (mutation,) = [m for m in mutations(Subject(comparing, (ROW,))) if m.operator == "strictness"]
     wrong = mutant(comparing, mutation)
-    assert not vjplib.verify(wrong, (ROW,), reference=relu.reference, claims=("V10",)).ok
-    assert vjplib.verify(comparing, (ROW,), reference=relu.reference, claims=("V10",)).ok
+    assert not vjplib.verify(wrong, (ROW,), reference=relu.reference, claims=("edges",)).ok
+    assert vjplib.verify(comparing, (ROW,), reference=relu.reference, claims=("edges",)).ok
 
 
 def test_a_mutation_is_made_anew_at_other_shapes_and_dtypes_and_under_transforms():
@@ -179,7 +183,7 @@ def test_score_counts_what_is_killed_and_by_which_claim():
     assert score.count("survived") == 0
     assert score.count("killed") == 6
     killed = [o for o in score.outcomes if o.verdict == "killed"]
-    assert {o.claim for o in killed} <= {"V1", "V2", "V3", "V5", "V10"}
+    assert {o.claim for o in killed} <= {"contract", "value", "linearity", "second_order", "edges"}
     assert any("test_power.py:" in o.mutation for o in killed)
     assert power.score(RECORD, count=1).outcomes == power.score(RECORD, count=1).outcomes
 
@@ -195,7 +199,7 @@ def test_what_changes_nothing_is_equivalent():
 
 
 def test_survivors_are_listed_and_fail_the_command(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(scoring, "_examinations", lambda *args: iter(()))
+    monkeypatch.setattr(importlib.import_module("vjplib.mutation.score"), "_examinations", lambda *args: iter(()))
     command = [
         "power",
         "quadratic",
@@ -219,7 +223,7 @@ def test_survivors_are_listed_and_fail_the_command(monkeypatch, capsys, tmp_path
 
 
 def test_alarms_are_counted_by_run_and_fail_the_command():
-    alarm = power.Alarm("vjplib", "f", 3, "n=2", "V2 value FAIL")
+    alarm = power.Alarm("vjplib", "f", 3, "n=2", "value FAIL")
     scores, alarms = power.gathered([power.score(RECORD, 1), ("f", 4, [alarm, alarm])], ["double"])
     assert (alarms.runs, alarms.of("vjplib"), alarms.of("check_grads")) == (4, 1, 0)
     assert not power.enough(scores, alarms)
@@ -236,9 +240,9 @@ def test_a_correct_rule_raises_no_alarm_and_a_wrong_one_does():
 def test_infinite_cotangents_of_what_is_masked_do_not_matter():
     kept = np.array([True, False, True, False, True])
     chosen = rule(double, lambda x, m: (double(x, m), m), lambda m, g: (2 * jnp.where(m, g, 0), None))
-    assert vjplib.verify(chosen, (ROW, kept), claims=("V10",)).ok
+    assert vjplib.verify(chosen, (ROW, kept), claims=("edges",)).ok
     product = rule(double, lambda x, m: (double(x, m), m), lambda m, g: (g * m * 2, None))
-    (failure,) = vjplib.verify(product, (ROW, kept), claims=("V10",)).failures
+    (failure,) = vjplib.verify(product, (ROW, kept), claims=("edges",)).failures
     assert failure.message.startswith("infinite cotangents of what is masked: not finite")
     assert failure.trap == "zero-times-infinity"
 
@@ -248,7 +252,9 @@ def test_a_function_that_is_saturated_at_the_call_raises_no_alarm():
     (record,) = find("sigmoid")
     for dtype in (np.float32, jnp.bfloat16):
         args = (np.full((2, 1), 16.3, dtype),)
-        report = vjplib.verify(vjplib.sigmoid, args, reference=record.reference, claims=("V2", "V5", "V11"))
+        report = vjplib.verify(
+            vjplib.sigmoid, args, reference=record.reference, claims=("value", "second_order", "accuracy")
+        )
         assert not report.failures, report
 
 
@@ -256,7 +262,7 @@ def test_a_function_that_is_saturated_at_the_call_raises_no_alarm():
 
 
 def seen(fn, *args):
-    (finding,) = vjplib.verify(fn, args, claims=("V13",)).findings
+    (finding,) = vjplib.verify(fn, args, claims=("coverage",)).findings
     return finding.level, finding.message
 
 

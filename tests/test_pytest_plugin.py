@@ -49,7 +49,7 @@ def tests(pytester, monkeypatch):
     return run
 
 
-def parametrized(*targets, claims=("V1", "V2"), imports=""):
+def parametrized(*targets, claims=("contract", "value"), imports=""):
     return imports + PARAMETRIZED.format(targets=", ".join(targets), claims=claims)
 
 
@@ -57,14 +57,14 @@ def test_one_id_for_each_rule_and_claim_from_whatever_names_the_rules(tests):
     imports = "import vjplib, waverules\nfrom waverules import RULES, waves\n"
     calls = ("(vjplib.relu, (0.5,))", "(waves, (0.5,), {})")
     targets = ("RULES", "'waverules:waves'", "waverules", "RULES[0]", *calls, "'tanh'")
-    result = tests(parametrized(*targets, claims=("V1", "V7"), imports=imports), "--collect-only", "-q")
+    result = tests(parametrized(*targets, claims=("contract", "residuals"), imports=imports), "--collect-only", "-q")
     names = [f"waves{i}" for i in range(4)] + ["relu", "waves4", "tanh"]
     ids = re.findall(r"test_rules\[(.*)\]", "\n".join(result.outlines))
-    assert ids == [f"{name}-{claim}" for name in names for claim in ("V1", "V7")]
+    assert ids == [f"{name}-{claim}" for name in names for claim in ("contract", "residuals")]
 
 
 def test_right_rules_pass_and_the_header_is_silent(tests):
-    result = tests(parametrized("'waverules'", claims=("V1", "V2", "V3")))
+    result = tests(parametrized("'waverules'", claims=("contract", "value", "linearity")))
     result.assert_outcomes(passed=3)
     assert "vjplib" not in result.stdout.str().replace("vjplib-0", "")
 
@@ -77,13 +77,13 @@ def test_a_failure_prints_what_was_found_and_the_command_that_shows_it_again(tes
     result.stdout.fnmatch_lines(
         [
             "vjplib: seed 7",
-            "waves: V2 value fails",
-            "  V2 value FAIL * cotangent of x: * x the tolerance*",
-            "  V12 locate note *",
+            "waves: value fails",
+            "  value FAIL * cotangent of x: * x the tolerance*",
+            "  multiplying by * makes every cotangent right",
             "A counterexample:",
             "from waverules import waves",
-            "To see it again: vjplib verify waverules:waves --claims V2,V12 --seed 7 --quick",
-            "FAILED test_them.py::test_rules[[]waves-V2] - vjplib.testing.ClaimError: waves:*",
+            "To see it again: vjplib verify waverules:waves --claims value --seed 7 --quick",
+            "FAILED test_them.py::test_rules[[]waves-value] - vjplib.testing.ClaimError: wav*",
         ]
     )
     text = result.stdout.str()
@@ -108,17 +108,17 @@ def test_the_command_that_is_printed_shows_the_failure(tests, pytester, capsys):
     assert found is not None
     capsys.readouterr()
     assert main([*found[1].split(), "--jobs", "0"]) == 1
-    assert "waves: V2 value FAIL" in capsys.readouterr().out
+    assert "waves: value FAIL" in capsys.readouterr().out
 
 
 def test_records_of_the_test_file_itself_and_calls_are_shown_again_by_pytest(tests):
     call = "(waves, (jnp.ones((2, 3)),))"
-    text = RULE.format(factor=0.5) + parametrized("RULES", call, claims=("V2",))
+    text = RULE.format(factor=0.5) + parametrized("RULES", call, claims=("value",))
     result = tests(text, "--vjplib-seed=3")
     result.assert_outcomes(failed=2)
     lines = [line for line in result.outlines if line.startswith("To see it again")]
     assert lines == [
-        f"To see it again: pytest 'test_them.py::test_rules[waves{i}-V2]' --vjplib-seed 3" for i in range(2)
+        f"To see it again: pytest 'test_them.py::test_rules[waves{i}-value]' --vjplib-seed 3" for i in range(2)
     ]
 
 
@@ -129,10 +129,10 @@ from vjplib.verification import Finding, Report
 
 def examine(claims, effort, seed):
     source = "import numpy as np\\n\\nassert np.sin(0) == 1, 'wrong'\\n"
-    return Report("f", tuple(Finding("V2", "fail", f"wrong {i}", counterexample=source) for i in range(20)))
+    return Report("f", tuple(Finding("value", "fail", f"wrong {i}", counterexample=source) for i in range(20)))
 
 def test_it():
-    vjplib.testing.Proof(vjplib.testing.Sheet("f", None, examine, "standard"), "V2")()
+    vjplib.testing.Proof(vjplib.testing.Sheet("f", None, examine, "standard"), "value")()
 """
     text = tests(counterexample).stdout.str()
     assert "\nimport numpy as np\n\nassert np.sin(0) == 1, 'wrong'\n" in text
@@ -146,10 +146,12 @@ import jax, jax.numpy as jnp
 def loop(x):
     return jax.lax.while_loop(lambda c: jnp.sum(c) < 10, lambda c: c + 1, x)
 """
-    result = tests(parametrized("(loop, (jnp.ones(3),))", claims=("V2",), imports=imports), "-rs")
+    result = tests(parametrized("(loop, (jnp.ones(3),))", claims=("value",), imports=imports), "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*JAX cannot differentiate the oracle*give a reference*"])
-    result = tests(parametrized("(jnp.sum, ([1, 2],))", claims=("V1", "V2"), imports="import jax.numpy as jnp\n"))
+    result = tests(
+        parametrized("(jnp.sum, ([1, 2],))", claims=("contract", "value"), imports="import jax.numpy as jnp\n")
+    )
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["*ValueError: args must hold at least one floating array*"])
 
@@ -168,7 +170,7 @@ def sheets(target, effort):
     yield Sheet("f", None, examine, effort)
 
 vjplib.testing._sheets, kept = sheets, vjplib.testing._sheets
-@parametrize("f", claims=("V1", "V2", "V3"))
+@parametrize("f", claims=("contract", "value", "linearity"))
 def test_f(proof):
     proof()
 vjplib.testing._sheets = kept
@@ -181,8 +183,11 @@ def test_asked():
 @pytest.mark.parametrize(
     ("options", "asked"),
     [
-        ((), [(("V1", "V2", "V3", "V12"), "standard", 0)]),
-        (("-k", "V1 or V3 or asked", "--vjplib-deep", "--vjplib-seed=5"), [(("V1", "V3"), "deep", 5)]),
+        ((), [(("contract", "value", "linearity"), "standard", 0)]),
+        (
+            ("-k", "contract or linearity or asked", "--vjplib-deep", "--vjplib-seed=5"),
+            [(("contract", "linearity"), "deep", 5)],
+        ),
     ],
 )
 def test_claims_of_one_rule_that_are_asked_for_are_examined_together(tests, options, asked):
@@ -197,14 +202,14 @@ import numpy as np, vjplib
 from waverules import RULES, waves
 
 def test_right(vjplib_verify):
-    report = vjplib_verify(vjplib.tanh, (0.5,), effort="quick", claims=("V1",))
+    report = vjplib_verify(vjplib.tanh, (0.5,), effort="quick", claims=("contract",))
     assert report.ok
 
 def test_wrong(vjplib_verify):
-    vjplib_verify(waves, (np.ones((2, 3), np.float32),), claims=("V2",))
+    vjplib_verify(waves, (np.ones((2, 3), np.float32),), claims=("value",))
 
 def test_wrong_record(vjplib_verify):
-    vjplib_verify(RULES[0], effort="quick", claims=("V2",))
+    vjplib_verify(RULES[0], effort="quick", claims=("value",))
 """
     result = tests(text, "--vjplib-seed", "11", factor=0.5)
     result.assert_outcomes(passed=1, failed=2)
@@ -227,11 +232,11 @@ from waverules import waves
 
 class Wrong(unittest.TestCase):
     def test_wrong(self):
-        vjplib.assert_verified(waves, (np.ones((2, 3), np.float32),), effort="quick", claims=("V2",))
+        vjplib.assert_verified(waves, (np.ones((2, 3), np.float32),), effort="quick", claims=("value",))
 """
     result = tests(text, factor=0.5)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["waves is not verified", "waves: V2 value FAIL*"])
+    result.stdout.fnmatch_lines(["waves is not verified", "waves: value FAIL*"])
     assert "class Wrong" not in result.stdout.str()
     assert "def test_wrong" in tests(text, "--full-trace", factor=0.5).stdout.str()
 
@@ -239,7 +244,7 @@ class Wrong(unittest.TestCase):
 def test_without_the_plugin_tests_run_and_fail_too(tests):
     result = tests(parametrized("'waverules'"), "-p", "no:vjplib", factor=0.5)
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*ClaimError: waves: V2 value fails*"])
+    result.stdout.fnmatch_lines(["*ClaimError: waves: value fails*"])
     assert "unrecognized arguments: --vjplib-deep" in tests("", "-p", "no:vjplib", "--vjplib-deep").stderr.str()
 
 
@@ -262,7 +267,7 @@ def test_a_test_that_does_not_call_its_proof_fails(tests):
 
 
 def test_strict_markers_are_content(tests):
-    tests(parametrized("'waverules'", claims=("V1",)), "--strict-markers").assert_outcomes(passed=1)
+    tests(parametrized("'waverules'", claims=("contract",)), "--strict-markers").assert_outcomes(passed=1)
 
 
 def test_processes_of_xdist_examine_no_claim_twice(pytester):
@@ -272,9 +277,9 @@ def test_processes_of_xdist_examine_no_claim_twice(pytester):
     command = [sys.executable, "-m", "pytest", *ALONE, "-v", "-n", "2", "--dist=loadgroup"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=pytester.path)
     assert "3 passed" in ran.stdout, ran.stdout + ran.stderr
-    grouped = "test_f[f-V1]@f" in ran.stdout  # pytest-xdist 3.8 does not group under pytest 9.2
+    grouped = "test_f[f-contract]@f" in ran.stdout  # pytest-xdist 3.8 does not group under pytest 9.2
     asked = (pytester.path / "asked.txt").read_text().splitlines()
-    assert sorted(asked) == (["V1 V2 V3 V12"] if grouped else ["V1", "V2 V12", "V3"])
+    assert sorted(asked) == (["contract value linearity"] if grouped else ["contract", "linearity", "value"])
 
 
 def test_the_plugin_imports_nothing_of_vjplib_and_no_jax(pytester):
@@ -288,10 +293,10 @@ def test_the_plugin_imports_nothing_of_vjplib_and_no_jax(pytester):
 def test_an_assertion_under_unittest_is_a_plain_one():
     class Right(unittest.TestCase):
         def test_right(self):
-            assert_verified(vjplib.tanh, (0.5,), effort="quick", claims=("V1",))
+            assert_verified(vjplib.tanh, (0.5,), effort="quick", claims=("contract",))
 
         def test_wrong(self):
-            assert_verified(vjplib.tanh, (0.5,), reference=vjplib.sigmoid, effort="quick", claims=("V2",))
+            assert_verified(vjplib.tanh, (0.5,), reference=vjplib.sigmoid, effort="quick", claims=("value",))
 
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(Right).run(result)
@@ -310,7 +315,7 @@ def test_testing_imports_no_pytest():
         ((), {}, "targets must name at least one rule or call, got none"),
         (((),), {}, "targets must name at least one rule or call, got none"),
         (("sofmax",), {}, "got 'sofmax'"),
-        (("tanh",), {"claims": ("V14",)}, "claims must be among V1, .* got V14"),
+        (("tanh",), {"claims": ("V99",)}, "claims must be among contract, .* got V99"),
         (("tanh",), {"effort": "slow"}, "effort must be one of quick, standard, deep, got 'slow'"),
         ((3,), {}, r"targets must be rules, .* or calls \(fn, args\) or .*; got 3"),
         (((vjplib.tanh, 0.5),), {}, "a call must be .* with args a tuple, got"),
@@ -325,7 +330,7 @@ def test_targets_that_make_no_sense_are_refused(targets, options, message):
 def test_outside_pytest_s_options_the_defaults_hold(monkeypatch):
     monkeypatch.setattr(vjplib_pytest, "configs", [])
     assert effort_and_seed("quick") == ("quick", 0)
-    assert verified(find("tanh")[0], claims=("V1",)).ok
+    assert verified(find("tanh")[0], claims=("contract",)).ok
 
 
 def test_nothing_decided_is_not_success():
@@ -334,7 +339,7 @@ def test_nothing_decided_is_not_success():
 
     message = r"test_pytest_plugin.py:\d+: loop is not verified, for no claim was decided"
     with pytest.raises(ClaimError, match=message) as raised:
-        verified(loop, (0.5,), claims=("V2",))
+        verified(loop, (0.5,), claims=("value",))
     assert "To see it again: pytest" in str(raised.value)
 
 
@@ -342,7 +347,9 @@ def test_proofs_hold_the_report():
     def test(proof):
         proof()
 
-    (case, _) = vars(parametrize("tanh", claims=("V1", "V7"), effort="quick")(test))["pytestmark"][0].args[1]
+    (case, _) = vars(parametrize("tanh", claims=("contract", "residuals"), effort="quick")(test))["pytestmark"][0].args[
+        1
+    ]
     (proof,) = case.values
     assert isinstance(proof, Proof)
-    assert proof.report.level("V1") == "pass"
+    assert proof.report.level("contract") == "pass"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sharded_convolutions import CALLS, X
 
-PROGRAM = Path(__file__).with_name("sharded_convolutions.py")
+PROGRAM = Path(__file__).parent / "helpers" / "sharded_convolutions.py"
 SPLITS = (
     *(f"{split}, {axes}" for split in ("batch", "space") for axes in ("Auto", "Explicit")),
     "channels, Auto",

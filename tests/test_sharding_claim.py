@@ -14,11 +14,11 @@ from wrong_rules import normal, rule
 import vjplib
 from vjplib.compat import as_varying
 from vjplib.compat import mapped as is_mapped
-from vjplib.verification import sharding
-from vjplib.verification.run import at_case
-from vjplib.verification.shards import MEAN, SUM, shared
-from vjplib.verification.subject import Subject
-from vjplib.verification.traps import TRAPS
+from vjplib.verification.api import at_case
+from vjplib.verification.call import Subject
+from vjplib.verification.claims.sharding import claim
+from vjplib.verification.claims.sharding.data_axis import MEAN, SUM, shared
+from vjplib.verification.explain.traps import TRAPS
 
 X, W, B = normal(2, 5), normal(3, 5), normal(3)
 MODES = ("jit, Auto axes", "jit, Explicit axes", "shard_map, check_vma=True", "shard_map, check_vma=False")
@@ -68,7 +68,7 @@ def by_device_count(a, like):
 
 
 def found(fn, args=(X, W, B), **options):
-    return vjplib.verify(fn, args, claims=("V6",), **options).findings
+    return vjplib.verify(fn, args, claims=("sharding",), **options).findings
 
 
 def modes(findings, level):
@@ -127,7 +127,7 @@ def test_wrong_numbers_fail(name):
     assert modes(findings, "fail") == where, findings
     assert {f.argument[: len(argument)] for f in failures} == {argument}
     assert all("on 4 devices" in f.message for f in failures)
-    assert vjplib.verify(fn, args, claims=("V2",)).ok  # on one device it is right
+    assert vjplib.verify(fn, args, claims=("value",)).ok  # on one device it is right
 
 
 def whole(g):
@@ -162,7 +162,7 @@ def test_sent_activations_fail(name):
 
 
 def test_a_sum_taken_twice_is_named_as_the_trap_it_is():
-    report = vjplib.verify(affine_rule(summed_always), (X, W, B), claims=("V6",))
+    report = vjplib.verify(affine_rule(summed_always), (X, W, B), claims=("sharding",))
     named = {f.trap for f in report.failures}
     assert "double-psum" in named, report
     assert named <= {"double-psum", ""}
@@ -303,17 +303,17 @@ def module(tmp_path, monkeypatch):
 
 
 def test_a_process_of_one_device_asks_another(module):
-    findings = list(sharding.elsewhere(Subject(module("scaled_rightly"), (X,))))
+    findings = list(claim.elsewhere(Subject(module("scaled_rightly"), (X,))))
     assert levels(findings) == {"pass"}, findings
     assert modes(findings, "pass") == set(MODES)
 
 
 def test_a_rule_that_counts_the_devices_of_its_process(module):
     fn = module("scaled_by_devices", factor="* 4 / jax.device_count()")
-    findings = list(sharding.elsewhere(Subject(fn, (X,))))  # here are four, so here it is right
+    findings = list(claim.elsewhere(Subject(fn, (X,))))  # here are four, so here it is right
     assert levels(findings) == {"pass"}
     fn = module("scaled_by_devices_there", factor="* (1 if jax.config.jax_num_cpu_devices == 4 else 2)")
-    findings = list(sharding.elsewhere(Subject(fn, (X,))))
+    findings = list(claim.elsewhere(Subject(fn, (X,))))
     assert [f.message.split(":")[0] for f in findings if f.level == "fail"] == [
         "one device of a process that has several"
     ]
@@ -321,19 +321,19 @@ def test_a_rule_that_counts_the_devices_of_its_process(module):
 
 def test_a_rule_made_on_the_spot_is_sent_by_what_it_is_made_of():
     pytest.importorskip("cloudpickle")
-    findings = list(sharding.elsewhere(Subject(softmax_by_rows(), (X,))))
+    findings = list(claim.elsewhere(Subject(softmax_by_rows(), (X,))))
     assert levels(findings) == {"pass"}, findings
 
 
 def test_a_process_that_ends_is_a_finding(module):
     fn = module("scaled_to_death", factor="* __import__('os')._exit(3) if jax.config.jax_num_cpu_devices != 4 else g")
-    (finding,) = sharding.elsewhere(Subject(fn, (X,)))
+    (finding,) = claim.elsewhere(Subject(fn, (X,)))
     assert finding.level == "fail"
     assert "ended with code 3" in finding.message
 
 
 def test_a_function_that_cannot_be_sent_is_said_so(monkeypatch):
-    monkeypatch.setattr(sharding, "find_spec", lambda name: None)
-    (finding,) = sharding.elsewhere(Subject(softmax_by_rows(), (X,)))
+    monkeypatch.setattr(claim, "find_spec", lambda name: None)
+    (finding,) = claim.elsewhere(Subject(softmax_by_rows(), (X,)))
     assert finding.level == "skipped"
     assert "install cloudpickle, or put it where it can be imported" in finding.message

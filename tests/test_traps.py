@@ -11,7 +11,7 @@ from trapped_rules import NO_TRAP, OF_FAULTS, RIGHT, STANDARD, TRAPPED, V
 from wrong_rules import FAULTS, rule
 
 import vjplib
-from vjplib.verification.traps import TRAPS, anchor
+from vjplib.verification.explain.traps import TRAPS, anchor
 
 NEWER = getattr(jax.config, "jax_custom_vjp3", False)  # JAX's coming implementation of custom_vjp
 DOCS = Path(__file__).parent.parent / "docs"
@@ -82,7 +82,7 @@ def test_no_trap_is_named_where_none_is_known(name):
 def test_right_rule_of_the_kind_is_passed_without_a_trap(name):
     call = RIGHT[name]
     if name == "symbolic zeros" and jax.__version__.startswith("0.10.") and NEWER:
-        call = call._replace(claims=("V1", "V2", "V5"))  # that version cannot checkpoint them
+        call = call._replace(claims=("contract", "value", "second_order"))  # that version cannot checkpoint them
     report = examined(call)
     assert report.ok, report
     assert named(report) == set(), report
@@ -95,7 +95,7 @@ def test_a_static_argument_that_cannot_be_varied_is_noted():
 
 def test_residuals_that_are_never_used_are_counted():
     keeps = rule(lambda x: 2 * x, lambda x: (2 * x, (x, jnp.exp(x))), lambda res, g: (2 * g + 0 * res[0],))
-    (finding,) = vjplib.verify(keeps, (V,), claims=("V7",)).findings
+    (finding,) = vjplib.verify(keeps, (V,), claims=("residuals",)).findings
     assert (finding.level, finding.trap) == ("note", "residuals-kept")
     assert "28 of them the backward never uses" in finding.message
 

@@ -11,11 +11,9 @@ The map of the package, from the bottom up:
     debug         holds a rule to its contract in a program that runs
     reports       what a run of the verifier found, for people and programs, and what changed since another
     testing       rules verified by one's own tests; the plugin of pytest stands beside the package, in vjplib_pytest
-    bench         times a rule against what users would otherwise call; peers does so in torch
-    sweep         checks and times random convolutions, to find one that is wrong, or at which lax's is faster
-    models        flax networks, of which bench_models times training steps, and torch_models the same in torch
-    net, train    networks of pure functions, and their training with optax
-    figures       the lecture's figures, drawn from running code
+    bench         times a rule, training steps of flax networks and random convolutions against what users would call
+    training      networks of pure functions, and their training with optax
+    lecture       the lecture's figures, drawn from running code, and the pages of the rules, written from their records
 """
 
 from vjplib.auditing import AuditReport as AuditReport

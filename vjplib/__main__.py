@@ -10,7 +10,7 @@ from typing import NoReturn
 from vjplib import __version__
 from vjplib.commands import COMMANDS
 from vjplib.commands.common import Parser
-from vjplib.verification.guard import CHECK
+from vjplib.verification.isolation import CHECK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with status 2, after one line of text, if the arguments make no sense; with 0 after help or version.
 
     Example:
-        >>> main(["verify", "tanh", "--quick", "--claims", "V1,V7"])
+        >>> main(["verify", "tanh", "--quick", "--claims", "contract,residuals"])
         ────...
                V1   V7     s
         ────...

@@ -16,10 +16,11 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from vjplib.rule import Rule, find, rules, rules_in
-from vjplib.verification import CLAIMS, NotVerifiedError, Report, verify, verify_rule
+from vjplib.verification import NotVerifiedError, Report, verify, verify_rule
 from vjplib.verification import assert_verified as assert_verified
+from vjplib.verification.claim import Effort
+from vjplib.verification.registry import order, selected
 from vjplib.verification.report import Finding
-from vjplib.verification.run import CHECKS, Effort, must_be_known
 
 F = TypeVar("F", bound=Callable[..., Any])
 MOST = 5
@@ -52,6 +53,7 @@ class Sheet:
         expected: claims that are to be asked for, examined together with the first.
         asked: claims that were asked for.
         known: by claim the report that tells of it, or what was raised in its place.
+        record: whether a record is examined, not a single call.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Sheet:
     expected: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
     known: dict[tuple[str, str, int], Report | Exception] = field(default_factory=dict)
+    record: bool = True
 
     def report(self, claim: str) -> Report:
         """Returns a report that tells of the claim."""
@@ -70,7 +73,7 @@ class Sheet:
         effort, seed = effort_and_seed(self.effort)
         if (claim, effort, seed) not in self.known:
             wanted = {claim, *self.expected}
-            claims = [c for c in CLAIMS if c in wanted or (c == "V12" and "V2" in wanted)]
+            claims = sorted(wanted, key=order)
             try:
                 found = self.examine(claims=claims, effort=effort, seed=seed)
             except Exception as error:  # arguments that make no sense, of which each claim's test tells
@@ -121,9 +124,7 @@ class Proof:
 
     def _told(self, report: Report) -> str:
         failures = [f for f in report.failures if f.claim == self.claim]
-        if self.claim == "V2":
-            failures += [f for f in report.findings if f.claim == "V12"]
-        heading = f"{self.sheet.name}: {self.claim} {CLAIMS[self.claim]} fails"
+        heading = f"{self.sheet.name}: {self.claim} fails"
         return "\n".join(_lines(heading, failures, self._command()))
 
     def _command(self) -> str:
@@ -131,14 +132,13 @@ class Proof:
         if not self.sheet.target:
             return _again()
         extent = "" if effort == "standard" else f" --{effort}"
-        claims = "V2,V12" if self.claim == "V2" else self.claim
-        return f"vjplib verify {shlex.quote(self.sheet.target)} --claims {claims} --seed {seed}{extent}"
+        return f"vjplib verify {shlex.quote(self.sheet.target)} --claims {self.claim} --seed {seed}{extent}"
 
 
 def parametrize(
     *targets: Target, claims: Sequence[str] | None = None, effort: Effort = "standard", argument: str = "proof"
 ) -> Callable[[F], F]:
-    """Gives a test for each function and claim, with ids such as `softmax-V2`, under pytest.
+    """Gives a test for each function and claim, with ids such as `softmax-value`, under pytest.
 
     The test takes an argument `proof` and calls it; one that neither calls it nor reads its report fails. Claims of one
     function are examined together where they run in one process: always without pytest-xdist, and with its
@@ -160,17 +160,16 @@ def parametrize(
 
     Example:
         >>> import vjplib
-        >>> @parametrize("softmax", (vjplib.tanh, (0.5,)), claims=("V1", "V2"), effort="quick")
+        >>> @parametrize("softmax", (vjplib.tanh, (0.5,)), claims=("contract", "value"), effort="quick")
         ... def test_rules(proof):
         ...     proof()
         >>> [case.id for case in test_rules.pytestmark[0].args[1]]
-        ['softmax-V1', 'softmax-V2', 'tanh-V1', 'tanh-V2']
+        ['softmax-contract', 'softmax-value', 'tanh-contract', 'tanh-value']
         >>> test_rules.pytestmark[0].args[1][3].values[0]()  # as pytest calls the last of them
     """
     import pytest
 
-    must_be_known(effort, claims)
-    chosen = [c for c in CLAIMS if (c in CHECKS[effort] and c != "V12" if claims is None else c in claims)]
+    chosen = {record: [c.name for c, _ in selected(effort, claims, record)] for record in (True, False)}
     sheets = [sheet for target in targets for sheet in _sheets(target, effort)]
     if not sheets:
         raise ValueError("targets must name at least one rule or call, got none")
@@ -187,7 +186,7 @@ def parametrize(
         cases = [
             pytest.param(Proof(sheet, claim), id=f"{sheet.name}-{claim}", marks=pytest.mark.xdist_group(sheet.name))
             for sheet in sheets
-            for claim in chosen
+            for claim in chosen[sheet.record]
         ]
         return pytest.mark.parametrize(argument, cases)(test)
 
@@ -208,7 +207,7 @@ def _sheets(target: Any, effort: Effort) -> Iterator[Sheet]:
         fn, args, *rest = target
         kwargs = rest[0] if rest else {}
         name = getattr(fn, "__name__", type(fn).__name__)
-        yield Sheet(name, fn, partial(verify, fn, args, kwargs), effort)
+        yield Sheet(name, fn, partial(verify, fn, args, kwargs), effort, record=False)
     elif isinstance(target, (tuple, list)):
         for inner in target:
             yield from _sheets(inner, effort)
@@ -267,7 +266,7 @@ def verified(target: Rule | Callable[..., Any], *args: Any, **options: Any) -> R
         except ValueError:
             place = Path(caller.f_code.co_filename)
         heading = f"{place}:{caller.f_lineno}: {report.name} is not verified"
-        findings = [*report.failures, *(f for f in report.findings if f.claim == "V12" and f.level != "fail")]
+        findings = list(report.failures)
         if not report.failures:
             findings = [f for f in report.findings if f.level == "skipped"]
             heading += ", for no claim was decided"
@@ -277,7 +276,10 @@ def verified(target: Rule | Callable[..., Any], *args: Any, **options: Any) -> R
 
 def _lines(heading: str, findings: Sequence[Finding], command: str) -> Iterator[str]:
     yield heading
-    yield from (f"  {f}" for f in findings[:MOST])
+    for f in findings[:MOST]:
+        yield f"  {f}"
+        if f.explanation is not None and str(f.explanation):
+            yield f"  {f.explanation}"
     if len(findings) > MOST:
         yield f"  and {len(findings) - MOST} more"
     for source in dict.fromkeys(f.counterexample.strip() for f in findings if f.counterexample):

@@ -13,8 +13,8 @@ from vjplib.auditing.report import AuditReport as AuditReport
 from vjplib.auditing.report import order
 from vjplib.auditing.watching import Group, Watch
 from vjplib.auditing.watching import watching as watching
+from vjplib.verification.claims.residuals import residual_bytes
 from vjplib.verification.report import said
-from vjplib.verification.residuals import residual_bytes
 
 SECONDS = 60.0  # that one rule may take
 MOST_SHAPES = {"quick": 2, "standard": 6, "deep": 24}  # of one rule that are examined

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import opened, programs, strip_custom_rules, x64
-from vjplib.verification.measure import HALF_THE_DIGITS, relative_gap, size_of, wide
-from vjplib.verification.subject import Leaves, Subject, normal_of
+from vjplib.verification.call import Leaves, Subject, normal_of
+from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, size_of, wide
 
 ROUNDED = (
     "the primal rounds to {}, which autodiff differentiates as if it were no rounding or flat: rules of quantized "
     "programs choose another gradient"
 )
-IN_SINGLE = "undecided, the primal runs in float32 alone, and its loop may take other steps at inputs nearby"
+IN_SINGLE = "the primal runs in float32 alone, and its loop may take other steps at inputs nearby"
 LOOP = (
-    "undecided, the primal is a loop until something holds: the rule differs from the derivative of its steps by "
+    "the primal is a loop until something holds: the rule differs from the derivative of its steps by "
     "{:.1e}, as implicit differentiation does up to the solver's tolerance"
 )
 SOLVED = 0.05

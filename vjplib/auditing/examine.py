@@ -6,8 +6,9 @@ sizes, scales or dtypes, is none of the program's business, and is asked in "dee
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,23 +19,22 @@ from vjplib.auditing.design import by_design, iterated, kinks
 from vjplib.auditing.forward import check as forward
 from vjplib.auditing.watching import Group, KeyData, Met
 from vjplib.compat import x64
-from vjplib.verification import contract, edges, linearity, locate, order_two, taylor, transforms, value
-from vjplib.verification.guard import in_time
-from vjplib.verification.measure import HALF_THE_DIGITS, Error, relative_gap, unit_of, wide
-from vjplib.verification.report import Finding, said
-from vjplib.verification.residuals import residual_bytes
-from vjplib.verification.subject import Leaves, Static, Subject, parameters
+from vjplib.verification.call import Leaves, Static, Subject, parameters
+from vjplib.verification.claim import Check, Claim
+from vjplib.verification.claims import contract, edges, linearity, second_order, taylor, transforms, value
+from vjplib.verification.claims.residuals import residual_bytes
+from vjplib.verification.explain import locate
+from vjplib.verification.isolation import in_time
+from vjplib.verification.report import Code, Finding, Level, failed, finding, noted, passed, said, skipped
+from vjplib.verification.tolerance import HALF_THE_DIGITS, Error, relative_gap, unit_of, wide
 
 Effort = Literal["quick", "standard", "deep"]
 Verdict = Literal["pass", "fail", "note", "undecided"]
 SAMPLES = {"quick": 1, "standard": 3, "deep": 8}
+DECIDING = (value.CLAIM.name, taylor.CLAIM.name)
 SINGLE = 64 * float(np.finfo(np.float32).eps)
 OTHER = 1e-2  # a relative error of autodiff's outputs that rounding does not explain
-_BEYOND: Mapping[str, Callable[[Subject], Iterator[Finding]]] = {
-    "V4": lambda s: transforms.check(s, eager=False),
-    "V5": order_two.check,
-    "V10": edges.check,
-}
+BEYOND = (transforms.CLAIM, second_order.CLAIM, edges.CLAIM)  # asked in "deep" of what the program does not do
 
 
 class Examined(NamedTuple):
@@ -90,9 +90,9 @@ def examine(group: Group, effort: Effort, seed: int, seconds: float, known: str 
     if outcome is None:
         if not work.narrowed:
             work.findings = [replace(f, level="skipped") if f.level == "fail" else f for f in work.findings]
-        work.findings.append(Finding("V2", "skipped", f"did not end within {seconds:.0f} s"))
+        work.add(skipped(f"did not end within {seconds:.0f} s", code="timeout"))
     elif isinstance(outcome, BaseException):
-        work.findings.append(Finding("V2", "skipped", f"cannot be examined: {_said(outcome)}"))
+        work.add(skipped(f"cannot be examined: {_said(outcome)}"))
     return work.judged(drawn, known)._replace(sampled=len(mets), seconds=took)
 
 
@@ -218,7 +218,7 @@ class _Work:
             self.findings, self.errors, self.kept = [], [], None
             pairs = zip(self.subjects, self.mets, strict=True)
             self.subjects = [_restricted(s, _marks(self.group, met) if fewer else (), outputs) for s, met in pairs]
-            self.refused = "its derivative raises" in failures[0].message
+            self.refused = failures[0].code == "derivative_raises"
             self.remark = f"as this program differentiates it; by all arguments and outputs: {failures[0]}"
             self._run()
         self._place()
@@ -226,7 +226,21 @@ class _Work:
     def _place(self) -> None:
         """Looks for the place of a fault."""
         if self.effort != "quick" and not self.design and self.errors and any(f.level == "fail" for f in self.findings):
-            self._guarded("V12", locate.check, self.subjects[0])
+            self._explain()
+
+    def _explain(self) -> None:
+        """Attach what explains the failure to the first one."""
+        first = next(i for i, f in enumerate(self.findings) if f.level == "fail")
+        try:
+            explanation = locate.explain(self.subjects[0])
+        except Exception:  # the rule may not run in float64
+            return
+        source = explanation.counterexample or self.findings[first].counterexample
+        self.findings[first] = replace(self.findings[first], explanation=explanation, counterexample=source)
+
+    def add(self, *findings: Finding) -> None:
+        """Add findings, by default of the claim on values."""
+        self.findings += [f if f.claim else replace(f, claim=value.CLAIM.name) for f in findings]
 
     def _run(self) -> None:
         subject = self.subjects[0]
@@ -237,7 +251,7 @@ class _Work:
         try:
             outputs = subject.outputs(leaves)
         except Exception as error:  # it ran in the program, so that calling it alone is what fails
-            self._skip("skipped", f"cannot be called alone: {_said(error)}")
+            self._skip("skipped", f"cannot be called alone: {_said(error)}", "undecided_call")
             return
         if not outputs:
             self._skip("note", "nothing to differentiate: it returns no floating numbers")
@@ -246,38 +260,38 @@ class _Work:
             self._skip(*refusal)
             return
         if self.group.kind == "custom_vjp":
-            self._guarded("V1", lambda s: contract.check(s, dtypes=()), subject)
+            self._guarded(contract.CLAIM, partial(contract.check, dtypes=()), subject)
         if subject.undifferentiable is not None:
             self._skip("skipped", f"JAX cannot differentiate the primal: {subject.undifferentiable}")
-            self._guarded("V9", taylor.check, subject)
+            self._guarded(taylor.CLAIM, taylor.check, subject)
             self._iterated(subject)
             return
         self.kept = residual_bytes(subject.call, *leaves), residual_bytes(subject.oracle, *leaves)
         for number, other in enumerate(self.subjects):
             self._values(other, number)
         if self.group.kind == "custom_jvp":
-            self._guarded("V2", forward, subject)
-        self._guarded("V3", linearity.check, subject)
+            self._guarded(value.CLAIM, forward, subject)
+        self._guarded(linearity.CLAIM, linearity.check, subject)
         if any(f.level == "fail" for f in self.findings):
             self.design = by_design(subject)
         if self.effort == "deep":
-            for claim, check in _BEYOND.items():
-                self._guarded(claim, check, subject, beyond=True)
+            for claim in BEYOND:
+                self._guarded(claim, claim.further.get("standard", claim.check), subject, beyond=True)
 
-    def _skip(self, level: Any, message: str) -> None:
-        self.findings.append(Finding("V2", level, message))
+    def _skip(self, level: Level, message: str, code: Code = "") -> None:
+        self.add(replace(finding(level, "", message), code=code))
 
-    def _refusal(self, subject: Subject) -> tuple[Any, str] | None:
+    def _refusal(self, subject: Subject) -> tuple[Level, str, Code] | None:
         """Returns why the rule has no derivative here, and what that counts as; None where it has one."""
         try:
             leaves = subject.leaves()
             jax.eval_shape(subject.pull(subject.call), leaves, subject.cotangents(leaves))
         except (jax.errors.UnexpectedTracerError, NameError) as error:
-            return "skipped", f"cannot be called alone: {_said(error)}"
+            return "skipped", f"cannot be called alone: {_said(error)}", "undecided_call"
         except Exception as error:  # whatever the rule raises is a finding about it
             if self.group.derived:
-                return "fail", f"its derivative raises {said(error)}"
-            return "note", f"its derivative, which this program does not take, raises {said(error)}"
+                return "fail", f"its derivative raises {said(error)}", "derivative_raises"
+            return "note", f"its derivative, which this program does not take, raises {said(error)}", ""
         return None
 
     def _values(self, subject: Subject, number: int) -> None:
@@ -292,7 +306,7 @@ class _Work:
             except Exception as error:  # the call's own dtypes were traced above; others it may refuse
                 level = "note" if dtype else "skipped"
                 message = f"{where}: undecided, raises {_said(error)}"
-                self.findings.append(Finding("V2", level, message))
+                self.add(replace(finding(level, "", message), code="undecided_call"))
                 continue
             if dtype is None:
                 self.errors += errors
@@ -302,21 +316,21 @@ class _Work:
             failed = [name for name, e in errors if e.excused > 1]
             excuses = kinks(subject, leaves, failed) if failed else {}
             for name, e in errors:
-                self.findings.append(_judged(name, e, where, excuses.get(name)))
+                self.add(_judged(name, e, where, excuses.get(name)))
         if number == 0 and not any(f.level == "fail" for f in self.findings):
-            self._guarded("V2", value.in_float64, subject, beyond=True)
+            self._guarded(value.CLAIM, value.in_float64, subject, beyond=True)
 
     def _iterated(self, subject: Subject) -> None:
         """Leaves undecided what differs from the derivative of a solver's steps by little."""
-        if any(f.level == "fail" and f.claim == "V9" for f in self.findings):
+        if any(f.level == "fail" and f.claim == taylor.CLAIM.name for f in self.findings):
             try:
                 reason = iterated(subject)
             except Exception:  # a loop need not have a forward derivative
                 return
-            solved = [replace(f, level="skipped", message=f"{reason}; {f.message}") for f in self.findings]
-            if reason:
-                both = zip(self.findings, solved, strict=True)
-                self.findings = [s if f.level == "fail" and f.claim == "V9" else f for f, s in both]
+            for i, f in enumerate(self.findings) if reason else ():
+                if f.level == "fail" and f.claim == taylor.CLAIM.name:
+                    message = f"{reason}; {f.message}"
+                    self.findings[i] = replace(f, level="skipped", code="solver", message=message)
 
     def _beside_autodiff(self, subject: Subject, where: str) -> None:
         """Compares with autodiff in the dtypes of the call, where the primal is another function in float64.
@@ -334,14 +348,15 @@ class _Work:
             message = (
                 f"{where}: in float64 the primal gives other values, as random numbers do; {gap:.1e} from autodiff"
             )
-            self.findings.append(Finding("V2", level, message, name, gap / tolerance))
+            self.add(finding(level, "wrong_value", message, name, gap / tolerance))
 
-    def _guarded(self, claim: str, check: Any, subject: Subject, beyond: bool = False) -> None:
+    def _guarded(self, claim: Claim, check: Check, subject: Subject, beyond: bool = False) -> None:
         found: list[Finding] = []
         try:
             found.extend(check(subject))
         except Exception as error:  # in float64, mostly, which a rule need not take
-            found.append(Finding(claim, "note", f"undecided, raises {_said(error)}"))
+            found.append(noted(f"undecided, raises {_said(error)}"))
+        found = [replace(f, claim=f.claim or claim.name) for f in found]
         found = [replace(f, level="note") if _no_fault(f) else f for f in found]
         if beyond:
             found = [
@@ -355,10 +370,10 @@ class _Work:
     def judged(self, drawn: str, known: str | None) -> Examined:
         """Returns what the findings come to."""
         design = self.design or known
-        findings = [
-            replace(f, level="note", message=f"{f.message}; {design}") if design and f.level == "fail" else f
-            for f in self.findings
-        ]
+        findings = list(self.findings)
+        for i, f in enumerate(findings) if design else ():
+            if f.level == "fail":
+                findings[i] = replace(f, level="note", code="by_design", message=f"{f.message}; {design}")
         cotangents = [e for name, e in self.errors if name.startswith("cotangent")] or [e for _, e in self.errors]
         worst = max(cotangents, key=lambda e: e.size) if cotangents else None
         relative = [e.relative for e in cotangents if np.isfinite(e.relative)]
@@ -379,22 +394,22 @@ class _Work:
 
 def _verdict(findings: list[Finding], design: str | None) -> tuple[Verdict, str]:
     by_level = {level: [f for f in findings if f.level == level] for level in ("fail", "pass", "skipped", "note")}
-    shown = [f for f in by_level["pass"] if f.claim in ("V2", "V9")]
+    shown = [f for f in by_level["pass"] if f.claim in DECIDING]
     if failures := by_level["fail"]:
         return "fail", str(failures[0])
-    if design and any(design in f.message for f in by_level["note"]):
+    if design and any(f.code == "by_design" for f in by_level["note"]):
         return "note", design
-    if solved := [f for f in by_level["skipped"] if f.claim == "V9" and f.message.startswith("undecided, the primal")]:
-        return "undecided", solved[0].message.removeprefix("undecided, ")
-    if skipped := [f for f in by_level["skipped"] if f.claim in ("V2", "V9")]:
-        if shown and all(f.claim == "V9" for f in shown):
-            return "pass", "by Taylor's remainder alone: " + skipped[0].message
-        if not shown or any("call" in f.message for f in skipped):
-            return "undecided", skipped[0].message
+    if solved := [f for f in by_level["skipped"] if f.code == "solver"]:
+        return "undecided", solved[0].message
+    if undecided := [f for f in by_level["skipped"] if f.claim in DECIDING]:
+        if shown and all(f.claim == taylor.CLAIM.name for f in shown):
+            return "pass", f"by Taylor's remainder alone: {undecided[0].message}"
+        if not shown or any(f.code == "undecided_call" for f in undecided):
+            return "undecided", undecided[0].message
     if shown:
-        kinked = [f for f in by_level["note"] if f.claim == "V2" and "kink" in f.message]
+        kinked = [f for f in by_level["note"] if f.code == "kink"]
         return "pass", kinked[0].message if kinked else ""
-    notes = [f for f in by_level["note"] if f.claim == "V2"] or by_level["note"]
+    notes = [f for f in by_level["note"] if f.claim == value.CLAIM.name] or by_level["note"]
     return ("note", notes[0].message) if notes else ("undecided", "no claim was decided")
 
 
@@ -403,21 +418,21 @@ def _no_fault(f: Finding) -> bool:
 
     Some rules' passes cannot be called but by JAX; some compute in float32 whatever they are given.
     """
-    coarse = f.claim == "V3" and f.ratio is not None and f.ratio * HALF_THE_DIGITS <= SINGLE
-    return f.level == "fail" and (coarse or (f.claim == "V1" and "passes raise" in f.message))
+    coarse = f.claim == linearity.CLAIM.name and f.ratio is not None and f.ratio * HALF_THE_DIGITS <= SINGLE
+    return f.level == "fail" and (coarse or f.code == "passes_raise")
 
 
 def _judged(name: str, e: Error, where: str, excuse: str | None) -> Finding:
     at = {"argument": name, "ratio": e.ratio, "index": e.index}
     if e.excused > 1:
         if excuse:
-            return Finding("V2", "note", f"{where}: {excuse}", **at)
+            return noted(f"{where}: {excuse}", code="kink", **at)
         kind = "differs from the float64 oracle" if np.isfinite(e.excused) else "not finite where the oracle is"
-        return Finding("V2", "fail", f"{where}: {kind}", **at)
+        return failed("wrong_value", f"{where}: {kind}", **at)
     if e.known == 0:
-        return Finding("V2", "skipped", f"{where}: undecided, the oracle is NaN there", **at)
+        return skipped(f"{where}: undecided, the oracle is NaN there", code="undecided_call", **at)
     if e.ratio > 1:
-        return Finding("V2", "skipped", f"{where}: undecided, {e.excuse}", **at)
+        return skipped(f"{where}: undecided, {e.excuse}", code="undecided_call", **at)
     if e.known < 1:
-        return Finding("V2", "note", f"{where}: the oracle is NaN at {1 - e.known:.0%} of it, undecided there", **at)
-    return Finding("V2", "pass", f"{where}: equals the float64 oracle", **at)
+        return noted(f"{where}: the oracle is NaN at {1 - e.known:.0%} of it, undecided there", **at)
+    return passed(f"{where}: equals the float64 oracle", **at)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.measure import DRAWS, HALF_THE_DIGITS, error, relative_gap, unit_of, wide
-from vjplib.verification.report import Finding
-from vjplib.verification.subject import Leaves, Subject, normal_of
+from vjplib.verification.call import Leaves, Subject, normal_of
+from vjplib.verification.report import Finding, failed, noted, passed
+from vjplib.verification.tolerance import DRAWS, HALF_THE_DIGITS, error, relative_gap, unit_of, wide
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -35,13 +35,13 @@ def check(subject: Subject) -> Iterator[Finding]:
         name = f"tangent of output {i}" if len(found) > 1 else "tangent of output"
         at = {"argument": name, "ratio": e.excused, "index": e.index, "case": subject.case}
         if e.known == 0:
-            yield Finding("V2", "note", "undecided, the oracle is NaN there", **at)
+            yield noted("undecided, the oracle is NaN there", **at)
         elif e.excused <= 1:
-            yield Finding("V2", "pass", "equals the float64 oracle", **at)
+            yield passed("equals the float64 oracle", **at)
         elif _agrees_nearby(subject, leaves, ts):
-            yield Finding("V2", "note", "another slope than autodiff's at a kink; equal at inputs moved a little", **at)
+            yield noted("another slope than autodiff's at a kink; equal at inputs moved a little", code="kink", **at)
         else:
-            yield Finding("V2", "fail", "differs from the float64 oracle", **at)
+            yield failed("wrong_value", "differs from the float64 oracle", **at)
     yield from _linearity(subject, ours, exact, rng)
 
 
@@ -76,9 +76,9 @@ def _linearity(subject: Subject, ours: Any, exact: list[Leaves], rng: np.random.
     law, gap = max(laws.items(), key=lambda pair: pair[1])
     if gap > HALF_THE_DIGITS:
         message = f"the rule is not linear in the tangent: {law} is off by {gap:.1e} of its size"
-        yield Finding("V3", "fail", message, "tangent", gap / HALF_THE_DIGITS, case=subject.case)
+        yield failed("not_linear", message, "tangent", gap / HALF_THE_DIGITS)
     else:
-        yield Finding("V3", "pass", "linear in the tangent", "tangent", gap / HALF_THE_DIGITS, case=subject.case)
+        yield passed("linear in the tangent", "tangent", gap / HALF_THE_DIGITS)
 
 
 def _rounded(rng: np.random.Generator, a: np.ndarray, unit: float) -> np.ndarray:

@@ -224,8 +224,10 @@ def _lines(number: int, rule: AuditedRule) -> Iterator[str]:
     if rule.reason:
         yield f"  {_SIGNS[rule.verdict]}: {rule.reason}"
     for f in rule.findings if rule.verdict == "fail" else ():
-        if (f.level == "fail" or f.claim == "V12") and str(f) != rule.reason:
+        if f.level == "fail" and str(f) != rule.reason:
             yield f"  {f}"
+        if f.explanation is not None and str(f.explanation):
+            yield f"  {f.explanation}"
         if f.counterexample:
             yield f.counterexample.strip()
 

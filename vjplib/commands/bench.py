@@ -10,28 +10,31 @@ from vjplib.commands.common import Command, add_targets, count, progress, rules_
 
 
 def add(command: Command) -> None:
-    """Adds the command."""
-    bench = command("bench", _bench, "time rules beside autodiff of what users would otherwise call")
+    """Add the command."""
+    bench = command("bench", _bench, "time rules against JAX's derivative of what users would otherwise call")
     add_targets(bench)
     bench.add_argument("--quick", action="store_true", help="few repetitions: enough to see a factor of two")
-    bench.add_argument("--models", action="store_true", help="time training steps of flax networks in place of rules")
+    bench.add_argument("--models", action="store_true", help="time training steps of flax networks instead of rules")
     bench.add_argument(
         "--sweep",
         type=count,
         metavar="N",
-        help="check and time N random convolutions in place of rules; exit 1 if one is wrong, or slower than lax's",
+        help="check and time N random convolutions instead of rules; exit 1 if one is wrong, or slower than lax's",
     )
     bench.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the random convolutions (default 0)")
-    bench.add_argument("--torch", action="store_true", help="time PyTorch too, where it has the same; installed by you")
+    bench.add_argument(
+        "--torch", action="store_true", help="also time the equivalent PyTorch operation, if torch is installed"
+    )
 
 
 def _bench(parsed: argparse.Namespace) -> int:
-    from vjplib import bench, peers
+    from vjplib.bench import rules as bench
+    from vjplib.bench import tables, torch_ops
     from vjplib.verification.report import said
 
     if parsed.torch:
         try:
-            peers.import_torch()
+            torch_ops.import_torch()
         except ImportError as error:
             parsed.error(str(error))
     if parsed.sweep:
@@ -44,15 +47,15 @@ def _bench(parsed: argparse.Namespace) -> int:
     for rule in progress(rules_of(parsed), console, attrgetter("name")):
         try:
             of_rule = bench.bench_rule(rule, seconds=seconds)
-            rows += peers.with_torch(rule, of_rule, seconds=seconds) if parsed.torch else of_rule
+            rows += torch_ops.with_torch(rule, of_rule, seconds=seconds) if parsed.torch else of_rule
             growths += bench.bench_growth(rule, seconds=seconds)
-        except Exception as error:  # what a rule or a baseline raises is told, and the others are timed all the same
+        except Exception as error:  # whatever a rule or a baseline raises; the other rules are timed
             refused.append(f"{rule.name} is not timed: {said(error)}")
         if not rule.bench or not rule.baselines:
             refused.append(f"{rule.name} is not timed: its record must give bench and baselines")
     if parsed.json:
         write_json(parsed.json, bench.to_dict(rows, growths) | {"refused": refused})
-    for table in bench.tables(rows, growths):
+    for table in tables.of_rules(rows, growths):
         console.print(table)
     for line in bench.remarks(rows):
         console.print(line, markup=False, soft_wrap=True)
@@ -66,19 +69,19 @@ def _bench_models(parsed: argparse.Namespace) -> int:
         parsed.error(f"--models times networks and takes no rule, got {' '.join(parsed.targets)}")
     if find_spec("flax") is None:
         parsed.error("flax must be installed to train its networks: pip install 'vjplib[models]'")
-    from vjplib import bench_models, models
+    from vjplib.bench import networks, tables, training_steps
     from vjplib.verification.report import said
 
     console = Console(highlight=False)
     steps, refused = [], []
-    for name, model in progress(tuple(models.MODELS.items()), console, itemgetter(0)):
+    for name, model in progress(tuple(networks.MODELS.items()), console, itemgetter(0)):
         try:
-            steps.append(bench_models.bench_model(name, model, seconds=_seconds(parsed), torch=parsed.torch))
-        except Exception as error:  # the other networks are timed all the same
+            steps.append(training_steps.bench_model(name, model, seconds=_seconds(parsed), torch=parsed.torch))
+        except Exception as error:  # the other networks are timed
             refused.append(f"{name} is not timed: {said(error)}")
     if parsed.json:
-        write_json(parsed.json, bench_models.to_dict(steps) | {"refused": refused})
-    for table in bench_models.tables(steps):
+        write_json(parsed.json, training_steps.to_dict(steps) | {"refused": refused})
+    for table in tables.of_steps(steps):
         console.print(table)
     for line in refused:
         console.print(line, markup=False, soft_wrap=True, style="bold red")
@@ -88,7 +91,7 @@ def _bench_models(parsed: argparse.Namespace) -> int:
 def _sweep(parsed: argparse.Namespace) -> int:
     if parsed.targets or parsed.models:
         parsed.error("--sweep checks and times random convolutions and takes neither a rule nor --models")
-    from vjplib import sweep
+    from vjplib.bench import sweep, tables
 
     console = Console(highlight=False)
     trials = sweep.sweep(parsed.sweep, seed=parsed.seed, seconds=_seconds(parsed) / 10)
@@ -98,7 +101,7 @@ def _sweep(parsed: argparse.Namespace) -> int:
         done.append(next(trials))
     if parsed.json:
         write_json(parsed.json, sweep.to_dict(done))
-    for table in sweep.tables(done):
+    for table in tables.of_sweep(done):
         console.print(table)
     for line in sweep.remarks(done):
         console.print(line, markup=False, soft_wrap=True)
@@ -106,5 +109,5 @@ def _sweep(parsed: argparse.Namespace) -> int:
 
 
 def _seconds(parsed: argparse.Namespace) -> float:
-    """Returns how long each program is timed."""
+    """Return how long to time each program."""
     return 0.1 if parsed.quick else 1.5

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 from rich.console import Console
 
 from vjplib.rule import Rule
-from vjplib.verification import CLAIMS
+from vjplib.verification.registry import resolve
 
 T = TypeVar("T")
 
@@ -60,11 +60,11 @@ def add_jobs(parser: argparse.ArgumentParser, each: str = "a rule in each") -> N
 
 
 def claims(text: str) -> tuple[str, ...]:
-    """Returns the claims of a list such as V1,V2."""
-    named = tuple(text.upper().split(","))
-    if unknown := [c for c in named if c not in CLAIMS]:
-        raise argparse.ArgumentTypeError(f"must be among {', '.join(CLAIMS)}, got {', '.join(unknown)}")
-    return named
+    """Return the names of the claims in a list such as "value,V5"."""
+    try:
+        return tuple(claim.name for claim in resolve(text.split(",")) or ())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("claims ")) from error
 
 
 def seed(text: str) -> int:

@@ -25,7 +25,7 @@ def add(command: Command) -> None:
 
 
 def _power(parsed: argparse.Namespace) -> int:
-    from vjplib import power
+    from vjplib import mutation as power
 
     console = Console(highlight=False)
     places = places_of(parsed)
@@ -35,7 +35,7 @@ def _power(parsed: argparse.Namespace) -> int:
     results = power.spread(tasks, parsed.jobs)
     scores, alarms = power.gathered(list(progress(results, console, _name, len(tasks))), names)
     if parsed.json:
-        from vjplib.bench import environment
+        from vjplib.bench.environment import environment
 
         content = {"environment": environment(), "seed": parsed.seed, "mutants": parsed.mutants}
         write_json(parsed.json, content | power.to_dict(scores, alarms))

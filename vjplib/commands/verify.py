@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from vjplib.commands import workers
 from vjplib.commands.common import (
@@ -25,9 +26,9 @@ from vjplib.commands.common import (
 )
 from vjplib.reports import Run, changes, read, write_html, write_json, write_junit, write_markdown
 from vjplib.verification import CLAIMS
-from vjplib.verification.guard import TIME_LIMIT
+from vjplib.verification.isolation import TIME_LIMIT
+from vjplib.verification.registry import selected
 from vjplib.verification.report import Report
-from vjplib.verification.run import CHECKS
 
 
 def add(command: Command) -> None:
@@ -47,7 +48,10 @@ def add(command: Command) -> None:
         quick="examine the first case, without what takes long, and little of the others",
         deep="examine every claim at every case, and each case at 20 random sizes",
     )
-    verify.add_argument("--claims", type=claims, metavar="V1,V2", help=f"examine these alone, of {', '.join(CLAIMS)}")
+    names = ", ".join(CLAIMS)
+    verify.add_argument(
+        "--claims", type=claims, metavar="NAME,...", help=f"claims to examine, of {names} (default: all)"
+    )
     verify.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of all random numbers (default 0)")
     verify.add_argument(
         "--time-limit",
@@ -68,8 +72,8 @@ def earlier(path: str) -> Run:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from vjplib.bench import environment
-    from vjplib.verification.report import remarks, table
+    from vjplib.bench.environment import environment
+    from vjplib.verification.text import remarks, table
 
     must_differ(parsed, "json", "markdown", "junit", "html")
     console = Console(highlight=False)
@@ -82,7 +86,9 @@ def _verify(parsed: argparse.Namespace) -> int:
         parsed.against = replace(parsed.against, reports=[r for r in parsed.against.reports if r.name in names])
     changed = changes(parsed.against, run) if parsed.against else ()
     _write(parsed, run)
-    console.print(table(reports, console.width))
+    text = Text(table(reports, console.width))
+    text.highlight_words(["FAIL", "NO"], "bold red")
+    console.print(text, soft_wrap=True)
     for level in ("fail", "skipped", "note"):
         for line in remarks(reports, (level,)):
             console.print(line, markup=False, soft_wrap=True, style="bold red" if level == "fail" else "dim")
@@ -119,7 +125,7 @@ def _reports(parsed: argparse.Namespace, effort: str, console: Console) -> list[
         "time_limit": parsed.time_limit,
     }
     if parsed.jobs:
-        chosen = [c for c in CLAIMS if c in (CHECKS[effort] if parsed.claims is None else parsed.claims)]
+        chosen = [claim.name for claim, _ in selected(effort, parsed.claims)]
         parts = [part for task in tasks for part in workers.shared_out(task, effort, chosen, parsed.jobs // len(tasks))]
         running = workers.reports(parts, options, parsed.jobs)
         ended = dict(progress(running, console, lambda pair: pair[1].name, len(parts)))

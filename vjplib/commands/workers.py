@@ -16,15 +16,12 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from vjplib.compat import patient
-from vjplib.verification import guard
-from vjplib.verification.guard import PRINTS
-from vjplib.verification.report import CLAIMS, Finding, Report, said
+from vjplib.verification import isolation
+from vjplib.verification.registry import CLAIMS, order
+from vjplib.verification.report import Finding, Report, failed, said
 
 DEVICES = 4
 MOST_PARTS = 4  # that one record's claims are shared out to: each compiles what the others do too
-# About what a claim takes, in tenths of a second where computing takes no time.
-_QUICK = {"V1": 4, "V2": 5, "V3": 3, "V4": 11, "V5": 8, "V8": 3}
-_STANDARD = {"V1": 3, "V2": 25, "V3": 5, "V4": 20, "V5": 18, "V6": 22, "V8": 8, "V9": 2, "V10": 14, "V11": 8, "V13": 6}
 GRACE = 60.0  # seconds beside those that the claims may take
 
 
@@ -50,15 +47,15 @@ def shared_out(task: Task, effort: str, claims: Sequence[str], parts: int) -> li
         parts: how many tasks there may be.
 
     Example:
-        >>> parts = shared_out(Task("tanh", "tanh", 0), "quick", ("V1", "V2", "V3", "V4", "V5", "V8"), 2)
+        >>> parts = shared_out(Task("tanh", "tanh", 0), "quick", tuple(CLAIMS)[:5], 2)
         >>> [part.claims for part in parts]
-        [('V1', 'V4', 'V8'), ('V2', 'V3', 'V5')]
+        [('contract', 'transforms'), ('value', 'linearity', 'second_order')]
     """
-    takes = _QUICK if effort == "quick" else _STANDARD
+    takes = {claim.name: claim.cost[effort != "quick"] for claim in CLAIMS.values()}
     groups: list[list[str]] = [[] for _ in range(max(1, min(parts, MOST_PARTS, len(claims))))]
     for claim in sorted(claims, key=lambda c: -takes.get(c, 1)):
         min(groups, key=lambda group: sum(takes.get(c, 1) for c in group)).append(claim)
-    ordered = [tuple(c for c in CLAIMS if c in group) for group in groups]
+    ordered = [tuple(sorted(group, key=order)) for group in groups]
     return [task._replace(claims=group) for group in ordered] if len(ordered) > 1 else [task]
 
 
@@ -66,9 +63,9 @@ def joined(reports: Sequence[Report]) -> Report:
     """Returns the reports on parts of one record's claims as one; what several tell alike stands once.
 
     Example:
-        >>> died = Finding("V1", "fail", "the process died")
-        >>> joined([Report("f", (died, Finding("V2", "pass", "right"))), Report("f", (died,))]).findings
-        (Finding(claim='V1', ...), Finding(claim='V2', ...))
+        >>> died = Finding("contract", "fail", "the process died")
+        >>> joined([Report("f", (died, Finding("value", "pass", "right"))), Report("f", (died,))]).findings
+        (Finding(claim='contract', ...), Finding(claim='value', ...))
     """
     if len(reports) == 1:
         return reports[0]
@@ -76,13 +73,13 @@ def joined(reports: Sequence[Report]) -> Report:
     for report in reports:
         told = set(map(_what, findings))
         findings += [f for f in report.findings if _what(f) not in told]
-    ordered = sorted(findings, key=lambda f: list(CLAIMS).index(f.claim))
+    ordered = sorted(findings, key=lambda f: order(f.claim))
     return Report(reports[0].name, tuple(ordered), max(report.seconds for report in reports))
 
 
 def _what(finding: Finding) -> Any:
-    """Returns what makes findings of two processes one: of what a rule prints either, whatever its first line."""
-    return PRINTS if finding.message.startswith(PRINTS) else finding
+    """Return the deduplication key of a finding: what a rule prints counts once, whatever its first line."""
+    return finding.code if finding.code == "prints" else finding
 
 
 class _Worker:
@@ -141,7 +138,7 @@ def reports(tasks: Sequence[Task], options: Mapping[str, Any], processes: int) -
                 w.stop()
                 workers[workers.index(w)] = _Worker()
                 message = f"did not end within {patience:g} s, and did not let itself be stopped"
-                yield number, Report(tasks[number].name, (Finding("V1", "fail", message),), patience)
+                yield number, Report(tasks[number].name, (failed("timeout", message, claim="contract"),), patience)
     finally:
         for w in workers:
             w.stop()
@@ -159,7 +156,7 @@ def _received(w: _Worker, tasks: Sequence[Task]) -> tuple[Report, bool]:
         if ended == "SIGKILL":
             message += ", as the system does where memory runs out"
         assert w.task is not None
-        return Report(tasks[w.task].name, (Finding("V1", "fail", message),)), False
+        return Report(tasks[w.task].name, (failed("died", message, claim="contract"),)), False
 
 
 def _work(pipe: Connection, beaten: Any, path: list[str]) -> None:
@@ -168,7 +165,7 @@ def _work(pipe: Connection, beaten: Any, path: list[str]) -> None:
     def heart() -> None:
         beaten.value = time.time()
 
-    guard.heart = heart
+    isolation.heart = heart
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     import jax
@@ -184,7 +181,7 @@ def _work(pipe: Connection, beaten: Any, path: list[str]) -> None:
         except (EOFError, ConnectionError):
             break
         report = examined(task, options)
-        whole = not any("did not end within" in f.message for f in report.failures)
+        whole = not any(f.code == "timeout" for f in report.failures)
         with suppress(OSError, ValueError):  # a rule may have closed it
             sys.stdout.flush()
         pipe.send((report, whole))
@@ -196,14 +193,15 @@ def _work(pipe: Connection, beaten: Any, path: list[str]) -> None:
 def examined(task: Task, options: Mapping[str, Any]) -> Report:
     """Returns the report of a task, in this process."""
     from vjplib.rule import find, rules
-    from vjplib.verification.run import verify_part
+    from vjplib.verification.api import verify_part
 
     try:
         rule = (rules() if task.target is None else find(task.target))[task.number]
         others = {name: value for name, value in options.items() if name != "claims"}
         return verify_part(rule, task.claims or options["claims"], options["claims"], **others)
     except Exception as error:  # a record that cannot be read fails, and the rules after it are examined all the same
-        return Report(task.name, (Finding("V1", "fail", f"the record cannot be used: {said(error)}"),))
+        message = f"the record cannot be used: {said(error)}"
+        return Report(task.name, (failed("unusable_record", message, claim="contract"),))
 
 
 def _limit_memory() -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vjplib.reports.runs import Run
-from vjplib.verification.report import CLAIMS, Finding, Report
+from vjplib.verification.registry import present
+from vjplib.verification.report import Finding, Report
 
 GREW = 2.0
 """By more than this factor an error must have grown to be told of."""
@@ -38,7 +39,7 @@ class Change:
 
     def __str__(self) -> str:
         """Returns the change on one line."""
-        claim = f" {self.claim} {CLAIMS[self.claim]}" if self.claim else ""
+        claim = f" {self.claim}" if self.claim else ""
         return f"{self.name}:{claim} {self.words}"
 
 
@@ -54,9 +55,9 @@ def changes(old: Run, new: Run) -> tuple[Change, ...]:
         new: the later run; where it examined some claims only, these alone are compared.
 
     Example:
-        >>> old, new = (Run((Report("f", (Finding("V2", level, "..."),)),)) for level in ("pass", "fail"))
+        >>> old, new = (Run((Report("f", (Finding("value", level, "..."),)),)) for level in ("pass", "fail"))
         >>> [str(change) for change in changes(old, new)]
-        ['f: V2 value fails; it held']
+        ['f: value fails; it held']
     """
     before, after = _by_name(old), _by_name(new)
     found = [change for name in before for change in _of_one(name, before[name], after.get(name), new.claims)]
@@ -79,9 +80,7 @@ def _of_one(name: str, old: Report, new: Report | None, claims: Sequence[str] | 
     if new is None:
         yield Change("gone", name, "", "is gone")
         return
-    for claim in CLAIMS if claims is None else claims:
-        if claim == "V12":  # which speaks of faults alone
-            continue
+    for claim in present([old, new]) if claims is None else claims:
         was, now = old.level(claim), new.level(claim)
         if now == "fail" != was:
             yield Change("failure", name, claim, f"fails; it {_told(was)}")

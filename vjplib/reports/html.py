@@ -10,8 +10,9 @@ from pathlib import Path
 from vjplib.reports import plots
 from vjplib.reports.changes import Change, changes
 from vjplib.reports.runs import Run
-from vjplib.verification.report import CLAIMS, SIGNS, Finding, Report
-from vjplib.verification.traps import TRAPS, anchor
+from vjplib.verification.explain.traps import TRAPS, anchor
+from vjplib.verification.registry import present
+from vjplib.verification.report import SIGNS, Finding, Report
 
 _ORDER = {"fail": 0, "skipped": 1, "note": 2, "pass": 3, None: 4}
 _FEW = 4
@@ -90,7 +91,7 @@ _KINDS = {
 
 
 def _table(run: Run) -> Iterator[str]:
-    claims = [c for c in CLAIMS if any(r.level(c) for r in run.reports)]
+    claims = present(run.reports)
     yield '<section><form id="filter" role="search"><label>Filter <input id="text" type="search" size="28"'
     yield 'placeholder="rule, argument, words" autocomplete="off"></label>'
     yield '<label>Level <select id="level"><option value="">all</option>'
@@ -100,7 +101,7 @@ def _table(run: Run) -> Iterator[str]:
     yield '<div class="wide"><table id="rules"><thead><tr>'
     yield _heading("rule", "rule")
     for claim in claims:
-        yield _heading(claim, f"{claim}<small>{_e(CLAIMS[claim])}</small>")
+        yield _heading(claim, _e(claim))
     yield _heading("seconds", "s")
     yield "</tr></thead>"
     for i, report in enumerate(run.reports):
@@ -137,7 +138,7 @@ def _rows(i: int, report: Report, claims: Sequence[str]) -> Iterator[str]:
 
 
 def _claim(claim: str, findings: Sequence[Finding]) -> Iterator[str]:
-    yield f'<section data-claim="{claim}"><h3>{claim} {_e(CLAIMS[claim])}</h3>'
+    yield f'<section data-claim="{claim}"><h3>{_e(claim)}</h3>'
     if drawn := "".join(_figures(findings)):
         yield f'<div class="figures">{drawn}</div>'
     others = [f for f in findings if f.level != "pass"]
@@ -162,6 +163,8 @@ def _items(findings: Sequence[Finding]) -> Iterator[str]:
         if f.trap in TRAPS:
             trap = TRAPS[f.trap]
             yield f'<p class="trap">Trap: {_e(trap.words)}. Remedy: {_e(trap.remedy)}. See {anchor(f.trap)}</p>'
+        if f.explanation is not None and str(f.explanation):
+            yield f'<p class="explanation">{_e(f.explanation)}</p>'
         if f.counterexample and f.counterexample not in sources:
             sources.add(f.counterexample)
             yield f"<pre>{_e(f.counterexample.strip())}</pre>"

@@ -5,7 +5,8 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from vjplib.reports.runs import Run
-from vjplib.verification.report import CLAIMS, Finding, Report
+from vjplib.verification.registry import present
+from vjplib.verification.report import Finding, Report
 
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -33,7 +34,7 @@ def _suite(suites: ET.Element, report: Report, run: Run) -> None:
     properties = ET.SubElement(suite, "properties")
     for key, value in {**run.environment, "effort": run.effort, "seed": run.seed}.items():
         ET.SubElement(properties, "property", name=_xml(key), value=_xml(str(value)))
-    claims = [c for c in CLAIMS if report.level(c)]
+    claims = present([report])
     for claim in claims:
         _case(suite, report, claim)
     undecided = not report.ok and not report.failures
@@ -47,7 +48,7 @@ def _suite(suites: ET.Element, report: Report, run: Run) -> None:
 
 
 def _case(suite: ET.Element, report: Report, claim: str) -> None:
-    case = ET.SubElement(suite, "testcase", classname=_class(report), name=f"{claim} {CLAIMS[claim]}")
+    case = ET.SubElement(suite, "testcase", classname=_class(report), name=claim)
     of_claim = [f for f in report.findings if f.claim == claim]
     worst = [f for f in of_claim if f.level == report.level(claim)]
     if report.level(claim) == "fail":
@@ -68,7 +69,8 @@ def _one_line(f: Finding) -> str:
 
 
 def _in_full(f: Finding) -> str:
-    return f"{f}\n\n{f.counterexample}\n" if f.counterexample else str(f)
+    text = "\n".join(filter(None, (str(f), str(f.explanation or ""))))
+    return f"{text}\n\n{f.counterexample}\n" if f.counterexample else text
 
 
 def _xml(text: str) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from vjplib.reports.changes import Change, changes
 from vjplib.reports.runs import Run
-from vjplib.verification.report import CLAIMS, SIGNS, Finding, in_markdown
+from vjplib.verification.registry import present
+from vjplib.verification.report import SIGNS, Finding, in_markdown
 
 _SECTIONS = (("fail", "Failures"), ("skipped", "Undecided"), ("note", "Notes"))
 
@@ -30,12 +31,11 @@ def _lines(run: Run, changed: Sequence[Change] | None) -> Iterator[str]:
     yield ""
     yield from (f"- {in_markdown(key)}: {in_markdown(str(value))}" for key, value in run.environment.items())
     yield ""
-    claims = [c for c in CLAIMS if any(r.level(c) for r in run.reports)]
-    yield "| rule | " + "".join(f"{c} {CLAIMS[c]} | " for c in claims) + "seconds |"
+    claims = present(run.reports)
+    yield "| rule | " + "".join(f"{c} | " for c in claims) + "seconds |"
     yield "| --- | " + "--- | " * len(claims) + "---: |"
     for r in run.reports:
-        levels = [r.level(c) for c in claims]
-        cells = [SIGNS[level] if level else "-" for level in levels]
+        cells = [SIGNS[level] if (level := r.level(c)) else "-" for c in claims]
         cells = [f"**{cell}**" if cell == SIGNS["fail"] else cell for cell in cells]
         yield f"| {in_markdown(r.name)} | " + "".join(f"{cell} | " for cell in cells) + f"{r.seconds:.1f} |"
     if changed is not None:
@@ -45,12 +45,12 @@ def _lines(run: Run, changed: Sequence[Change] | None) -> Iterator[str]:
             yield "None."
     for level, title in _SECTIONS:
         found = [(r.name, f) for r in run.reports for f in r.findings if f.level == level]
-        if level == "fail":
-            found += [(r.name, f) for r in run.reports for f in r.findings if f.claim == "V12" and f.level != "fail"]
         if found:
             yield from ("", f"## {title}", "")
             for name, f in found:
                 yield f"- {in_markdown(name)}: {in_markdown(str(f))}"
+                if f.explanation is not None and str(f.explanation):
+                    yield f"  {in_markdown(str(f.explanation))}"
                 yield from _source(f)
 
 

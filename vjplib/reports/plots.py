@@ -80,7 +80,7 @@ class _Point(NamedTuple):
 
 
 def _points(findings: Sequence[Finding]) -> list[_Point]:
-    """Returns the errors that V11 measured, one an array and a dtype, with the worst first."""
+    """Returns the errors that accuracy measured, one an array and a dtype, with the worst first."""
     found = [
         _Point(f"{f.data['dtype']} {a['name']}", _number(a["rule"]), _number(a["autodiff"]))
         for f in findings
@@ -91,7 +91,7 @@ def _points(findings: Sequence[Finding]) -> list[_Point]:
 
 
 def accuracy(findings: Sequence[Finding]) -> str:
-    """Returns a plot of each array's error against float64, beside autodiff's, of findings of V11; "" without any."""
+    """Return a plot of each array's error against float64, beside autodiff's; "" where no finding measured one."""
     points = _points(findings)
     if not points:
         return ""
@@ -110,11 +110,11 @@ def accuracy(findings: Sequence[Finding]) -> str:
 
 
 def overview(reports: Sequence[Report]) -> str:
-    """Returns a plot of every error that V11 measured against autodiff's; "" if it measured none."""
+    """Returns a plot of every error that accuracy measured against autodiff's; "" if it measured none."""
     points = [
         _Point(f"{r.name}, {p.label}", p.rule, p.autodiff)
         for r in reports
-        for p in _points([f for f in r.findings if f.claim == "V11"])
+        for p in _points([f for f in r.findings if f.claim == "accuracy"])
         if p.rule > 0 and p.autodiff > 0
     ]
     if not points:
@@ -139,7 +139,7 @@ def overview(reports: Sequence[Report]) -> str:
 
 
 def growth(data: Mapping[str, Any]) -> str:
-    """Returns two plots against a dimension's size, the largest array and the operations, of what V8 measured."""
+    """Return two plots against a dimension's size: the elements of the largest array, and the operations."""
     sizes, ours, theirs = data["sizes"], data["rule"], data.get("autodiff", {})
     return "".join(
         _curves(
@@ -168,7 +168,7 @@ def _curves(title: str, ours: Sequence[tuple[float, float]], theirs: Sequence[tu
 
 
 def taylor(data: Mapping[str, Any], title: str) -> str:
-    """Returns a plot of the remainder of a Taylor step against the step, as V9 measured it, and of h^2 beside it."""
+    """Return a plot of the remainder of a Taylor step against the step h, beside h^2."""
     pairs = [(h, abs(_number(r))) for h, r in zip(data["h"], data["remainder"], strict=True)]
     pairs = [(h, r) for h, r in pairs if r > 0 and math.isfinite(r)]
     if not pairs:

@@ -7,9 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-from vjplib.verification.report import CLAIMS, Finding, Level, Report
+from vjplib.verification.report import Code, Explanation, Finding, Level, Report
 
-SCHEMA = 1
+SCHEMA = 2
 """The number of the schema that files are written in; it rises when a reader of the former would misread them."""
 
 
@@ -25,7 +25,7 @@ class Run:
         claims: those that were asked for; None for all of the effort.
 
     Example:
-        >>> run = Run((Report("f", (Finding("V1", "pass", "as promised"),)),))
+        >>> run = Run((Report("f", (Finding("contract", "pass", "as promised"),)),))
         >>> run.ok, Run.from_dict(run.to_dict()) == run
         (True, True)
     """
@@ -73,9 +73,18 @@ class Run:
 
 
 def _claim(name: Any) -> str:
-    if not isinstance(name, str) or name not in CLAIMS:
-        raise ValueError(f"claims must be among {', '.join(CLAIMS)}, got {name!r:.60}")
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"claims must be names, got {name!r:.60}")
     return name
+
+
+def _explanation(content: Any) -> Explanation | None:
+    if content is None:
+        return None
+    factor, unexplained = content["factor"], float(content["unexplained"])
+    places = tuple(map(str, content["places"]))
+    number = None if factor is None else float(factor)
+    return Explanation(number, places, unexplained, _text(content, "reason"), _text(content, "counterexample"))
 
 
 def _text(content: Mapping[str, Any], key: str) -> str:
@@ -94,6 +103,8 @@ def _report(content: Mapping[str, Any]) -> Report:
 def _finding(content: Mapping[str, Any]) -> Finding:
     if content["level"] not in get_args(Level):
         raise ValueError(f"levels must be among {', '.join(get_args(Level))}, got {content['level']!r:.60}")
+    if content["code"] not in get_args(Code):
+        raise ValueError(f"codes must be among {', '.join(get_args(Code)[1:])}, got {content['code']!r:.60}")
     ratio, index = content["ratio"], content["index"]
     if index is not None and not (isinstance(index, list) and all(type(i) is int for i in index)):
         raise TypeError(f"index must be a list of integers, got {index!r:.60}")
@@ -107,6 +118,8 @@ def _finding(content: Mapping[str, Any]) -> Finding:
         _text(content, "case"),
         _text(content, "trap"),
         _text(content, "counterexample"),
+        content["code"],
+        _explanation(content["explanation"]),
         dict(content["data"]),
     )
 
@@ -116,7 +129,7 @@ def schema() -> dict[str, Any]:
 
     Example:
         >>> schema()["properties"]["schema"]
-        {'const': 1}
+        {'const': 2}
     """
     return json.loads(files("vjplib.reports").joinpath("schema.json").read_text(encoding="utf-8"))
 

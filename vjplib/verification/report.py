@@ -1,42 +1,70 @@
-"""What verification found: findings, and the report that holds them, as text, JSON and Markdown."""
+"""What verification found: findings, and the report that holds them."""
 
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from io import StringIO
 from typing import Any, Literal
 
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
-
-from vjplib.verification.traps import told
+from vjplib.verification.explain.traps import told
 
 Level = Literal["pass", "fail", "note", "skipped"]
 
-CLAIMS = {
-    "V1": "contract",
-    "V2": "value",
-    "V3": "linearity",
-    "V4": "transforms",
-    "V5": "order two",
-    "V6": "sharding",
-    "V7": "residuals",
-    "V8": "growth",
-    "V9": "without autodiff",
-    "V10": "edges",
-    "V11": "accuracy",
-    "V12": "locate",
-    "V13": "power",
-}
-SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "skipped": "skip"}
-_SHORT = {"pass": "ok", "fail": "NO", "note": "n", "skipped": "?"}
-_SHORT_LEGEND = "ok shown, NO refuted, ? undecided, n only noted, - not examined"
-_STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "skipped": "dim"}
+Code = Literal[
+    "",
+    "wrong_value",
+    "inaccurate",
+    "not_linear",
+    "hidden_state",
+    "wrong_aval",
+    "raises",
+    "passes_raise",
+    "derivative_raises",
+    "not_refused",
+    "residual_bytes",
+    "growth",
+    "communication",
+    "side_effect",
+    "prints",
+    "kink",
+    "by_design",
+    "solver",
+    "undecided_call",
+    "timeout",
+    "died",
+    "unusable_record",
+]
+"""What kind of finding it is, for programs; a finding that says no more than its level has none."""
+SIGNS: Mapping[Level, str] = {"pass": "ok", "fail": "FAIL", "note": "note", "skipped": "skip"}
 _GRAVITY: tuple[Level, ...] = ("fail", "skipped", "pass", "note")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why cotangents are wrong, as far as the program of the backward tells.
+
+    Args:
+        factor: what the output of the equation at fault has to be multiplied by; None where none was looked for.
+        places: primitive, file, line and function of the equations of which any one may be at fault.
+        unexplained: the share of the error that the factor leaves.
+        reason: why no factor was looked for, or none found.
+        counterexample: Python source that shows the failure on a few numbers; empty where none was made.
+    """
+
+    factor: float | None = None
+    places: tuple[str, ...] = ()
+    unexplained: float = 0.0
+    reason: str = ""
+    counterexample: str = ""
+
+    def __str__(self) -> str:
+        """Return the explanation on one line."""
+        where = " or ".join(self.places)
+        if self.factor is None:
+            return self.reason
+        if self.reason:
+            return f"{self.reason}; the best, on the output of {where}, leaves {self.unexplained:.0%} of it"
+        return f"multiplying by {self.factor:.6g} the output of {where} makes every cotangent right"
 
 
 @dataclass(frozen=True)
@@ -44,15 +72,18 @@ class Finding:
     """One thing verified of one function.
 
     Args:
-        claim: "V1" to "V13", a key of `CLAIMS`.
+        claim: the name of the claim, a key of `vjplib.verification.CLAIMS`.
         level: "pass"; "fail"; "note", a limitation or a credit; or "skipped", undecided for the reason in the message.
         message: what was found, in words.
         argument: the argument or output concerned, as in "cotangent of x"; empty for the whole.
         ratio: the error in units of the tolerance, where one was measured; above 1 it fails.
         index: where the error is worst, an index into that array.
         case: which call was examined.
-        trap: the known trap that the author fell into, a key of `vjplib.verification.traps.TRAPS`; empty for none.
+        trap: the known trap that the author fell into, a key of `vjplib.verification.explain.traps.TRAPS`; empty for
+            none.
         counterexample: Python source that shows the failure on a few numbers; empty where none was made.
+        code: what kind of finding it is, for programs.
+        explanation: why it fails, where that was looked for.
         data: what was measured, by name, as JSON has it: what plots are drawn from.
     """
 
@@ -65,11 +96,13 @@ class Finding:
     case: str = ""
     trap: str = ""
     counterexample: str = ""
+    code: Code = ""
+    explanation: Explanation | None = None
     data: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
-        """Returns the finding on one line."""
-        parts = [f"{self.claim} {CLAIMS[self.claim]}", SIGNS[self.level]]
+        """Return the finding on one line."""
+        parts = [self.claim, SIGNS[self.level]]
         if self.case:
             parts.append(f"[{self.case}]")
         if self.argument:
@@ -81,6 +114,41 @@ class Finding:
         if self.trap:
             parts.append(f"({told(self.trap)})")
         return " ".join(parts)
+
+
+def finding(
+    level: Level,
+    code: Code,
+    message: str,
+    argument: str = "",
+    ratio: float | None = None,
+    index: tuple[int, ...] | None = None,
+    *,
+    claim: str = "",
+    **more: Any,
+) -> Finding:
+    """Return a finding of a claim that the runner names, with the code if it fails."""
+    return Finding(claim, level, message, argument, ratio, index, code=code if level == "fail" else "", **more)
+
+
+def passed(message: str, argument: str = "", ratio: float | None = None, **more: Any) -> Finding:
+    """Return a finding that something holds."""
+    return finding("pass", "", message, argument, ratio, **more)
+
+
+def failed(code: Code, message: str, argument: str = "", ratio: float | None = None, **more: Any) -> Finding:
+    """Return a failure."""
+    return finding("fail", code, message, argument, ratio, **more)
+
+
+def noted(message: str, argument: str = "", *, claim: str = "", code: Code = "", **more: Any) -> Finding:
+    """Return a note: a limitation, a convention or a credit."""
+    return Finding(claim, "note", message, argument, code=code, **more)
+
+
+def skipped(message: str, argument: str = "", *, claim: str = "", code: Code = "", **more: Any) -> Finding:
+    """Return a finding that something could not be decided, with the reason."""
+    return Finding(claim, "skipped", message, argument, code=code, **more)
 
 
 def said(error: Exception) -> str:
@@ -103,7 +171,7 @@ class Report:
         seconds: how long it took.
 
     Example:
-        >>> report = Report("f", (Finding("V1", "pass", "as promised"), Finding("V2", "fail", "wrong sign", "x")))
+        >>> report = Report("f", (Finding("contract", "pass", "as promised"), Finding("value", "fail", "wrong", "x")))
         >>> report.ok, [finding.argument for finding in report.failures]
         (False, ['x'])
     """
@@ -129,6 +197,8 @@ class Report:
 
     def __str__(self) -> str:
         """Returns the report as a table, failures in full below it."""
+        from vjplib.verification.text import render  # which imports the claims, and they this module
+
         return render([self])
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,7 +214,7 @@ class Report:
         """Returns the report as a Markdown table of claims, one row a finding."""
         rows = ["| claim | result | case | argument | finding |", "|---|---|---|---|---|"]
         for f in self.findings:
-            cells = (f"{f.claim} {CLAIMS[f.claim]}", SIGNS[f.level], f.case, f.argument, f.message)
+            cells = (f.claim, SIGNS[f.level], f.case, f.argument, f.message)
             rows.append("| " + " | ".join(map(in_markdown, cells)) + " |")
         return "\n".join(rows)
 
@@ -167,76 +237,3 @@ def in_markdown(text: str) -> str:
     """
     joined = " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
     return "".join(f"\\{letter}" if letter in "\\|*`[]" else letter for letter in joined)
-
-
-def table(reports: Sequence[Report], width: int = 80) -> Group:
-    """Returns a table of one row a function and one column a claim, the claims named below it.
-
-    Args:
-        reports: the proof sheets.
-        width: columns of text that it may take; where whole words do not fit, signs stand for them.
-    """
-    claims = [c for c in CLAIMS if any(r.level(c) for r in reports)]
-    rows = [[r.level(c) for c in claims] for r in reports]
-    legend, signs = ", ".join(f"{c} {CLAIMS[c]}" for c in claims), SIGNS
-    seconds = [f"{r.seconds:.1f}" for r in reports]
-    taken = max(map(len, seconds), default=1)
-    named = max((len(r.name) for r in reports), default=0)
-
-    def free(signs: Mapping[str, str]) -> int:
-        cells = [[len(signs[level]) for level in column if level] for column in zip(*rows, strict=True)]
-        return width - taken - 3 - sum(1 + max(len(c), *lengths) for c, lengths in zip(claims, cells, strict=True))
-
-    if free(signs) < named:
-        legend, signs = f"{legend}\n{_SHORT_LEGEND}", _SHORT
-    grid = Table(box=box.HORIZONTALS, padding=0, pad_edge=False)
-    for heading in ("", *claims, "s"):
-        grid.add_column(heading, justify="right" if heading == "s" else "left", no_wrap=True)
-    for r, levels, s in zip(reports, rows, seconds, strict=True):
-        cells = [Text(signs[level], _STYLES[level]) if level else Text("-") for level in levels]
-        grid.add_row(Text(_folded(r.name, free(signs))), *cells, s)
-    return Group(grid, Text(legend))
-
-
-def _folded(name: str, width: int) -> str:
-    """Returns a name on lines of a width, broken behind underscores where it can be.
-
-    Example:
-        >>> print(_folded("softmax_cross_entropy", 16))
-        softmax_cross_
-        entropy
-    """
-    width, lines = max(8, width), [""]
-    for part in re.findall(r"[^_]*_|[^_]+", name):
-        if len(lines[-1]) + len(part) > width and lines[-1]:
-            lines.append("")
-        while len(part) > width:
-            lines[-1], part = part[:width], part[width:]
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
-
-
-def remarks(reports: Sequence[Report], levels: Sequence[Level] = ("fail",)) -> Iterator[str]:
-    """Yields a line, named by its function, for each finding of the given levels; with failures, where the fault is.
-
-    A counterexample follows its finding, each once.
-    """
-    for r in reports:
-        shown = set()
-        for f in r.findings:
-            if "fail" in levels if f.claim == "V12" else f.level in levels:
-                yield f"{r.name}: {f}"
-                if f.counterexample and f.counterexample not in shown:
-                    shown.add(f.counterexample)
-                    yield f"\n{f.counterexample.strip()}\n"
-
-
-def render(reports: Sequence[Report], width: int = 80) -> str:
-    """Returns the table of the reports and their failures as plain text."""
-    text = StringIO()
-    console = Console(file=text, width=width, no_color=True)
-    console.print(table(reports, width))
-    for line in remarks(reports):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return text.getvalue()

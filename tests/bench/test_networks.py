@@ -1,0 +1,133 @@
+"""Networks of flax: one function on JAX's convolutions and on vjplib's, and timed side by side."""
+
+import json
+import sys
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vjplib.__main__ import main
+from vjplib.bench import networks
+from vjplib.compat import hasty_options, holds_custom_vjp, x64
+
+SMALL = {
+    "MobileNetV2-like": (2, 6, 5, 4),
+    "ConvNeXt-like": (2, 8, 7, 4),
+    "ResNeXt-like": (2, 6, 5, 64),
+    "Mamba-like": (2, 9, 4),
+    "LeNet-like": (2, 16, 12, 1),
+}
+
+
+def small(name):
+    return networks.MODELS[name]._replace(shape=SMALL[name])
+
+
+def drawn(state, rng):
+    """Return a state with random numbers in place of those that `init` draws, which takes long to compile."""
+    return jax.tree.map(lambda a: jnp.asarray(0.5 * rng.standard_normal(a.shape), a.dtype), state)
+
+
+@pytest.mark.parametrize("name", networks.MODELS)
+def test_one_function_in_float64(name, rng):
+    """Compiled in haste: `bench --models` shows the same of the full networks as they are timed."""
+    model, given = small(name), {}
+    with x64():
+        x, labels = jnp.asarray(rng.standard_normal(model.shape)), jnp.arange(model.shape[0])
+        state = drawn(jax.eval_shape(partial(networks.start, model.network(networks.JAX)), x), rng)
+        for ops in (networks.JAX, networks.VJPLIB):
+            loss = partial(networks.loss, network=model.network(ops), statistics=state.statistics, x=x, labels=labels)
+            given[ops] = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=hasty_options())(state.params)
+    for a, b in zip(*map(jax.tree.leaves, given.values()), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-12 * max(1.0, np.abs(a).max()))
+
+
+@pytest.mark.parametrize("name", networks.MODELS)
+def test_the_switch_decides_who_serves(name):
+    x, labels = jnp.zeros(SMALL[name]), jnp.zeros(SMALL[name][0], int)
+    for ops in (networks.JAX, networks.VJPLIB):
+        network = small(name).network(ops)
+        state = jax.eval_shape(partial(networks.start, network), x)
+        forward = jax.make_jaxpr(
+            lambda params, statistics, network=network: networks.loss(params, network, statistics, x, labels)
+        )
+        assert holds_custom_vjp(forward(state.params, state.statistics)) == (ops is networks.VJPLIB)
+
+
+class Scaled(nn.Module):
+    """A network that is another function on vjplib's operations."""
+
+    ops: networks.Ops
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(networks.CLASSES)(x if self.ops == networks.JAX else 1.001 * x)
+
+
+# ----------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def linear(monkeypatch):
+    model = networks.Model(lambda ops: nn.Dense(networks.CLASSES), (4, 3))
+    monkeypatch.setattr(networks, "MODELS", {"linear": model, "wrong": networks.Model(Scaled, (4, 3))})
+
+
+def test_the_command_prints_times_and_names_what_it_refuses(linear, tmp_path, capsys):
+    assert main(["bench", "--models", "--quick", "--json", str(tmp_path / "models.json")]) == 1
+    printed = capsys.readouterr().out
+    for word in (
+        "linear",
+        "4x3",
+        "jax.lax",
+        "wrong is not timed: ValueError: wrong: jax and vjplib must compute one step",
+    ):
+        assert word in printed
+    written = json.loads((tmp_path / "models.json").read_text())
+    (step,) = written["models"]
+    assert step["ratio"] == step["theirs"]["median"] / step["ours"]["median"]
+    assert written["environment"]["jax"] == jax.__version__
+    assert len(written["refused"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--models", "conv1d"], "--models times networks and takes no rule, got conv1d"),
+        (["conv1d", "--torch"], "torch must be installed to be timed"),
+        (["--models", "--torch"], "torch must be installed to be timed"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_one_line(words, message, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit) as left:
+        main(["bench", *words])
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_step_of_training_lowers_the_loss():
+    network = nn.Dense(networks.CLASSES)
+    x, labels = jnp.asarray([[1.0, 2.0, 3.0], [0.5, -1.0, 0.0]]), jnp.array([3, 7])
+    step, state, losses = jax.jit(partial(networks.training_step, network)), networks.start(network, x), []
+    for _ in range(3):
+        state, value = step(state, x, labels)
+        losses.append(float(value))
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_without_flax_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("vjplib.commands.bench.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["bench", "--models"])
+    assert "pip install 'vjplib[models]'" in capsys.readouterr().err
+
+
+def test_torch_is_imported_by_no_module():
+    assert not [name for name, module in sys.modules.items() if name.startswith("vjplib") and hasattr(module, "torch")]

@@ -1,0 +1,340 @@
+"""Random convolutions checked in float32 and timed against lax's, to find a wrong result or a wrong algorithm."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vjplib.bench import timing
+from vjplib.bench.environment import environment
+from vjplib.rules.convolution.general import conv_general_dilated, explain_convolution
+
+SLOW = 0.8
+"""A convolution is slow if its speedup over lax is below this in each of `REPEATS` runs."""
+WRONG = 1e-4
+"""A larger error, relative to the largest entry, is not round-off: sums of a million numbers stay ten times below."""
+REPEATS = 3
+"""The number of times that a convolution is timed before it is called slow."""
+LARGEST = 2**22
+"""The largest size of x, and of y."""
+MOST_WORK = 2**29
+"""The largest number of multiplications of y."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One random convolution, checked and timed forward and backward with the output returned.
+
+    Args:
+        lhs: the shape of x.
+        rhs: the shape of the kernel.
+        arguments: keyword arguments of `conv_general_dilated`.
+        served: the names of the algorithms of y, dx and dk on CPU.
+        ratio: lax's median time divided by ours; the last of up to `REPEATS` runs, which end once one is not slow.
+        ours: our median time in seconds.
+        theirs: lax's median time in seconds.
+        compiling: seconds to lower and compile ours, and lax's.
+        errors: the largest errors of our y, dx and dk, relative to the largest entry; inf for NaN.
+        lax_errors: the same of lax's.
+    """
+
+    lhs: tuple[int, ...]
+    rhs: tuple[int, ...]
+    arguments: dict[str, Any]
+    served: tuple[str, ...]
+    ratio: float
+    ours: float
+    theirs: float
+    compiling: tuple[float, float]
+    errors: tuple[float, ...]
+    lax_errors: tuple[float, ...]
+
+    @property
+    def wrong(self) -> bool:
+        """True if our y, dx or dk is wrong."""
+        return max(self.errors) > WRONG
+
+    @property
+    def lax_wrong(self) -> bool:
+        """True if lax's y, dx or dk is wrong."""
+        return max(self.lax_errors) > WRONG
+
+    @property
+    def slow(self) -> bool:
+        """True if lax was faster in each run, by more than the noise of timing."""
+        return self.ratio < SLOW
+
+    def __str__(self) -> str:
+        """Return the call in one line, without the arguments that have their default."""
+        given = {k: v for k, v in self.arguments.items() if k == "padding" or v not in (1, (1,) * (len(self.lhs) - 2))}
+        layout, *rest = given.pop("dimension_numbers"), *(f"{k}={v}" for k, v in given.items())
+        shapes = (
+            f"{spec}{'x'.join(map(str, shape))}" for spec, shape in zip(layout, (self.lhs, self.rhs), strict=False)
+        )
+        return " ".join((*shapes, *rest))
+
+
+def draw(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    """Draw the shapes and arguments of a convolution of a practical size: 1 to 3 dimensions, any kind.
+
+    A third of the convolutions have the pads of `unusual_pads`.
+
+    Example:
+        >>> lhs, rhs, arguments = draw(np.random.default_rng(0))
+        >>> len(lhs) == len(rhs) == len(arguments["window_strides"]) + 2
+        True
+    """
+    while True:
+        lhs, rhs, arguments = _drawn(rng)
+        try:
+            y = jax.eval_shape(lambda x, k, a=arguments: lax.conv_general_dilated(x, k, **a), *map(_form, (lhs, rhs)))
+        except ValueError:  # the window exceeds the padded input
+            continue
+        work = y.size * math.prod(rhs) // max(1, rhs[_features(arguments)])
+        if 0 < y.size <= LARGEST and work <= MOST_WORK:
+            return lhs, rhs, arguments
+
+
+def _features(arguments: dict[str, Any]) -> int:
+    return arguments["dimension_numbers"][1].index("O")
+
+
+def _form(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _drawn(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    def pick(*values: Any) -> Any:
+        return values[int(rng.integers(len(values)))]
+
+    ndim = pick(1, 1, 2, 2, 2, 3)
+    space = "DHW"[3 - ndim :]
+    kind = pick("dense", "dense", "depthwise", "depthwise", "grouped", "transposed", "pointwise", "tiled", "single")
+    kernel = pick(*{1: (2, 3, 4, 5, 7, 9, 15, 31), 2: (2, 3, 3, 3, 5, 7), 3: (2, 3)}[ndim])
+    stride, dilation, groups, dilated = pick(1, 1, 2), pick(1, 1, 1, 2, 4), 1, 1
+    channels, features = pick(1, 2, 3, 4, 8, 16, 32, 48, 64, 128, 256), pick(1, 3, 4, 8, 16, 32, 48, 64, 128, 256)
+    match kind:
+        case "depthwise":
+            groups, features = channels, channels * pick(1, 1, 1, 2)
+        case "grouped":
+            groups = pick(2, 4, 8, 16, 32)
+            channels, features = groups * pick(2, 4, 8, 16), groups * pick(2, 4, 8, 16)
+        case "transposed":
+            dilated, stride, dilation = pick(2, 2, 3, 4), 1, 1
+            groups = pick(1, 1, 1, channels)
+            features = channels if groups > 1 else features
+        case "pointwise":
+            kernel, dilation = 1, 1
+        case "tiled":
+            stride, dilation = kernel, 1
+        case "single":
+            channels = features = 1
+    batch = pick(1, 2, 8, 16, 32)
+    side = round((2 ** rng.uniform(12, math.log2(LARGEST)) / (batch * channels)) ** (1 / ndim))
+    size = max(1, min(side, 4096 if ndim == 1 else 224))
+    window = (kernel - 1) * dilation + 1
+    padding = ((pick(0, window - 1, window // 2),) * 2,) * ndim if dilated > 1 else pick("SAME", "SAME", "VALID")
+    if pick(True, False, False):  # XLA:CPU's fault needs such pads on every axis
+        same = unusual_pads(rng, window)
+        padding = (same,) * ndim if pick(True, False) else tuple(unusual_pads(rng, window) for _ in range(ndim))
+    first, last = f"NC{space}", f"N{space}C"
+    layout = pick((last, f"{space}IO", last), (last, f"{space}IO", last), (first, f"OI{space}", first))
+    sizes = {"N": batch, "C": channels, "I": channels // groups, "O": features}
+    arguments = {
+        "window_strides": (stride,) * ndim,
+        "padding": padding,
+        "lhs_dilation": (dilated,) * ndim,
+        "rhs_dilation": (dilation,) * ndim,
+        "dimension_numbers": layout,
+        "feature_group_count": groups,
+    }
+    return (
+        tuple(sizes.get(e, size) for e in layout[0]),
+        tuple(sizes.get(e, kernel) for e in layout[1]),
+        arguments,
+    )
+
+
+def unusual_pads(rng: np.random.Generator, window: int) -> tuple[int, int]:
+    """Draw the pads of an axis: one-sided, cropping, or at least as long as the window.
+
+    Args:
+        rng: the random numbers.
+        window: the size of the dilated kernel along the axis.
+
+    Example:
+        >>> unusual_pads(np.random.default_rng(0), 3)
+        (8, 8)
+    """
+    beyond, cut, few = int(rng.integers(window, 2 * window + 4)), -int(rng.integers(1, 4)), int(rng.integers(1, 3))
+    pads = (
+        *((beyond, 0), (0, beyond), (beyond, beyond)),
+        *((cut, 0), (0, cut), (cut, few), (few, cut), (cut, beyond), (beyond, cut)),
+    )
+    return pads[int(rng.integers(len(pads)))]
+
+
+def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute y, dx and dk of a convolution in float64 with NumPy alone: one matrix product for each tap.
+
+    Args:
+        x: the input.
+        k: the kernel.
+        g: the cotangent of y.
+        arguments: keyword arguments of `conv_general_dilated`, with one group of the batch.
+
+    Returns:
+        y, dx and dk, in the layouts of y, x and k.
+
+    Example:
+        >>> x, k = np.ones((1, 1, 3)), np.ones((1, 1, 2))
+        >>> arguments = {"window_strides": (1,), "padding": ((1, 0),), "dimension_numbers": ("NCH", "OIH", "NCH")}
+        >>> y, dx, dk = exact(x, k, x, arguments)
+        >>> y.tolist(), dx.tolist(), dk.tolist()
+        ([[[1.0, 2.0, 2.0]]], [[[2.0, 2.0, 1.0]]], [[[2.0, 3.0]]])
+    """
+    layouts = lax.conv_dimension_numbers(x.shape, k.shape, arguments["dimension_numbers"])
+    order_x, order_y = ((spec[0], *spec[2:], spec[1]) for spec in (layouts.lhs_spec, layouts.out_spec))
+    order_k = (*layouts.rhs_spec[2:], layouts.rhs_spec[1], layouts.rhs_spec[0])
+    x, k, g = (
+        np.transpose(np.asarray(a, np.float64), order) for a, order in ((x, order_x), (k, order_k), (g, order_y))
+    )
+    size, kernel, out = x.shape[1:-1], k.shape[:-2], g.shape[1:-1]
+    strides, ones = arguments["window_strides"], (1,) * len(size)
+    dilated, dilation = arguments.get("lhs_dilation", ones), arguments.get("rhs_dilation", ones)
+    pads = arguments["padding"]
+    if isinstance(pads, str):
+        window = [(n - 1) * r + 1 for n, r in zip(kernel, dilation, strict=True)]
+        pads = lax.padtype_to_pads(size, window, strides, pads)
+    # `whole` holds every position that a tap reads; `inside` are the positions of x.
+    before = [max(low, 0) for low, _ in pads]
+    starts = [b - low for b, (low, _) in zip(before, pads, strict=True)]
+    last = [a + (m - 1) * s + (n - 1) * r for a, m, s, n, r in zip(starts, out, strides, kernel, dilation, strict=True)]
+    ends = [b + (n - 1) * d for b, n, d in zip(before, size, dilated, strict=True)]
+    inside = tuple(slice(b, e + 1, d) for b, e, d in zip(before, ends, dilated, strict=True))
+    whole = np.zeros((x.shape[0], *(max(e, t) + 1 for e, t in zip(ends, last, strict=True)), x.shape[-1]))
+    whole[:, *inside] = x
+    cotangent, dk = np.zeros(whole.shape), np.zeros(k.shape)
+    groups = arguments.get("feature_group_count", 1)
+
+    def grouped(a: np.ndarray) -> np.ndarray:
+        """Reshape a to (groups, all other axes in one, features of a group)."""
+        return np.moveaxis(a.reshape(-1, groups, a.shape[-1] // groups), 1, 0)
+
+    def ungrouped(a: np.ndarray) -> np.ndarray:
+        return np.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
+
+    y, gs = np.zeros((groups, g[..., 0].size, g.shape[-1] // groups)), np.ascontiguousarray(grouped(g))
+    for tap in np.ndindex(*kernel):
+        first = [a + j * r for a, j, r in zip(starts, tap, dilation, strict=True)]
+        at = (slice(None), *(slice(f, f + (m - 1) * s + 1, s) for f, m, s in zip(first, out, strides, strict=True)))
+        xs, ks = np.ascontiguousarray(grouped(whole[at])), grouped(k[tap])
+        y += _product(xs, ks)
+        cotangent[at] += ungrouped(_product(gs, np.swapaxes(ks, 1, 2))).reshape(whole[at].shape)
+        dk[tap] = ungrouped(np.swapaxes(xs, 1, 2) @ gs)
+    dx = cotangent[:, *inside]
+    made = (ungrouped(y).reshape(g.shape), order_y), (dx, order_x), (dk, order_k)
+    y, dx, dk = (np.transpose(a, np.argsort(order)) for a, order in made)
+    return y, dx, dk
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a @ b for each group; where one number is summed over, an elementwise product is many times faster."""
+    return a * b if b.shape[1] == 1 else a @ b
+
+
+def errors(products: Sequence[Any], right: Sequence[np.ndarray]) -> tuple[float, ...]:
+    """Return the largest error of each array, relative to the largest entry of the right one; inf for NaN.
+
+    Example:
+        >>> errors([np.array([1.0, 2.0]), np.array([np.nan])], [np.array([1.0, 4.0]), np.array([1.0])])
+        (0.5, inf)
+    """
+    found = []
+    for a, b in zip(products, right, strict=True):
+        error = np.max(np.abs(np.asarray(a, np.float64) - b)) / max(np.max(np.abs(b)), np.finfo(np.float32).tiny)
+        found.append(float(error) if np.isfinite(error) else math.inf)
+    return tuple(found)
+
+
+def sweep(count: int, *, seed: int = 0, seconds: float = 0.2) -> Iterator[Trial]:
+    """Check count random convolutions against float64, and time them against lax's.
+
+    The float32 y, dx and dk of the timed programs are compared in full with those of `exact`. lax's time counts even
+    where its result is wrong.
+
+    Args:
+        count: the number of convolutions.
+        seed: seed of the random shapes and numbers.
+        seconds: how long to time each, as in `vjplib.bench.timing.interleaved`.
+
+    Yields:
+        A trial per convolution.
+
+    Raises:
+        ValueError: count is less than 1.
+
+    Example:
+        for trial in sweep(10):
+            print(trial, trial.ratio, trial.wrong)
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        lhs, rhs, arguments = draw(rng)
+        served = explain_convolution(_form(lhs), _form(rhs), **arguments)
+        names = tuple(formulation.name for formulation in served)
+        x, k = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in (lhs, rhs))
+        y = jax.eval_shape(lambda x, k, a=arguments: lax.conv_general_dilated(x, k, **a), x, k)
+        g = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        programs = [_program(f, x, k, g, arguments) for f in (conv_general_dilated, lax.conv_general_dilated)]
+        runs, compiling = zip(*programs, strict=True)
+        ours, theirs, repeats = 1.0, 0.0, 0
+        while theirs < SLOW * ours and repeats < REPEATS:
+            ours, theirs = (float(t) for t in np.median(timing.interleaved(runs, seconds), axis=1))
+            repeats += 1
+        right = exact(x, k, g, arguments)
+        found = (errors(run(), right) for run in runs)
+        yield Trial(lhs, rhs, arguments, names, theirs / ours, ours, theirs, compiling, *found)
+
+
+def _program(
+    f: Callable[..., Any], x: jax.Array, k: jax.Array, g: jax.Array, arguments: dict[str, Any]
+) -> tuple[Callable[[], Any], float]:
+    """Return a compiled program of y and both cotangents, and the seconds to lower and compile it."""
+
+    # All arrays are arguments: XLA folds constants with another convolution than the one that it would run.
+    def run(x: jax.Array, k: jax.Array, g: jax.Array) -> Any:
+        y, back = jax.vjp(lambda x, k: f(x, k, **arguments), x, k)
+        return y, *back(g)
+
+    program = timing.compile_bound(run, x, k, g)
+    return program.run, program.lowering + program.compiling
+
+
+def to_dict(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return trials and the environment in plain types, as `vjplib bench --sweep N --json` writes them.
+
+    An infinite error, which JSON cannot represent, becomes the string "inf".
+    """
+
+    def row(trial: Trial) -> dict[str, Any]:
+        fields = {name: getattr(trial, name) for name in ("slow", "wrong", "lax_wrong")}
+        for name in ("errors", "lax_errors"):
+            fields[name] = [e if math.isfinite(e) else str(e) for e in getattr(trial, name)]
+        return asdict(trial) | fields
+
+    return {"environment": environment(), "trials": [row(trial) for trial in trials]}
+
+
+def remarks(trials: Sequence[Trial]) -> Iterator[str]:
+    """Yield a line with the number of wrong results of lax, and a line with our largest error."""
+    yield f"lax is wrong in {sum(trial.lax_wrong for trial in trials)} of {len(trials)}"
+    largest = max(max(trial.errors) for trial in trials)
+    yield f"our largest error of y, dx and dk is {largest:.1e} of the largest entry"

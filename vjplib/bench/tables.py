@@ -1,0 +1,146 @@
+"""Tables of what was timed: of rules, of training steps, and of random convolutions."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from vjplib.bench.rules import MEASURES, Growth, Row
+from vjplib.bench.sweep import REPEATS, SLOW, WRONG, Trial
+from vjplib.bench.timing import Cost
+
+if TYPE_CHECKING:  # its networks need flax
+    from vjplib.bench.training_steps import Step
+
+LOWEST = 10
+"""The number of slowest random convolutions shown."""
+
+
+def of_rules(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> Iterator[Table]:
+    """Yield the tables of calls, of accuracy and of growth; a table without rows is left out."""
+    if rows:
+        yield _calls(rows)
+    if any(row.error is not None for row in rows):
+        yield _accuracy(rows)
+    if growths:
+        yield _growth(growths)
+
+
+def of_steps(steps: Sequence["Step"]) -> Iterator[Table]:
+    """Yield the table of training steps, unless there are none."""
+    if not steps:
+        return
+    table = _table("ms per training step ± half the interquartile range; x: speedup of vjplib")
+    table.add_column("", overflow="fold")
+    for heading in ("step\nms", "", "lower +\ncompile s", "kept\nMB", "scratch\nMB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for step in steps:
+        table.add_row(f"[bold]{step.model}[/]\n{'x'.join(map(str, step.shape))}")
+        for name, cost in (("vjplib", step.ours), ("jax.lax", step.theirs), ("torch", step.torch)):
+            if cost:
+                speedup = "" if name == "vjplib" else f"{short(cost.median / step.ours.median)} x"
+                time = f"{short(1e3 * cost.median)} ±{cost.spread:.0%}"
+                made = f"{cost.lowering:.2f}+{cost.compiling:.2f}", *_memory(cost)
+                table.add_row(f"  {name}", time, speedup, *(made if name != "torch" else ("-",) * 3))
+        table.add_section()
+    yield table
+
+
+def of_sweep(trials: Sequence[Trial]) -> Iterator[Table]:
+    """Yield a table of our wrong results, if there are any, one of the speedups, and one of the slowest trials."""
+    if wrong := [trial for trial in trials if trial.wrong]:
+        table = _table(f"WRONG: our float32 y, dx or dk is off by more than {WRONG:g} of the largest entry")
+        for heading in ("call", "y is computed by", "y", "dx", "dk"):
+            table.add_column(heading, justify="right" if len(heading) < 3 else "left", overflow="fold")
+        for trial in wrong:
+            errors = (_red(f"{error:.1e}", error > WRONG) for error in trial.errors)
+            table.add_row(_red(escape(str(trial))), trial.served[0], *errors)
+        yield table
+    table = _table(f"{len(trials)} random convolutions, forward and backward: speedup over lax")
+    for heading in ("y is computed by", "number", "lowest", "median", "highest"):
+        table.add_column(heading, justify="left" if heading.startswith("y") else "right")
+    for name in ("all", *sorted({trial.served[0] for trial in trials})):
+        ratios = [trial.ratio for trial in trials if name in ("all", trial.served[0])]
+        table.add_row(name, str(len(ratios)), *(f"{short(float(q))} x" for q in np.quantile(ratios, (0, 0.5, 1))))
+    yield table
+    table = _table(f"the slowest; a speedup below {SLOW} in each of {REPEATS} runs is a wrong choice of algorithm")
+    for heading in ("call", "x", "ms", "lax ms", "compile s", "lax s"):
+        table.add_column(heading, justify="left" if heading == "call" else "right", overflow="fold")
+    for trial in sorted(trials, key=lambda trial: trial.ratio)[:LOWEST]:
+        times = (short(1e3 * t) for t in (trial.ours, trial.theirs))
+        compiling = (f"{t:.2f}" for t in trial.compiling)
+        table.add_row(escape(str(trial)), _red(short(trial.ratio), trial.slow), *times, *compiling)
+    yield table
+
+
+def _calls(rows: Sequence[Row]) -> Table:
+    """Return a table with a block per call: a line for the rule, then one for each baseline."""
+    table = _table("ms per call; x: speedup of the rule; ±: half the interquartile range")
+    table.add_column("", overflow="fold")
+    for heading in (*(f"{measure}\nms" for measure in MEASURES), "±", "compile\ns", "kept\nMB", "scratch\nMB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for (rule, case), of_case in _grouped(rows, lambda row: (row.rule, row.case)):
+        for i, (baseline, pairs) in enumerate(_grouped(of_case, lambda row: row.baseline)):
+            if i == 0:
+                ours = [row.ours for row in pairs]
+                table.add_row(f"[bold]{rule}[/]\n{case}", *(short(1e3 * cost.median) for cost in ours), *_held(ours))
+            times = (f"{short(1e3 * row.theirs.median)}\n{_red(f'{short(row.ratio)} x', row.slower)}" for row in pairs)
+            table.add_row(baseline, *times, *_held([row.theirs for row in pairs]))
+        table.add_section()
+    return table
+
+
+def _held(costs: Sequence[Cost]) -> list[str]:
+    """Return the largest spread, and the seconds to make and the MB of the program that returns its output."""
+    returned = costs[list(MEASURES).index("returned")]
+    made = f"{returned.lowering + returned.compiling:.2f}"
+    return [f"{max(cost.spread for cost in costs):.0%}", made, *_memory(returned)]
+
+
+def _memory(cost: Cost) -> tuple[str, str]:
+    """Return the MB kept for the backward, and the MB of scratch."""
+    return f"{cost.residual / 1e6:.1f}", "-" if cost.temporary is None else f"{cost.temporary / 1e6:.1f}"
+
+
+def _accuracy(rows: Sequence[Row]) -> Table:
+    """Return a table with a line for each rule whose record declares tails, and each baseline."""
+    table = _table("accuracy: the largest relative error of a component of the gradient in the tails")
+    for heading in ("", "error", "autodiff's", "of"):
+        table.add_column(heading, overflow="fold")
+    for (rule, baseline), (row, *_) in _grouped(rows, lambda row: (row.rule, row.baseline)):
+        if row.error is not None and row.baseline_error is not None:
+            table.add_row(f"[bold]{rule}[/]", f"{row.error:.0e}", f"{row.baseline_error:.0e}", baseline)
+    return table
+
+
+def _growth(growths: Sequence[Growth]) -> Table:
+    table = _table("growth of time: seconds ~ size ^ exponent")
+    for heading in ("", "function", "sizes", "shortest ms", "exponent"):
+        table.add_column(heading)
+    for g in growths:
+        sizes = f"{g.dimension} = {g.sizes[0]:,} to {g.sizes[-1]:,}"
+        times = f"{short(1e3 * g.seconds[0])} to {short(1e3 * g.seconds[-1])}"
+        table.add_row(f"[bold]{g.rule}[/]", g.name, sizes, times, f"{g.exponent:.2f}")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[Any, list[Row]]]:
+    return ((value, list(group)) for value, group in groupby(rows, key))
+
+
+def _red(text: str, bad: bool = True) -> str:
+    return f"[bold red]{text}[/]" if bad else text
+
+
+def short(value: float) -> str:
+    """Return a positive number with three digits, without an exponent."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"

@@ -1,0 +1,349 @@
+"""Pages of the rules: each is written from the rule's record and its own file, so that nothing is written twice.
+
+    python -m vjplib.lecture.rule_pages DIRECTORY [TARGET ...]
+
+writes a Markdown page for each rule and an index of them; a target is what `vjplib.rule.find` takes. Without one,
+the pages are those of the library's own rules.
+"""
+
+import argparse
+import ast
+import inspect
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from doctest import DocTestParser
+from itertools import groupby
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.errors import InconclusiveDimensionOperation
+
+from vjplib.compat import recorded_custom_vjps
+from vjplib.rule import Case, Edge, Input, Rule, find
+from vjplib.rule import rules as own_rules
+
+# What Markdown would take for the start of emphasis or of a tag, or for a link, in prose full of formulas.
+_MARKUP = re.compile(r"(?<!\w)_(?=\S)|\*(?=\S)|<(?=[A-Za-z/!?])|(?<=\])\(")
+
+
+def page(rule: Rule) -> str:
+    """Returns the Markdown page of a rule: what it is, how its backward is derived, what is verified of it.
+
+    The docstring gives formula, arguments and example; the comment directly above each backward the derivation; the
+    record the rest. Backwards are those of the `jax.custom_vjp` that the first case reaches, as far as they are defined
+    in the file that defines the public function.
+
+    Args:
+        rule: a record, of the library or of anyone.
+
+    Raises:
+        OSError: the source of the public function cannot be found; one typed at a prompt has none.
+
+    Example:
+        >>> from vjplib.rule import find
+        >>> text = page(find("softmax")[0])
+        >>> text.splitlines()[0], "g^T J = g * y - (sum_i g_i y_i) y = y * (g - <g, y>)" in text
+        ('# softmax', True)
+    """
+    return "\n\n".join(_blocks(rule)) + "\n"
+
+
+def pages(rules: Iterable[Rule]) -> dict[str, str]:
+    """Returns the text of each page by its file's name: one a rule, and `index.md` with a line on each.
+
+    Args:
+        rules: the records.
+
+    Raises:
+        ValueError: two rules share a name.
+
+    Example:
+        >>> from vjplib.rule import find
+        >>> list(pages(find("vjplib.rules.products")))
+        ['multiply.md', 'prod.md', 'index.md']
+    """
+    texts: dict[str, str] = {}
+    rules = tuple(rules)
+    for rule in rules:
+        if f"{rule.name}.md" in texts:
+            raise ValueError(f"rules must have distinct names, got {rule.name} twice")
+        texts[f"{rule.name}.md"] = page(rule)
+    return {**texts, "index.md": _index(rules)}
+
+
+def write_pages(directory: str | Path, rules: Iterable[Rule] | None = None) -> list[Path]:
+    """Returns the paths of the pages, written into a directory.
+
+    Args:
+        directory: made if it does not exist; files of the same names are overwritten, others left.
+        rules: the records; None for the library's own.
+
+    Raises:
+        ValueError: two rules share a name.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, text in pages(own_rules() if rules is None else rules).items():
+        path = directory / name
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+# ------------------------------------------------------------------------------------------------------------- the page
+
+
+def _blocks(rule: Rule) -> Iterator[str]:
+    formula, _, rest = (inspect.getdoc(rule.fn) or "").partition("\n")
+    sections = _sections(rest)
+    yield f"# {rule.name}"
+    if formula:
+        yield _prose(formula)
+    yield _fence("python", _signature(rule.fn))
+    yield from _paragraphs(sections.pop("", ""))
+    if rule.reason:
+        yield f"**Why it exists:** {_prose(rule.reason)}."
+    source = sections.pop("Source", "")
+    for title, text in sections.items():
+        yield f"## {title}"
+        yield _section(rule.fn, title, text)
+    yield from _derivations(rule)
+    yield from _forms(rule)
+    yield from _verified(rule)
+    if source or rule.source:
+        yield "## Source"
+        yield _prose(source or f"{rule.source}.")
+
+
+def _derivations(rule: Rule) -> Iterator[str]:
+    for bwd in _backwards(rule):
+        yield "## Derivation"
+        if comment := inspect.getcomments(bwd):
+            yield _derivation(comment)
+        yield "The backward that implements it:" if comment else "The backward:"
+        yield _fence("python", inspect.getsource(bwd))
+
+
+def _backwards(rule: Rule) -> list[Callable[..., Any]]:
+    """Returns the distinct backwards that a call reaches and that a file beside the rule's own defines."""
+    call = rule.cases[0].call(np.random.default_rng(0))
+    with recorded_custom_vjps() as calls:
+        jax.eval_shape(lambda: rule.fn(*call.args, **call.kwargs))
+    backwards = dict.fromkeys(inspect.unwrap(vjp.bwd) for vjp, _, _ in calls if vjp.bwd)
+    return [bwd for bwd in backwards if _folder(bwd) == _folder(rule.fn)]
+
+
+def _forms(rule: Rule) -> Iterator[str]:
+    if rule.jacobian is not None:
+        yield "## Jacobian"
+        yield "For one vector, with respect to each argument, as objects of `vjplib.jacobians`:"
+        yield _shown(rule, rule.jacobian)
+    yield "## Reference"
+    yield "The same function in plain JAX. Its automatic derivative in float64 is what the backward must equal:"
+    yield _shown(rule, rule.reference)
+
+
+def _shown(rule: Rule, fn: Any) -> str:
+    """Returns a function's source where the rule's own file holds it, and its name where a library does."""
+    if _file(fn) == _file(rule.fn):
+        return _fence("python", inspect.getsource(inspect.unwrap(fn)))
+    return _fence("python", f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', repr(fn))}".lstrip("."))
+
+
+def _verified(rule: Rule) -> Iterator[str]:
+    yield "## What is verified"
+    yield _fence("sh", f"vjplib verify {rule.fn.__module__}:{rule.name}")
+    yield "At these calls and, with `--deep`, each at random sizes:"
+    yield _table(("arguments", "sizes", "keywords"), (_case_row(rule, case) for case in rule.cases))
+    if rule.edges:
+        yield "At these edges:"
+        yield _table(("edge", "call"), ((_cell(edge.name), f"`{_edge_call(rule, edge)}`") for edge in rule.edges))
+    if rule.residual_bytes is not None:
+        yield f"Kept between forward and backward, in float32 at the first call: {_residuals(rule)} bytes."
+    yield f"Second derivatives are {'offered' if rule.order_two else 'refused'}, which is verified too."
+    if rule.baselines:
+        names = ", ".join(f"`{name}`" for name in rule.baselines)
+        yield f"Compared, in residual bytes and in time, with JAX's derivative of {names}."
+
+
+def _case_row(rule: Rule, case: Case) -> tuple[str, str, str]:
+    given = zip(inspect.signature(rule.fn).parameters, case.shapes, strict=False)
+    arguments = ", ".join(f"`{name}` {_shape(shape)}" for name, shape in given)
+    sizes = ", ".join(f"{name} = {n}" for name, n in case.dims.items())
+    keywords = (f"`{k}` {_shape(v.shape)}" if isinstance(v, Input) else f"`{k}={v!r}`" for k, v in case.kwargs.items())
+    return arguments, sizes, ", ".join(keywords)
+
+
+def _shape(shape: str | None) -> str:
+    if shape is None:
+        return "None"
+    names = shape.split()
+    return f"({names[0]},)" if len(names) == 1 else f"({', '.join(names)})"
+
+
+def _edge_call(rule: Rule, edge: Edge) -> str:
+    given = [_value(a) for a in edge.args] + [f"{k}={_value(v)}" for k, v in edge.kwargs.items()]
+    return f"{rule.name}({', '.join(given)})"
+
+
+def _value(a: Any) -> str:
+    if isinstance(a, (np.ndarray, jax.Array)):
+        return repr(a.tolist()) if a.size else f"empty {a.shape}"
+    return repr(a)
+
+
+def _residuals(rule: Rule) -> str:
+    assert rule.residual_bytes is not None
+    dims = rule.cases[0].dims
+    number = f"{rule.residual_bytes(**dims):,}"
+    try:
+        symbols = jax.export.symbolic_shape(", ".join(dims))
+        formula = str(rule.residual_bytes(**dict(zip(dims, symbols, strict=True))))
+    except InconclusiveDimensionOperation:  # a claim that compares sizes has no one formula
+        return number
+    return f"`{formula}`, here {number}," if dims else number
+
+
+# ------------------------------------------------------------------------------------------------------ from the source
+
+
+def _file(fn: Callable[..., Any]) -> str | None:
+    try:
+        return inspect.getsourcefile(inspect.unwrap(fn))
+    except TypeError:  # neither a function nor a wrapper of one
+        return None
+
+
+def _folder(fn: Callable[..., Any]) -> str | None:
+    file = _file(fn)
+    return file and os.path.dirname(file)
+
+
+def _signature(fn: Callable[..., Any]) -> str:
+    """Returns the lines of a function from its def to its colon, as they are written."""
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(fn)))
+    node = next((n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)), None)
+    if node is None:  # Python 3.13 finds other text than the function's where that came from a string
+        raise OSError(f"could not get source code of {fn.__name__}")
+    lines = source.splitlines()[node.lineno - 1 : max(node.lineno, node.body[0].lineno - 1)]
+    return "\n".join(lines).removesuffix(":")
+
+
+def _derivation(comment: str) -> str:
+    """Returns a comment as prose, its indented lines as formulas."""
+    lines = (line.lstrip().removeprefix("#").removeprefix(" ") for line in comment.splitlines())
+    parts = groupby(lines, key=lambda line: line.startswith("  "))
+    texts = ((formula, "\n".join(part)) for formula, part in parts)
+    return "\n\n".join(_fence("text", textwrap.dedent(text)) if formula else _prose(text) for formula, text in texts)
+
+
+def _sections(doc: str) -> dict[str, str]:
+    """Returns the sections of a Google docstring by title, what precedes the first under the empty one."""
+    before, *titled = re.split(r"^(\w+):$", doc, flags=re.MULTILINE)
+    texts = zip(titled[::2], titled[1::2], strict=True)
+    return {"": before.strip(), **{title: textwrap.dedent(text).strip() for title, text in texts}}
+
+
+def _section(fn: Callable[..., Any], title: str, text: str) -> str:
+    if ">>> " in text:
+        # The blank line ends the output expected of the last statement: a doctest knows nothing of fences.
+        return _fence("python", "\n".join([*_imports(fn, text), text, "\n"]))
+    if title in ("Args", "Raises"):
+        items = re.split(r"\n(?=\S)", text)
+        return "\n".join(_item(item) for item in items)
+    return _prose(text)
+
+
+def _item(item: str) -> str:
+    name, _, meaning = item.partition(":")
+    text = "\n  ".join(line.strip() for line in meaning.strip().splitlines())
+    return f"- `{name}`: {_prose(text)}"
+
+
+def _imports(fn: Callable[..., Any], example: str) -> list[str]:
+    """Returns the statements that bring in what an example takes from the module of the function."""
+    scope = getattr(inspect.unwrap(fn), "__globals__", {})
+    trees = (ast.parse(e.source) for e in DocTestParser().get_examples(example))
+    names = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    modules, others = [], []
+    for name in sorted(names & scope.keys()):
+        value = scope[name]
+        if isinstance(value, ModuleType):
+            modules.append(f">>> import {value.__name__}" + ("" if value.__name__ == name else f" as {name}"))
+        else:
+            others.append(f">>> from {_home(fn, name, value)} import {name}")
+    return modules + others
+
+
+def _home(fn: Callable[..., Any], name: str, value: Any) -> str:
+    """Returns the module to import a name from: the package that offers it, else the one that defines it."""
+    candidates = (fn.__module__.partition(".")[0], getattr(value, "__module__", ""))
+    offering = (m for m in candidates if getattr(sys.modules.get(m), name, None) is value)
+    return next(offering, fn.__module__)
+
+
+# ------------------------------------------------------------------------------------------------------------- Markdown
+
+
+def _prose(text: str) -> str:
+    """Returns text in which Markdown sees code between backticks and no other markup."""
+    pieces = re.split(r"(`[^`]*`)", text)
+    return "".join(p if p.startswith("`") else _MARKUP.sub(r"\\\g<0>", p) for p in pieces)
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [_prose(paragraph) for paragraph in text.split("\n\n") if paragraph.strip()]
+
+
+def _fence(language: str, code: str) -> str:
+    return f"```{language}\n{code.removesuffix(chr(10))}\n```"
+
+
+def _cell(text: str) -> str:
+    return _prose(text).replace("|", "\\|")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _index(rules: Sequence[Rule]) -> str:
+    rows = ((f"[{rule.name}]({rule.name}.md)", _cell(_formula(rule)), _cell(rule.reason)) for rule in rules)
+    names = "\n".join(rule.name for rule in rules)
+    return "\n\n".join(
+        [
+            "# Rules",
+            "Each page is made of its rule's record and file by `vjplib.lecture.rule_pages`.",
+            _table(("rule", "what it is", "why it exists"), rows),
+            "```{toctree}\n:hidden:\n\n" + names + "\n```\n",
+        ]
+    )
+
+
+def _formula(rule: Rule) -> str:
+    return (inspect.getdoc(rule.fn) or "").partition("\n")[0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes pages, as the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vjplib.lecture.rule_pages", description="Writes a Markdown page for each rule."
+    )
+    parser.add_argument("directory", type=Path, help="where to write them")
+    parser.add_argument("targets", nargs="*", help="a rule, package.module or package.module:name; all of ours if none")
+    options = parser.parse_args(argv)
+    rules = [rule for target in options.targets for rule in find(target)]
+    for path in write_pages(options.directory, rules if options.targets else None):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Whether anything tells a mutant from the rule that it was made of."""
+
+import itertools
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import x64
+from vjplib.mutation.mutate import mutate
+from vjplib.mutation.operators import Mutation
+from vjplib.mutation.target import Target
+from vjplib.rule import Edge
+from vjplib.verification.call import Leaves, Subject
+from vjplib.verification.tolerance import size_of
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+SCALES = (1e-3, 30.0)
+FEW = 8  # units in the last place
+
+
+def equivalent(target: Target, mutation: Mutation) -> bool:
+    """Returns whether nothing tells a mutant from the rule: not the oracle is asked, but the rule's own pullback.
+
+    They are compared at all cases, there with masks negated, at other sizes and at the record's edges; with three
+    scales of inputs, with zeros, ties, and cotangents with zeros and infinities; in float64 to twelve digits, in
+    float32 and half precision to a few units in the last place, NaN and infinities at the same places; and so are their
+    second derivatives, where cotangents are finite. Differences of a few units in the last place of the cotangents are
+    none, for terms that cancel leave as much.
+    """
+    named = [target.cases[0].at(_arrays(e), e.kwargs, e.name) for e in target.rule.edges]
+    contrary = [_contrary(base) for base in target.cases]
+    places = [(base, DTYPES, True) for base in target.cases]
+    places += [(base, ("float64", "float32"), False) for base in contrary]
+    places += [(base, ("float64",), False) for base in target.elsewhere]
+    places += [(base, ("float64", "float32"), False) for base in named]
+    for base, dtypes, scaled in places:
+        for dtype in dtypes:
+            with x64() if dtype == "float64" else nullcontext():
+                if not _same(base, mutation, jnp.dtype(dtype), scaled):
+                    return False
+    return True
+
+
+def _contrary(base: Subject) -> Subject:
+    """Returns a subject with each mask negated."""
+    given = (base.args, dict(base.kwargs))
+    args, kwargs = jax.tree.map(lambda a: ~np.asarray(a) if getattr(a, "dtype", None) == np.bool_ else a, given)
+    return base.at(args, kwargs, f"{base.case}, contrary")
+
+
+def _arrays(edge: Edge) -> tuple[Any, ...]:
+    return tuple(None if a is None else np.asarray(a) for a in edge.args)
+
+
+def _same(base: Subject, mutation: Mutation, dtype: Any, scaled: bool) -> bool:
+    leaves = base.leaves(dtype)
+    gs = base.cotangents(leaves)
+    points, masked = [(leaves, gs)], []
+    if scaled:
+        points += [(base.leaves(dtype, scale), base.cotangents(leaves, k)) for k, scale in enumerate(SCALES)]
+        points += [(tuple(f(a) for a in leaves), gs) for f in (np.zeros_like, np.ones_like)]
+        sparse = (np.where(np.arange(g.size).reshape(g.shape) % 2, g, np.zeros_like(g)) for g in gs)
+        points.append((leaves, tuple(sparse)))
+        infinite = (np.where(np.arange(g.size).reshape(g.shape) % 3, g, np.full_like(g, np.inf)) for g in gs)
+        masked = [(leaves, tuple(infinite))]
+
+    def answers(subject: Subject) -> list[np.ndarray] | None:
+        program = subject.compiled(_orders(subject, two=base.order_two and dtype == np.float64))
+        first = subject.compiled(_orders(subject, two=False))
+        try:
+            every = [jax.tree.leaves(program(*point)) for point in points]
+            every += [jax.tree.leaves(first(*point)) for point in masked]
+        except Exception:  # an edge, or a dtype, that the function refuses
+            return None
+        return [np.asarray(a).astype(np.float64) for part in every for a in part]
+
+    kept = base.__dict__.setdefault("_expected", {})
+    if (dtype, scaled) not in kept:
+        kept[dtype, scaled] = answers(base)
+    expected, found = kept[dtype, scaled], answers(mutate(base, mutation))
+    if expected is None or found is None:
+        return expected is found
+    unit = FEW * float(jnp.finfo(dtype).eps)
+    tolerance = 1e-12 if dtype == np.float64 else unit
+    count = (len(expected) - len(masked) * len([*leaves, *base.outputs(leaves)])) // len(points)  # arrays to a point
+    floor = unit * max(map(size_of, gs), default=0.0)
+    sizes = [max(floor, tolerance * max(size_of(b) for b in expected[k::count])) for k in range(count)]
+    pairs = zip(found, expected, itertools.cycle(sizes), strict=False)
+    return all(_close(a, b, size) for a, b, size in pairs)
+
+
+def _orders(subject: Subject, two: bool) -> Callable[[Leaves, Leaves], Any]:
+    """Returns the pullback of a subject, and the pullback of its cotangents too if two orders are asked for."""
+    pull = subject.pull(subject.call)
+
+    def run(leaves: Leaves, gs: Leaves) -> Any:
+        if not two:
+            return pull(leaves, gs)
+        (ys, dxs), back = jax.vjp(pull, leaves, gs)
+        return ys, dxs, back((tuple(map(jnp.zeros_like, ys)), tuple(map(_direction, leaves))))
+
+    return run
+
+
+def _direction(x: Any) -> Any:
+    return jnp.where(jnp.isfinite(x), jnp.cos(x), 1)
+
+
+def _close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    with np.errstate(invalid="ignore"):
+        alike = (a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= tolerance)
+    return a.shape == b.shape and bool(np.all(alike))

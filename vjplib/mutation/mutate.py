@@ -1,0 +1,368 @@
+"""Mutants: a rule whose backward has one small fault, made from the program that JAX traces the backward to.
+
+A mutation names an equation, by its primitive and its number among those of that primitive, and an operator: what is
+done wrong there. It is applied anew whenever the backward is traced, so a mutant runs at other shapes, in other dtypes
+and under every transform, as a rule does; where the program traced has no such equation, or the operator makes no sense
+there, the mutant is the rule itself. Equations inside jit, scan, while and cond are mutated too. Forward pass, primal
+and whatever leads to the custom_vjp (wrappers, jit, moved axes) stay as they are.
+"""
+
+import inspect
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import (
+    INLINED,
+    CustomVJP,
+    Literal,
+    as_written,
+    bound,
+    custom_vjp_of,
+    interpreted,
+    is_plain_array,
+    opened,
+    programs,
+    remade,
+    replaced_custom_vjp_calls,
+    source_of,
+    traced_afresh,
+    without_dead_code,
+)
+from vjplib.mutation.operators import OF_CONSTANTS, OPERATORS, RETURNED, TAKEN, Mutation, Site, proposals, with_item
+from vjplib.verification.call import Answers, Leaves, Subject
+
+_LOOPS = ("scan", "while", "cond")
+_tokens = itertools.count()
+
+
+class _Backward(NamedTuple):
+    """A backward traced at what it was given.
+
+    Args:
+        jaxpr: its program.
+        consts: what it closes over.
+        arrays: what it was given, arrays alone.
+        rebuild: takes its arrays; returns what it returns.
+    """
+
+    jaxpr: Any
+    consts: list[Any]
+    arrays: list[Any]
+    rebuild: Callable[[Sequence[Any]], Any]
+
+
+def _traced(bwd: Callable[..., Any], given: Sequence[Any]) -> _Backward:
+    """Returns a backward's program at static arguments, residuals and cotangents."""
+    *nondiff, res, g = given
+    leaves, tree = jax.tree.flatten((res, g))
+    moving = [i for i, leaf in enumerate(leaves) if is_plain_array(leaf)]
+    returned: list[tuple[list[Any], Any]] = []
+
+    def run(*arrays: Any) -> list[Any]:
+        every = list(leaves)
+        for i, a in zip(moving, arrays, strict=True):
+            every[i] = a
+        with as_written():
+            outputs, structure = jax.tree.flatten(bwd(*nondiff, *jax.tree.unflatten(tree, every)))
+        returned.append(([None if is_plain_array(y) else y for y in outputs], structure))
+        return [y for y in outputs if is_plain_array(y)]
+
+    arrays = [leaves[i] for i in moving]
+    jaxpr, consts = opened(jax.make_jaxpr(run)(*arrays))
+    jaxpr = without_dead_code(jaxpr)
+    others, structure = returned[-1]
+
+    def rebuild(values: Sequence[Any]) -> Any:
+        mine = iter(values)
+        return jax.tree.unflatten(structure, [next(mine) if y is None else y for y in others])
+
+    return _Backward(jaxpr, consts, arrays, rebuild)
+
+
+Path = tuple[tuple[int, int | None], ...]
+
+
+def _equations(
+    jaxpr: Any, before: Path = (), around: str = "", given: Sequence[bool] | None = None
+) -> Iterator[tuple[Path, Any, str, bool]]:
+    """Yields each equation with the way to it, where it is written, and whether it depends on what is given.
+
+    The way is its number, after those of the equations around it, each with that of the program inside.
+    """
+    moving = set(itertools.compress(jaxpr.invars, itertools.repeat(True) if given is None else given))
+    for i, eqn in enumerate(jaxpr.eqns):
+        reached = [not isinstance(v, Literal) and v in moving for v in eqn.invars]
+        if any(reached):
+            moving.update(eqn.outvars)
+        inner = programs(eqn.params)
+        where = source_of(eqn) or around
+        inlined = eqn.primitive.name in INLINED and bool(inner)
+        if not inlined:
+            yield (*before, (i, None)), eqn, where, any(reached)
+        if inlined or eqn.primitive.name in _LOOPS:
+            for k, (_, program, _) in enumerate(inner):
+                if _runs_here(eqn, k):
+                    yield from _equations(program, (*before, (i, k)), where, reached if inlined else None)
+
+
+def _runs_here(eqn: Any, k: int) -> bool:
+    """Returns whether program k of an equation can run on this platform."""
+    platforms = eqn.params.get("branches_platforms")
+    if not platforms:
+        return True
+    here = jax.default_backend()
+    named = [i for i, names in enumerate(platforms) if names and here in names]
+    return k == (named[0] if named else next(i for i, names in enumerate(platforms) if not names))
+
+
+def _way(jaxpr: Any, mutation: Mutation) -> Path | None:
+    """Returns the way to the equation that a mutation names, None where the program has none."""
+    alike = (path for path, eqn, _, _ in _equations(jaxpr) if eqn.primitive.name == mutation.primitive)
+    return next(itertools.islice(alike, mutation.number, None), None)
+
+
+def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], path: Path, act: Callable[..., Any]) -> list[Any]:
+    """Returns what a program computes, the equation at the end of the way giving act(equation, inputs)."""
+    numbers = itertools.count()
+    (at, k), *rest = path
+
+    def apply(eqn: Any, values: list[Any]) -> Sequence[Any]:
+        if next(numbers) != at:
+            return bound(eqn, values)
+        if k is None:
+            return act(eqn, values)
+        _, inner, held = programs(eqn.params)[k]
+        further = partial(_run, inner, held, path=tuple(rest), act=act)
+        if eqn.primitive.name in INLINED:
+            return further(args=values)
+        new = jax.make_jaxpr(lambda *moving: further(args=moving))(*(v.aval for v in inner.invars))
+        return bound(eqn, values, **_with_program(eqn.params, k, new))
+
+    return interpreted(jaxpr, consts, args, apply)
+
+
+def _with_program(params: dict[str, Any], k: int, new: Any) -> dict[str, Any]:
+    """Returns the parameter that holds program number k, with another in its place."""
+    names = [name for name, _, _ in programs(params)]
+    name = names[k]
+    held = params[name]
+    if not isinstance(held, (tuple, list)):
+        return {name: new}
+    within = [i for i, item in enumerate(held) if programs({"": item})]
+    return {name: tuple(with_item(held, within[k - names.index(name)], new))}
+
+
+def _site_of(eqn: Any, values: Sequence[Any]) -> Site:
+    literal = [isinstance(v, Literal) for v in eqn.invars]
+    inputs, outputs = [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
+    return Site(eqn.primitive.name, values, inputs, literal, eqn.params, outputs, partial(bound, eqn))
+
+
+def _given(y: Any, name: str = TAKEN) -> Site:
+    return Site(name, (y,), (y,), (False,), {}, (y,), lambda values: values)
+
+
+def _operated(site: Site, mutation: Mutation) -> Sequence[Any]:
+    """Returns the outputs of a site with a mutation, or as they are where it makes no sense."""
+    if (mutation.operator, mutation.detail) not in set(proposals(site)):
+        return site.bind(site.values)
+    outputs = OPERATORS[mutation.operator](site, *mutation.detail)
+    if any(jnp.shape(y) != tuple(like.shape) for y, like in zip(outputs, site.outputs, strict=True)):
+        return site.bind(site.values)
+    return [y if y.dtype == like.dtype else y.astype(like.dtype) for y, like in zip(outputs, site.outputs, strict=True)]
+
+
+def _exchanged(arrays: Sequence[Any], mutation: Mutation) -> list[Any]:
+    """Returns arrays, one of them changed, or two of the same shape exchanged."""
+    arrays, i = list(arrays), mutation.number
+    if i >= len(arrays):
+        return arrays
+    if mutation.operator != "exchanged":
+        arrays[i] = _operated(_given(arrays[i]), mutation)[0]
+        return arrays
+    j = int(mutation.detail[0])
+    if j < len(arrays) and _alike(arrays[i], arrays[j]):
+        arrays[i], arrays[j] = arrays[j], arrays[i]
+    return arrays
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def _mutated(rule: CustomVJP, mutation: Mutation) -> Callable[..., Any]:
+    """Returns the backward of a rule with a mutation."""
+
+    def bwd(*given: Any) -> Any:
+        backward = _traced(rule.bwd, given)
+        arrays = _exchanged(backward.arrays, mutation) if mutation.primitive == TAKEN else backward.arrays
+        path = None if mutation.primitive in (TAKEN, RETURNED) else _way(backward.jaxpr, mutation)
+        if path is None:
+            values = interpreted(backward.jaxpr, backward.consts, arrays, bound)
+        else:
+            act = lambda eqn, values: _operated(_site_of(eqn, values), mutation)  # noqa: E731
+            values = _run(backward.jaxpr, backward.consts, arrays, path, act)
+        if mutation.primitive == RETURNED:
+            values = _exchanged([jnp.asarray(y) for y in values], mutation)
+        return backward.rebuild(values)
+
+    return bwd
+
+
+def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
+    """Returns fn with a mutation in the backward of a custom_vjp that it calls, or is.
+
+    Args:
+        fn: a `jax.custom_vjp`, or a function that leads to one.
+        mutation: the fault.
+
+    Example:
+        >>> sine = jax.custom_vjp(lambda x: jnp.sin(x))
+        >>> sine.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (g * jnp.cos(x),))
+        >>> float(jax.grad(mutant(sine, Mutation("<lambda>", "cos", 0, "factor", (0, 1.001))))(0.0))
+        1.0010000467300415
+        >>> float(jax.grad(mutant(sine, Mutation("<lambda>", "cos", 0, "sign", (0,))))(0.0))
+        -1.0
+    """
+    token = f"mutant {next(_tokens)}"
+    made: dict[Any, Any] = {}  # one custom_vjp for each, that what is traced of it may be kept
+    afresh = False
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal afresh
+        y, seen = run(nullcontext() if not afresh else traced_afresh(token), args, kwargs)
+        if not seen and not afresh:  # a function that was jitted, and traced, before leads to it
+            afresh = True
+            y, _ = run(traced_afresh(token), args, kwargs)
+        return y
+
+    def run(context: Any, args: Any, kwargs: Any) -> tuple[Any, bool]:
+        seen, here = False, threading.get_ident()
+
+        def replaced(original: Callable[..., Any], rule_fn: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal seen
+            rule = custom_vjp_of(rule_fn)
+            if rule is None or rule.name != mutation.rule or threading.get_ident() != here:
+                return original(rule_fn, *args, **kwargs)
+            seen = True
+            if rule_fn not in made:
+                made[rule_fn] = remade(rule, _mutated(rule, mutation))
+            return original(made[rule_fn], *args, **kwargs)
+
+        with replaced_custom_vjp_calls(replaced), context:
+            return fn(*args, **kwargs), seen
+
+    with suppress(TypeError, ValueError):  # built-in functions may have none
+        vars(call)["__signature__"] = inspect.signature(fn)
+    call.__name__ = getattr(fn, "__name__", type(fn).__name__)
+    return call
+
+
+def mutations(subject: Subject) -> list[Mutation]:
+    """Returns every mutation of the backward of each custom_vjp that a subject's call calls, in float32.
+
+    Args:
+        subject: the call.
+    """
+    found: dict[Mutation, None] = {}
+    here = threading.get_ident()
+
+    def spying(rule: CustomVJP) -> Callable[..., Any]:
+        def bwd(*given: Any) -> Any:
+            backward = _traced(rule.bwd, given)
+            found.update(dict.fromkeys(_all(rule.name, backward)))
+            return backward.rebuild(interpreted(backward.jaxpr, backward.consts, backward.arrays, bound))
+
+        return bwd
+
+    def call(original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
+        rule = custom_vjp_of(fn)
+        spied = fn if rule is None or threading.get_ident() != here else remade(rule, spying(rule))
+        return original(spied, *args, **kwargs)
+
+    leaves = subject.leaves(np.float32)
+    with replaced_custom_vjp_calls(call), traced_afresh(f"mutations {next(_tokens)}"):
+        jax.eval_shape(subject.pull(subject.call), leaves, subject.cotangents(leaves))
+    return list(found)
+
+
+def _all(name: str, backward: _Backward) -> Iterator[Mutation]:
+    counted: dict[str, int] = {}
+    for _, eqn, where, moves in _equations(backward.jaxpr):
+        primitive = eqn.primitive.name
+        number = counted[primitive] = counted.get(primitive, -1) + 1
+        site = _site_of(eqn, [v.val if isinstance(v, Literal) else None for v in eqn.invars])
+        for operator, detail in proposals(site):
+            if not moves and operator not in OF_CONSTANTS:
+                continue
+            yield Mutation(name, primitive, number, operator, detail, where)
+    for place, arrays in ((TAKEN, backward.jaxpr.invars), (RETURNED, backward.jaxpr.outvars)):
+        avals = [v.aval for v in arrays]
+        for i, aval in enumerate(avals):
+            for operator, detail in proposals(_given(aval, place)):
+                yield Mutation(name, place, i, operator, detail)
+        for i, j in itertools.combinations(range(len(avals)), 2):
+            if _alike(avals[i], avals[j]) and avals[i].size:
+                yield Mutation(name, place, i, "exchanged", (j,))
+
+
+@dataclass(frozen=True)
+class Mutant(Subject):
+    """The subject that a mutant makes: the base's calls, oracle and compiled programs, another function.
+
+    Args:
+        base: the subject of the rule itself.
+        mutation: the fault.
+    """
+
+    base: Subject | None = None
+    mutation: Mutation | None = None
+
+    @property
+    def oracle(self) -> Callable[..., Leaves]:
+        """The base's oracle."""
+        assert self.base is not None
+        return self.base.oracle
+
+    @cached_property
+    def answers(self) -> Callable[[Leaves, Leaves], Answers]:
+        """The base's answers, with the mutant's outputs and cotangents in place of the rule's."""
+        assert self.base is not None
+        base, ours = self.base, self.compiled(self.pull(self.call))
+        return lambda leaves, gs: Answers(
+            (theirs := base.answers(leaves, gs)).primal, *ours(leaves, gs), theirs.true_ys, theirs.true_dxs
+        )
+
+    @property
+    def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:  # type: ignore[override]  # a cached property there
+        """The base's truths."""
+        assert self.base is not None
+        return self.base.truths
+
+    @property
+    def undifferentiable(self) -> str | None:  # type: ignore[override]  # the same
+        """Why JAX cannot differentiate the base's oracle, or None."""
+        assert self.base is not None
+        return self.base.undifferentiable
+
+    def at(self, args: tuple[Any, ...], kwargs: Any, case: str) -> "Mutant":
+        """Returns the same mutant at another call; the bases at such calls are kept."""
+        assert self.base is not None
+        kept = self.base.__dict__.setdefault("_other_calls", {})
+        base = kept.setdefault(case, self.base.at(args, kwargs, case))
+        return replace(self, args=base.args, kwargs=base.kwargs, case=case, base=base)
+
+
+def mutate(base: Subject, mutation: Mutation) -> Mutant:
+    """Returns the subject of a mutant of base's function, at base's call."""
+    given = {name: getattr(base, name) for name in Subject.__dataclass_fields__}
+    return Mutant(**{**given, "fn": mutant(base.fn, mutation)}, base=base, mutation=mutation)

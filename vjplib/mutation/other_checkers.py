@@ -1,0 +1,35 @@
+"""The checks that the verifier is measured beside: JAX's check_grads, and chex's assert_numerical_grads."""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import jax.test_util
+import numpy as np
+
+from vjplib.verification.call import Leaves
+from vjplib.verification.report import said
+
+TITLES = {"vjplib": "vjplib", "check_grads": "jax.test_util.check_grads", "chex": "chex.assert_numerical_grads"}
+
+
+@cache
+def others() -> dict[str, Callable[..., None]]:
+    """Returns the checks that are installed, by name: each takes a function and its arguments, and raises."""
+    found: dict[str, Callable[..., None]] = {"check_grads": jax.test_util.check_grads}
+    if find_spec("chex") is not None:
+        import chex
+
+        found["chex"] = chex.assert_numerical_grads
+    return found
+
+
+def said_by(by: str, f: Callable[..., Any], leaves: Leaves) -> str:
+    """Returns what a check says of the gradients of f, in a line; nothing where it is content."""
+    with np.errstate(all="ignore"):
+        try:
+            others()[by](f, leaves, order=1, modes=("rev",))
+        except Exception as error:  # an AssertionError, or whatever the function raises
+            return said(error)
+    return ""

@@ -1,0 +1,1 @@
+"""Networks of pure functions, made of the rules, and their training with optax: `net` and `train`."""

@@ -1,0 +1,334 @@
+"""verify: all claims of one function, or of one record, gathered into a report."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import custom_vjp_of, require_passes
+from vjplib.rule import Case, Edge, Rule
+from vjplib.verification.call import Static, Subject, as_taken_by_jax
+from vjplib.verification.claim import Claim, Effort
+from vjplib.verification.isolation import TIME_LIMIT, as_finding, in_time, watched
+from vjplib.verification.registry import CLAIMS, order, selected
+from vjplib.verification.report import Finding, Report
+from vjplib.verification.runner import Job, Run
+
+QUICK_CASES = 2  # whose values are compared in "quick"
+RANDOM_SIZES = 20  # at each case in "deep"
+
+
+class NotVerifiedError(AssertionError):
+    """Raised by `assert_verified`; its `report` holds every finding."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"{report.name} is not verified\n{report}")
+        self.report = report
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.report,), self.__dict__
+
+
+def verify(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    reference: Callable[..., Any] | None = None,
+    effort: Effort = "standard",
+    claims: Sequence[str | Claim] | None = None,
+    order_two: bool = True,
+    residual_bytes: int | None = None,
+    seed: int = 0,
+    time_limit: float = TIME_LIMIT,
+) -> Report:
+    """Returns the proof sheet of fn at a call: each claim on its derivative, shown or refuted.
+
+    The arguments give shapes and magnitudes; dtypes are varied, numbers scaled, and axes enlarged from there. Distinct
+    prime sizes, and a batch of at least two, make swapped axes show.
+
+    Args:
+        fn: any function of arrays, most of all a `jax.custom_vjp` or a function that calls some.
+        args: positional arguments, pytrees of arrays. Floating leaves are differentiated, integers and booleans not.
+            What is no array (an axis, a function, anything in a place named by nondiff_argnums) is passed on as it is.
+        kwargs: keyword arguments, not differentiated.
+        reference: the same function, written so that JAX may differentiate it. None for what fn itself computes, the
+            custom rules inside it stripped.
+        effort: how much is examined, see below.
+        claims: which to examine: names such as `("contract", "value")`, their aliases such as "V2", or records of your
+            own; None for all that the effort includes.
+        order_two: whether second derivatives are offered; False verifies that they are refused.
+        residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.
+        seed: of all random numbers; the same seed gives the same report.
+        time_limit: seconds that a claim may take before it fails for not ending. Claims run in threads to that end;
+            `math.inf` runs them in the caller's own, as a debugger wants it.
+
+    | effort | examines |
+    |---|---|
+    | "quick" | values at one scale, the transforms under jit, half precision only where the call has it |
+    | "standard" | also three scales, runs without jit, several devices, coverage, each axis made 1 and n + 1 |
+    | "deep" | also more sizes of each axis |
+
+    Returns:
+        A `Report`: `.ok`, `.findings` and `.failures`; prints as a table.
+
+    Raises:
+        TypeError: fn is not callable, args is not a tuple or list, or claims is a single string.
+        ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative or is a custom_vjp
+            without `defvjp`, effort or claims are not known, or time_limit is not positive.
+
+    Example:
+        >>> import vjplib
+        >>> wrong = jax.custom_vjp(jnp.tanh)
+        >>> wrong.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, g: (g * (1 - y),))
+        >>> x = np.linspace(-1, 1, 7, dtype=np.float32)
+        >>> vjplib.verify(vjplib.tanh, (x,), effort="quick").ok, vjplib.verify(wrong, (x,), effort="quick").ok
+        (True, False)
+    """
+    start = time.perf_counter()
+    options = {
+        "reference": reference,
+        "order_two": order_two,
+        "residuals": residual_bytes,
+        "seed": seed,
+        "hurried": effort == "quick",
+    }
+    _check_seed(seed)
+    chosen, run = selected(effort, claims, record=False), Run(time_limit)
+    with watched((fn,), run.outside):
+        subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, **options)
+        findings = run.all([Job(claim, check, subject) for claim, check in chosen])
+    return _report(_name(fn), findings, run, start, _names(effort, claims, record=False))
+
+
+def _names(effort: str, claims: Sequence[str | Claim] | None, record: bool = True) -> set[str]:
+    """Return the names of the claims that a report is about: all of them unless some were selected."""
+    return set(CLAIMS) if claims is None else {claim.name for claim, _ in selected(effort, claims, record)}
+
+
+def _report(name: str, findings: Sequence[Finding], run: Run, start: float, claims: set[str]) -> Report:
+    outside = [f for f in run.outside if f.claim in claims]
+    ordered = sorted([*findings, *outside], key=lambda f: order(f.claim))
+    return Report(name, tuple(ordered), time.perf_counter() - start)
+
+
+def _at_call(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], run: Run, **options: Any
+) -> Subject:
+    """Returns the subject that a user's call makes, or refuses it."""
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, got {fn!r}")
+    if not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs must be a mapping of keyword arguments, got {kwargs!r}")
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"args must be a tuple of positional arguments, got {type(args).__name__}")
+    parts = custom_vjp_of(fn)
+    if parts:
+        require_passes(parts)
+    static = parts.static if parts else ()
+    arrays = tuple(Static(a) if i in static or _is_static(a) else jax.tree.map(_array, a) for i, a in enumerate(args))
+    sizes = _axis_sizes(arrays)
+    subject = Subject(fn, arrays, kwargs, sizes=sizes, resize=lambda new: (_by_size(arrays, new), {}), **options)
+    if not subject.differentiable:
+        raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")
+    if not any(np.size(leaf) for leaf in subject.leaves()):
+        raise ValueError(f"args must hold at least one number to differentiate, got {_described(arrays)}")
+    outputs = in_time(lambda: subject.outputs(subject.leaves()), run.seconds)
+    if outputs is None:
+        run.hung = True
+        run.outside.append(replace(as_finding(None, run.seconds), claim="contract"))
+    if outputs == ():  # what fn raises is for the claims to report
+        raise ValueError("fn must return at least one floating array, to have a derivative; it returned none")
+    return subject
+
+
+def assert_verified(fn: Callable[..., Any], args: Sequence[Any], *rest: Any, **options: Any) -> None:
+    """Raises unless every claim that `verify` examines holds; takes the same arguments.
+
+    Raises:
+        NotVerifiedError: an AssertionError whose message is the report's table and its failures.
+
+    Example:
+        >>> import vjplib
+        >>> vjplib.assert_verified(vjplib.sigmoid, (np.float32([0.5, -1.0, 2.0]),), effort="quick")
+    """
+    report = verify(fn, args, *rest, **options)
+    if not report.ok:
+        raise NotVerifiedError(report)
+
+
+def verify_rule(
+    rule: Rule,
+    *,
+    effort: Effort = "standard",
+    claims: Sequence[str | Claim] | None = None,
+    seed: int = 0,
+    time_limit: float = TIME_LIMIT,
+) -> Report:
+    """Returns the proof sheet of a record: every claim at its first case, the main ones at all, and its named edges.
+
+    Args:
+        rule: the record.
+        effort: "quick" examines the first case, the contract at all, the value at one more in float64, and no named
+            edge; "standard" the main claims at every case; "deep" every claim at every case, and each case at 20 random
+            sizes.
+        claims: which to examine; None for all that the effort includes.
+        seed: of all random numbers.
+        time_limit: seconds that a claim may take at one case, as `verify` has it.
+
+    Raises:
+        ValueError: effort or claims are not known, or time_limit is not positive.
+
+    Example:
+        >>> from vjplib.rule import find
+        >>> verify_rule(find("sigmoid")[0], effort="quick", claims=("contract", "residuals")).ok
+        True
+    """
+    return verify_part(rule, claims, claims, effort=effort, seed=seed, time_limit=time_limit)
+
+
+def verify_part(
+    rule: Rule,
+    claims: Sequence[str | Claim] | None,
+    whole: Sequence[str | Claim] | None,
+    *,
+    effort: Effort = "standard",
+    seed: int = 0,
+    time_limit: float = TIME_LIMIT,
+) -> Report:
+    """Returns what `verify_rule` does for some of the claims, and what of the whole is seen from outside meanwhile.
+
+    Args:
+        rule: the record.
+        claims: which to examine; None for all that the effort includes.
+        whole: which the report is of, once all parts are done: what the rule does to the run is told if these hold it.
+        effort: as `verify_rule` has it.
+        seed: of all random numbers.
+        time_limit: seconds that a claim may take at one case.
+    """
+    start = time.perf_counter()
+    _check_seed(seed)
+    chosen, run = selected(effort, claims), Run(time_limit)
+    with watched((rule.fn,), run.outside):
+        jobs = []
+        for i, case in enumerate(rule.cases):
+            subject = replace(at_case(rule, case, seed), hurried=effort == "quick")
+            for claim, first in chosen:
+                check = first if i == 0 or effort == "deep" else claim.further.get(effort)
+                if check and (effort != "quick" or i < QUICK_CASES or claim.traces_only):
+                    jobs.append(Job(claim, check, subject))
+            for number in range(RANDOM_SIZES if effort == "deep" else 0):
+                jobs += _at_random_sizes(rule, case, (seed, i, number), [claim for claim, _ in chosen])
+        first_case = at_case(rule, rule.cases[0], seed)
+        for claim, _ in chosen:
+            if claim.named and effort != "quick":
+                for part in _alike(rule.edges):
+                    jobs.append(Job(claim, partial(claim.named, edges=part), first_case))
+        findings = run.all(jobs)
+    return _report(rule.name, findings, run, start, _names(effort, whole))
+
+
+def _alike(named: Sequence[Edge]) -> list[list[Edge]]:
+    """Returns the edges in groups: those that may share compiled programs stand together."""
+    groups: dict[str, list[Edge]] = {}
+    for edge in named:
+        groups.setdefault(repr(([np.shape(a) for a in edge.args], edge.kwargs)), []).append(edge)
+    return list(groups.values())
+
+
+def _at_random_sizes(rule: Rule, case: Case, seed: tuple[int, ...], claims: Sequence[Claim]) -> Iterator[Job]:
+    rng = np.random.default_rng(seed)
+    sizes = case.sizes(rng)
+    if sizes == dict(case.dims):
+        return
+    subject = at_case(rule, case, int(rng.integers(2**31)), **sizes)
+    yield from (Job(claim, claim.random, subject) for claim in claims if claim.random)
+
+
+def examine(
+    subject: Subject,
+    effort: Effort = "standard",
+    claims: Sequence[str | Claim] | None = None,
+    time_limit: float = TIME_LIMIT,
+) -> list[Finding]:
+    """Returns the findings of each claim on one subject, in the order of the claims; arguments as `verify` has them."""
+    jobs = [Job(claim, check, subject) for claim, check in selected(effort, claims)]
+    return Run(time_limit).all(jobs)
+
+
+def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
+    """Returns the subject that a record and one of its cases make; the first case carries the residual claim.
+
+    Args:
+        rule: the record.
+        case: one of its cases.
+        seed: of the arguments drawn.
+        **sizes: in place of the case's own.
+    """
+    main = case is rule.cases[0]
+    dims = {**case.dims, **sizes}
+    call = case.call(np.random.default_rng(seed), np.float32, **dims)
+    described = [f"{k}={v}" for k, v in dims.items()]
+    described += [f"{k}=mask" if isinstance(v, np.ndarray) else f"{k}={v}" for k, v in call.kwargs.items()]
+    return Subject(
+        rule.fn,
+        call.args,
+        call.kwargs,
+        reference=rule.reference,
+        seed=seed,
+        order_two=rule.order_two,
+        residuals=rule.residual_bytes(**dims) if main and rule.residual_bytes else None,
+        compared=next(iter(rule.baselines.values()), None) if main else None,
+        sizes={k: v for k, v in dims.items() if k not in case.fixed} if case.growth else {},
+        resize=lambda changed: case.avals({**dims, **changed}),
+        case=" ".join(described) or "scalars",
+        tails=rule.tails if main else None,
+    )
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+
+
+def _is_static(argument: Any) -> bool:
+    """Returns whether nothing in an argument is an array or a Python float."""
+    leaves = jax.tree.leaves(argument)
+    return bool(leaves) and not any(isinstance(a, (float, complex)) or hasattr(a, "dtype") for a in leaves)
+
+
+def _array(leaf: Any) -> Any:
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
+        raise TypeError(f"args must be pytrees of arrays and numbers, or hold none at all, got {leaf!r} among arrays")
+    leaf = as_taken_by_jax(leaf)
+    jnp.result_type(leaf)  # raises for what JAX does not take
+    return leaf
+
+
+def _axis_sizes(arrays: tuple[Any, ...]) -> dict[str, int]:
+    """Returns a name for each axis size above one: equal sizes are taken for one dimension."""
+    sizes = sorted({n for leaf in jax.tree.leaves(arrays) for n in np.shape(leaf) if n > 1})
+    return {f"the axes of size {n}": n for n in sizes}
+
+
+def _by_size(arrays: tuple[Any, ...], changed: Mapping[str, int]) -> tuple[Any, ...]:
+    new = {n: changed.get(f"the axes of size {n}", n) for n in _axis_sizes(arrays).values()}
+
+    def struct(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(tuple(new.get(n, n) for n in np.shape(leaf)), jnp.result_type(leaf))
+
+    return jax.tree.map(struct, arrays)
+
+
+def _described(arrays: Any) -> str:
+    return ", ".join(f"{jnp.result_type(a)} {np.shape(a)}" for a in jax.tree.leaves(arrays)) or "no array at all"
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    inner = fn.func if isinstance(fn, partial) else fn
+    return getattr(inner, "__name__", type(inner).__name__)

@@ -1,0 +1,1 @@
+"""The claims: one file each, ending in its record `CLAIM`; `vjplib.verification.registry` finds them."""

@@ -1,0 +1,98 @@
+"""Accuracy: the error against float64 beside that of autodiff of the reference, in float32 and half precision.
+
+Where the record declares tails, each component of the cotangents is held to its own size there.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.precision import compute_dtype
+from vjplib.rule import Tail
+from vjplib.verification.call import Subject
+from vjplib.verification.claim import Claim
+from vjplib.verification.claims.value import compare
+from vjplib.verification.report import Finding, finding, said, skipped
+from vjplib.verification.tolerance import usual
+
+DTYPES = ("float32", "bfloat16", "float16")
+TAILS = np.outer((-1.0, 1.0), np.geomspace(1e-3, 80.0, 200)).ravel()
+"""The log-spaced numbers of both signs that tails are made of."""
+
+
+def check(subject: Subject, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
+    """Yields a finding for each dtype, the worst cotangent's error as a multiple of autodiff's, and one for its tails.
+
+    Half precision cannot see an error under about 3 %, so this judges stability, not correctness.
+    """
+    for dtype in dtypes[:1] if subject.complex else dtypes:  # no complex number has parts of 16 bits
+        leaves = subject.leaves(jnp.dtype(dtype))
+        try:
+            gs = subject.cotangents(leaves)
+            errors = list(compare(subject, leaves, gs, usual(subject, leaves, gs)))
+        except Exception as refusal:  # whatever a function, or the compiler, says of a dtype that it does not take
+            message = f"{dtype}: refused, {said(refusal)}"
+            yield skipped(message)
+            continue
+        name, e = max(errors, key=lambda pair: pair[1].excused)
+        share = max(e.relative for _, e in errors)
+        message = (
+            f"{dtype}: {share:.2g}x autodiff's error" if np.isfinite(share) else f"{dtype}: autodiff makes no error"
+        )
+        level = "fail" if e.excused > 1 else "pass"
+        arrays = [{"name": name, "rule": e.size, "autodiff": e.of_autodiff} for name, e in errors]
+        data = {"dtype": dtype, "arrays": arrays}
+        yield finding(level, "inaccurate", message, name, e.excused, e.index, data=data)
+        if subject.tails is not None:
+            share = tail_error(subject, subject.tails, jnp.dtype(dtype))
+            ratio = share / _tail_tolerance(jnp.dtype(dtype))
+            message = f"{dtype}: a component of a cotangent is {share:.1e} of its own size off in the tails"
+            yield finding("fail" if ratio > 1 else "pass", "inaccurate", message, "cotangents", ratio)
+
+
+def _in_own_half_precision(subject: Subject) -> Iterator[Finding]:
+    """Examine the call in half precision only where it has such dtypes itself."""
+    return check(subject, sorted({a.dtype.name for a in subject.leaves()} & {"float16", "bfloat16"}))
+
+
+def tail_error(subject: Subject, tails: Callable[[np.ndarray], Tail], dtype: Any = np.float32) -> float:
+    """Return the largest relative error of a component of a function's cotangents at a call of known cotangents.
+
+    Only components whose exact value is a normal number of the dtype count.
+
+    Args:
+        subject: the function; its own call is not used.
+        tails: makes the call of log-spaced numbers.
+        dtype: the dtype of the floating arguments and of the output's cotangent.
+
+    Example:
+        >>> def tails(x):
+        ...     e = np.exp(-np.abs(x))
+        ...     return Tail((x,), np.ones_like(x), (e / (1 + e) ** 2,))
+        >>> tail_error(Subject(lambda x: 1 / (1 + jnp.exp(-x)), ()), tails)
+        1.0
+    """
+    tail, there = at_tails(subject, tails, dtype)
+    _, found = jax.jit(there.pull(there.call))(there.leaves(dtype), (jnp.asarray(tail.g, dtype),))
+    errors = [0.0]
+    for dx, exact in zip(found, tail.exact, strict=True):
+        normal = np.abs(exact) >= float(jnp.finfo(dtype).tiny)
+        errors.append(float(np.max(np.abs(np.asarray(dx, np.float64)[normal] / exact[normal] - 1), initial=0)))
+    return max(errors)
+
+
+def at_tails(subject: Subject, tails: Callable[[np.ndarray], Tail], dtype: Any) -> tuple[Tail, Subject]:
+    """Return the call that tails makes of log-spaced numbers of a dtype, and the function at that call."""
+    tail = tails(np.unique(TAILS.astype(dtype))[::-1].astype(np.float64))
+    return tail, subject.at(tail.args, {}, f"tails in {jnp.dtype(dtype).name}")
+
+
+def _tail_tolerance(dtype: Any) -> float:
+    """Return what rounding leaves: the exponential multiplies that of its argument, and the result is rounded."""
+    return float(TAILS.max() * jnp.finfo(compute_dtype(dtype)).eps + 2 * jnp.finfo(dtype).eps)
+
+
+CLAIM = Claim("accuracy", check, alias="V11", quick=_in_own_half_precision, cost=(1, 8))

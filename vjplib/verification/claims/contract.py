@@ -1,0 +1,261 @@
+"""Contract: what JAX does not check. Shapes and dtypes alone are traced; nothing is computed.
+
+JAX accepts a cotangent of another dtype than its argument's, copies one array to every leaf of a pytree argument, and
+lets the forward pass return other shapes than the primal where nobody looks.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import CustomVJP, holds_custom_vjp, is_symbolic_zero, perturbed, symbolic_zero_of
+from vjplib.verification.call import Static, Subject
+from vjplib.verification.claim import Claim
+from vjplib.verification.explain.diagnose import raised, rules_called
+from vjplib.verification.report import Finding, failed, finding, noted, passed, said
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check(subject: Subject, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
+    """Yields findings on the avals of the primal, of the forward pass and of what the backward returns.
+
+    Args:
+        subject: what to examine.
+        dtypes: in which to trace it, beside those of the call.
+    """
+    yield from _nondiff(subject)
+    yield from _avals(subject, None)
+    for dtype in dtypes if not any(map(np.iscomplexobj, subject.leaves())) else dtypes[:1]:  # no complex has 16 bits
+        given = subject.leaves()
+        if any(own.dtype != leaf.dtype for own, leaf in zip(given, subject.leaves(jnp.dtype(dtype)), strict=True)):
+            yield from _avals(subject, jnp.dtype(dtype))
+    try:
+        jax.eval_shape(lambda ls: _whole(subject, ls), subject.leaves())
+    except Exception:  # said above
+        return
+    yield from _closure(subject)
+    yield from _raw(subject)
+
+
+def _aval(a: Any) -> tuple[tuple[int, ...], Any, bool]:
+    return tuple(a.shape), a.dtype, bool(getattr(a, "weak_type", False))
+
+
+def _shown(a: Any) -> str:
+    shape, dtype, weak = _aval(a)
+    return f"{'weak ' if weak else ''}{dtype} of shape {shape}"
+
+
+def _avals(subject: Subject, dtype: Any) -> Iterator[Finding]:
+    at = "as called" if dtype is None else f"in {dtype}"
+    leaves = subject.leaves(dtype)
+    try:
+        primal = jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
+    except Exception as refusal:  # functions have their own words for what they do not take
+        level, trap = ("fail", raised(subject, refusal)) if dtype is None else ("note", "")
+        yield finding(level, "raises", f"refuses to run {at}: {said(refusal)}", trap=trap)
+        return
+    try:
+        forward, dxs = jax.eval_shape(_pulled(subject), leaves)
+    except Exception as error:  # whatever the passes raise is the finding
+        if dtype is not None and (isinstance(error, NotImplementedError) or "does not accept dtype" in str(error)):
+            yield noted(f"what the backward calls refuses {at}: {said(error)}")
+            return
+        message, trap = f"forward and backward raise {at}: {said(error)}", raised(subject, error)
+        yield failed("raises", message, trap=trap)
+        return
+    if jax.tree.structure(primal) != jax.tree.structure(forward):
+        trees = f"{jax.tree.structure(forward)}, the primal {jax.tree.structure(primal)}"
+        message = f"{at}, the forward pass returns {trees}"
+        yield failed("wrong_aval", message, "output", trap="forward-is-not-the-primal")
+    pairs = zip(jax.tree.leaves(primal), jax.tree.leaves(forward), strict=False)
+    wrong = [(p, f) for p, f in pairs if _aval(p) != _aval(f)]
+    for p, f in wrong:
+        message = f"{at}, the forward pass returns {_shown(f)} where the primal returns {_shown(p)}"
+        weak = _aval(p)[0] == _aval(f)[0] and _aval(p)[2] != _aval(f)[2]
+        trap = "weak-type" if weak else "forward-is-not-the-primal"
+        yield failed("wrong_aval", message, "output", trap=trap)
+    mismatched = [
+        (name, x, dx)
+        for name, x, dx in zip(subject.names, leaves, dxs, strict=True)
+        if (dx.shape, dx.dtype) != (x.shape, x.dtype)
+    ]
+    for name, x, dx in mismatched:
+        message = f"{at}, the backward returns {_shown(dx)} for an argument of {_shown(x)}"
+        trap = _trap_of_dtype(x, dx)
+        yield failed("wrong_aval", message, f"cotangent of {name}", trap=trap)
+    if not wrong and not mismatched:
+        yield passed(f"shapes, dtypes and structure agree {at}")
+
+
+def _trap_of_dtype(x: Any, dx: Any) -> str:
+    if dx.shape != x.shape:
+        return ""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating) != jnp.issubdtype(dx.dtype, jnp.complexfloating):
+        return "real-and-complex"
+    return "weak-type" if _aval(dx)[2] else "cotangent-dtype"
+
+
+def _whole(subject: Subject, leaves: Any) -> Any:
+    """Returns the function's output as it is, integers and structure included."""
+    return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
+
+
+def _pulled(subject: Subject) -> Any:
+    def run(leaves: Any) -> Any:
+        y, back = jax.vjp(lambda *ls: _whole(subject, ls), *leaves)
+        return y, back(jax.tree.map(_cotangent_like, y))
+
+    return run
+
+
+def _cotangent_like(y: Any) -> Any:
+    shape, dtype = jnp.shape(y), jnp.result_type(y)
+    return jnp.ones(shape, dtype) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(shape, jax.dtypes.float0)
+
+
+def _nondiff(subject: Subject) -> Iterator[Finding]:
+    """Traces the arrays that stand in places named by nondiff_argnums, as jit would."""
+    for i, argument in enumerate(subject.args):
+        value = argument.value if isinstance(argument, Static) else None
+        if not isinstance(value, (jax.Array, np.ndarray)):
+            continue
+
+        def run(traced: Any, i: int = i) -> Any:
+            args = list(subject.rebuild(subject.leaves()))
+            return subject.fn(*args[:i], traced, *args[i + 1 :], **subject.kwargs)
+
+        try:
+            jax.eval_shape(run, value)
+        except jax.errors.UnexpectedTracerError as error:
+            message = f"argument {i} is an array that cannot be traced: {said(error)}"
+            yield failed("raises", message, trap="array-in-nondiff")
+
+
+def _closure(subject: Subject) -> Iterator[Finding]:
+    constants = [c for c in jax.make_jaxpr(lambda ls: _whole(subject, ls))(subject.leaves()).consts if np.size(c) > 1]
+    given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
+    for c in constants:
+        if id(c) not in given and jnp.issubdtype(c.dtype, jnp.inexact):
+            message = f"closes over an array, {_shown(c)}: no gradient can reach it; make it an argument if one should"
+            yield noted(message)
+
+
+def _raw(subject: Subject) -> Iterator[Finding]:
+    """Looks at what each custom_vjp's own backward returns, before JAX fits it to the arguments."""
+    leaves = subject.leaves()
+    if not holds_custom_vjp(jax.make_jaxpr(lambda ls: _whole(subject, ls))(leaves)):
+        return
+    calls = rules_called(subject)
+    for rule, args, kwargs in calls:
+        yield from _raw_one(subject, rule, args, kwargs)
+    if not calls:
+        message = "the backward of a custom_vjp inside jit was not seen as it is, before JAX fits it to the arguments"
+        yield noted(message)
+
+
+def _raw_one(subject: Subject, rule: CustomVJP, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Finding]:
+    bound = inspect.signature(rule.primal).bind(*args, **kwargs)
+    bound.apply_defaults()
+    static = rule.static
+    names = list(bound.arguments)
+    values = list(bound.args)
+    avals = [v if i in static else jax.tree.map(_struct, v) for i, v in enumerate(values)]
+    nondiff = [v for i, v in enumerate(avals) if i in static]
+    moving = [i for i in range(len(avals)) if i not in static]
+
+    def passes(alone: int | None, *differentiable: Any) -> Any:
+        every = list(avals)
+        for i, v in zip(moving, differentiable, strict=True):
+            every[i] = jax.tree.map(perturbed, v) if rule.symbolic_zeros else v
+        y, res = rule.fwd(*every)
+        ys, tree = jax.tree.flatten(y)
+        gs = [
+            symbolic_zero_of(a)
+            if rule.symbolic_zeros and ((alone is not None and i != alone) or _whole_number(a))
+            else _cotangent_like(a)
+            for i, a in enumerate(ys)
+        ]
+        dxs = tuple(rule.bwd(*nondiff, res, jax.tree.unflatten(tree, gs)))
+        return y, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype) if is_symbolic_zero(a) else a, dxs)
+
+    def backward(alone: int | None) -> Any:
+        return jax.eval_shape(lambda *moved: passes(alone, *moved), *(avals[i] for i in moving))
+
+    try:
+        y, cotangents = backward(None)
+    except Exception as error:  # whatever the passes raise is the finding
+        message, trap = f"{rule.name}'s passes raise: {said(error)}", raised(subject, error)
+        yield failed("passes_raise", message, trap=trap)
+        return
+    for i, dx in zip(moving, cotangents, strict=False):
+        name, x = names[min(i, len(names) - 1)], avals[i]
+        yield from _raw_cotangent(subject, f"{rule.name}'s {name}", x, dx)
+    leaves = jax.tree.leaves(y)
+    for alone in range(len(leaves)) if rule.symbolic_zeros and len(leaves) > 1 else ():
+        try:
+            if not _whole_number(leaves[alone]):
+                backward(alone)
+        except Exception as error:  # whatever the backward raises is the finding
+            message = f"{rule.name}'s backward raises where only output {alone} has a cotangent: {said(error)}"
+            yield failed("raises", message, trap="symbolic-zeros")
+
+
+def _whole_number(a: Any) -> bool:
+    return not jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+
+
+def _raw_cotangent(subject: Subject, name: str, x: Any, dx: Any) -> Iterator[Finding]:
+    leaves = jax.tree.leaves(x)
+    if dx is None:
+        if any(jnp.issubdtype(a.dtype, jnp.inexact) for a in leaves):
+            yield noted("the backward returns None, a zero cotangent", name)
+    elif jax.tree.structure(dx) != jax.tree.structure(x) and not any(
+        a is None for a in jax.tree.leaves(dx, is_leaf=lambda a: a is None)
+    ):
+        message = (
+            f"the backward returns {jax.tree.structure(dx)} for {jax.tree.structure(x)}: JAX copies it to each leaf"
+        )
+        yield failed("wrong_aval", message, name, trap="one-array-for-a-tree")
+    else:
+        for a, da in zip(leaves, jax.tree.leaves(dx), strict=False):
+            if not jnp.issubdtype(a.dtype, jnp.inexact) and da.dtype != jax.dtypes.float0:
+                message = f"the backward returns {_shown(da)} for an argument of {a.dtype}: it must be None or float0"
+                yield failed("wrong_aval", message, name, trap="integers")
+            elif da.shape != a.shape and _broadcasts(a.shape, da.shape):
+                message = f"the backward returns {_shown(da)} for an argument of shape {a.shape}"
+                yield failed("wrong_aval", message, name, trap="broadcast-not-summed")
+            elif da.weak_type and da.dtype == a.dtype:
+                message = (
+                    f"the backward returns a {_shown(da)}: what is compiled for the argument is compiled anew for it"
+                )
+                yield noted(message, name, trap="weak-type")
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
+
+
+def _struct(a: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
+
+
+CLAIM = Claim(
+    "contract",
+    check,
+    alias="V1",
+    quick=check,
+    further={"quick": partial(check, dtypes=()), "standard": check},
+    needs_oracle=False,
+    traces_only=True,
+    cost=(4, 3),
+)

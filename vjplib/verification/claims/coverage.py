@@ -1,0 +1,96 @@
+"""Coverage: which equations of the backward these inputs can see at all.
+
+A factor on an equation's output that moves no cotangent could be anything: whatever is wrong there, no comparison at
+these inputs shows it. Whether each equation is seen is read off the derivative of the cotangents by all the factors, as
+`locate` takes it. What moves none at the call may do so in the tails that the record declares, where each component is
+held to its own size. Only the author can tell why one is not: a mask may hide it, it may cancel, or nothing may use it.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import x64
+from vjplib.verification.call import Subject
+from vjplib.verification.claim import Claim
+from vjplib.verification.claims.accuracy import at_tails
+from vjplib.verification.explain.locate import MOST, steered
+from vjplib.verification.report import Finding, noted, passed, said, skipped
+from vjplib.verification.tolerance import HALF_THE_DIGITS
+
+SHOWN = 5  # blind equations named
+OTHER = -2.0  # a factor that changes comparisons
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Yields a pass if a factor on any equation of the backward moves a cotangent, a note of those that move none.
+
+    Equations whose output is no floating number have no factor, and those that nothing depends on, or that depend on
+    nothing, are left out.
+    """
+    try:
+        with x64():
+            blind, count, reason = _blind(subject)
+    except Exception as error:  # an equation may have no derivative, or the rule may raise; contract and value say so
+        blind, count, reason = [], 0, f"the backward has no derivative by its equations: {said(error)}"
+    data = {"equations": count, "blind": blind}
+    if reason:
+        yield skipped(reason)
+    elif blind:
+        named = ", ".join(blind[:SHOWN]) + (f", and {len(blind) - SHOWN} others" if len(blind) > SHOWN else "")
+        message = f"these inputs see {count - len(blind)} of {count} equations of the backward; no cotangent moves with"
+        yield noted(f"{message} {named}", data=data)
+    else:
+        message = f"these inputs see every one of {count} equations of the backward"
+        yield passed(message, data=data)
+
+
+def _blind(subject: Subject) -> tuple[list[str], int, str]:
+    """Returns the equations that no cotangent moves with, how many there are in all, and why none can be told."""
+    leaves = subject.leaves(np.float64)
+    program = steered(subject, leaves, subject.cotangents(leaves))
+    inside = [i for i, backward in enumerate(program.backward) if backward]
+    if not inside:
+        return [], 0, "no floating equation of a custom_vjp's backward is in sight: there is none, or it is in a loop"
+    if len(inside) > MOST:
+        return [], len(inside), f"the backward has {len(inside)} equations, more than {MOST}"
+    ones = jnp.ones(len(inside))
+    plain = program.evaluate(lambda eqn, outputs: outputs)
+    weights = [1 / max(float(np.linalg.norm(dx)), np.finfo(float).tiny) for dx in plain]
+    cotangents = program.cotangents(weights, inside)
+    moves = np.asarray(jax.jit(jax.jacfwd(cotangents))(ones))
+    if not np.isfinite(moves).all():
+        return [], len(inside), "a cotangent, or its derivative by an equation, is not finite at these inputs"
+    blind = np.flatnonzero(np.linalg.norm(moves, axis=0) <= HALF_THE_DIGITS)
+    jitted = jax.jit(cotangents) if blind.size else cotangents
+    # What only decides a comparison moves nothing by a little: it is given the other sign.
+    changes = [np.linalg.norm(jitted(ones.at[i].set(OTHER)) - jitted(ones)) for i in blind]
+    unseen = [i for i, change in zip(blind, changes, strict=True) if change <= HALF_THE_DIGITS]
+    if unseen and subject.tails is not None:
+        unseen = _unseen_in_tails(subject, program.places, [inside[i] for i in unseen])
+        return [program.places[number] for number in unseen], len(inside), ""
+    return [program.places[inside[i]] for i in unseen], len(inside), ""
+
+
+def _unseen_in_tails(subject: Subject, places: tuple[str, ...], numbers: list[int]) -> list[int]:
+    """Returns those of the equations that move no component of a cotangent by a share of it in the tails either."""
+    assert subject.tails is not None
+    tail, there = at_tails(subject, subject.tails, np.float64)
+    program = steered(there, there.leaves(np.float64), (np.asarray(tail.g, np.float64),))
+    if program.places != places:  # another program, whose equations are others
+        return numbers
+    cotangents = jax.jit(program.cotangents([1.0] * len(tail.exact), numbers))
+    ones = jnp.ones(len(numbers))
+    plain = np.asarray(cotangents(ones))
+    sized = plain != 0
+    unseen = []
+    for i, number in enumerate(numbers):
+        changed = np.asarray(cotangents(ones.at[i].set(OTHER)))
+        if np.max(np.abs(changed[sized] / plain[sized] - 1), initial=0) <= HALF_THE_DIGITS:
+            unseen.append(number)
+    return unseen
+
+
+CLAIM = Claim("coverage", check, alias="V13", needs_oracle=False, cost=(1, 6))

@@ -1,0 +1,96 @@
+"""Linearity: a pullback is linear: B(s g) = s B(g) for s = 0, 2, -1, 2^40 and 2^-40, and additivity.
+
+A clip or a threshold inside the backward shows at one of the last two factors.
+
+Each output's cotangent is tried alone, the others zero, so that two outputs cannot hide one another. In float64, where
+doubling and negating are exact and rounding is far below any error that matters.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vjplib.compat import x64
+from vjplib.verification.call import Leaves, Subject
+from vjplib.verification.claim import Claim
+from vjplib.verification.explain.diagnose import lower_precision
+from vjplib.verification.report import Finding, failed, passed
+from vjplib.verification.tolerance import HALF_THE_DIGITS, roundings, size_of
+
+POWER, POWER_OF_FLOAT16 = 40, 8  # of two; float16 overflows at 16
+FLOAT16 = float(jnp.finfo(jnp.float16).eps)
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Yields a finding for each differentiated argument."""
+    with x64():
+        leaves = tuple(jnp.asarray(a) for a in subject.leaves(np.float64))
+        g, e = subject.cotangents(leaves, 1), subject.cotangents(leaves, 2)
+        broken = _broken(subject, leaves, g, e, POWER)
+        if any(gap > subject.digits(gap) for gap, _ in broken.values()) and subject.eps == FLOAT16:
+            broken = _broken(subject, leaves, g, e, POWER_OF_FLOAT16)
+    for name in subject.names:
+        gap, law = broken.get(name, (0.0, ""))
+        argument = f"cotangent of {name}"
+        digits = subject.digits(gap)
+        if gap > digits:
+            message = f"the backward is not linear in the cotangent: {law} is off by {gap:.1e} of its size"
+            trap = _trap(subject, gap)
+            yield failed("not_linear", message, argument, gap / digits, trap=trap)
+        else:
+            yield passed("linear in the cotangent", argument, gap / digits)
+
+
+def _broken(subject: Subject, leaves: Leaves, g: Leaves, e: Leaves, power: int) -> dict[str, tuple[float, str]]:
+    """Returns by how much, and which law, is broken most for each argument, of those that are broken at all."""
+    broken: dict[str, tuple[float, str]] = {}
+    for alone in range(len(g)):
+        only_g, only_e = (tuple(a * (i == alone) for i, a in enumerate(part)) for part in (g, e))
+        for name, law, gap in _laws(subject, leaves, only_g, only_e, power):
+            if gap > broken.get(name, (0.0, ""))[0]:
+                broken[name] = gap, law
+    return broken
+
+
+def _trap(subject: Subject, gap: float) -> str:
+    """Returns whether it is rounding inside that breaks the law: where gaps are small, and a cast to fewer bits is."""
+    with x64():
+        leaves = subject.leaves(np.float64)
+        return lower_precision(subject, leaves, subject.cotangents(leaves), gap) or "not-linear"
+
+
+def _laws(subject: Subject, leaves: Leaves, g: Leaves, e: Leaves, power: int) -> Iterator[tuple[str, str, float]]:
+    factor = 2.0**power
+    combinations = [(0, 0), (1, 0), (0, 1), (2, 0), (-1, 0), (factor, 0), (1 / factor, 0), (1, 1)]
+    with np.errstate(over="ignore", under="ignore"):
+        stack = tuple(np.stack([s * a + t * b for s, t in combinations]) for a, b in zip(g, e, strict=True))
+    pull = subject.pull(subject.call)
+    results = subject.compiled(lambda gs: jax.lax.map(lambda one: pull(leaves, one)[1], gs))(stack)
+    for name, dx in zip(subject.names, (np.asarray(r) for r in results), strict=True):
+        zero, b_g, b_e, double, negative, large, small, total = dx
+        with np.errstate(invalid="ignore", over="ignore"):
+            gaps = {
+                "B(0) = 0": zero,
+                "B(2 g) = 2 B(g)": double - 2 * b_g,
+                "B(-g) = -B(g)": negative + b_g,
+                f"B(2^{power} g) = 2^{power} B(g)": large / factor - b_g,
+                f"B(2^-{power} g) = 2^-{power} B(g)": small * factor - b_g,
+                "B(g + e) = B(g) + B(e)": total - b_g - b_e,
+            }
+        size = max(size_of(b_g), size_of(b_e), float(np.finfo(np.float64).tiny))
+        unknown = np.isnan(b_g) | np.isnan(b_e)
+        if not all(np.isfinite(leaf).all() for leaf in leaves):  # 0 * inf, as in autodiff
+            unknown |= np.isnan(zero)
+        worst = {
+            law: float(np.max(np.where(unknown, 0.0, np.nan_to_num(np.abs(gap), nan=np.inf)), initial=0.0))
+            for law, gap in gaps.items()
+        }
+        if max(worst.values()) > HALF_THE_DIGITS * size:  # it may be the rounding of what nearly cancels
+            sizes = roundings(subject, leaves, g, subject.pullback)[-len(subject.names) :]
+            size = max(size, sizes[subject.names.index(name)])
+        yield from ((name, law, gap / size) for law, gap in worst.items())
+
+
+CLAIM = Claim("linearity", check, alias="V3", quick=check, further={"standard": check}, needs_oracle=False, cost=(3, 5))

@@ -1,0 +1,83 @@
+"""Residuals: the bytes kept between forward and backward, against the claim and against autodiff."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vjplib.compat import Literal, opened, used_inputs
+from vjplib.verification.call import Subject
+from vjplib.verification.claim import Claim
+from vjplib.verification.report import Finding, finding
+
+
+def residual_bytes(f: Callable[..., Any], *leaves: Any) -> int:
+    """Returns the bytes that JAX keeps to pull a cotangent back through f, each array counted once.
+
+    Only shapes are traced.
+
+    Args:
+        f: a function of arrays that returns arrays.
+        *leaves: its arguments, arrays or `jax.ShapeDtypeStruct`.
+
+    Example:
+        >>> x = jax.ShapeDtypeStruct((8,), np.float32)
+        >>> residual_bytes(jax.numpy.sin, x), residual_bytes(lambda x: 2 * x, x)
+        (32, 0)
+    """
+    kept, _ = _kept(f, *leaves)
+    return _bytes(kept)
+
+
+def _kept(f: Callable[..., Any], *leaves: Any) -> tuple[dict[int, Any], Any]:
+    """Returns the arrays kept for the backward, by identity, and the pullback's shapes."""
+    traced, (outputs, back) = jax.make_jaxpr(lambda *ls: jax.vjp(f, *ls), return_shape=True)(*leaves)
+    kept = traced.jaxpr.outvars[len(jax.tree.leaves(outputs)) :]
+    return {id(v): v.aval for v in kept if not isinstance(v, Literal)}, (traced, outputs, back)
+
+
+def _bytes(arrays: Mapping[int, Any]) -> int:
+    return sum(int(np.prod(a.shape, dtype=np.int64)) * a.dtype.itemsize for a in arrays.values())
+
+
+def unused_bytes(f: Callable[..., Any], *leaves: Any) -> int:
+    """Returns the bytes among those kept that the backward never looks at.
+
+    Args:
+        f: a function of arrays that returns arrays.
+        *leaves: its arguments, arrays or `jax.ShapeDtypeStruct`.
+
+    Example:
+        >>> f = jax.custom_vjp(lambda x: 2 * x)
+        >>> f.defvjp(lambda x: (2 * x, x), lambda x, g: (2 * g,))
+        >>> unused_bytes(f, jax.ShapeDtypeStruct((8,), np.float32))
+        32
+    """
+    kept, (traced, outputs, back) = _kept(f, *leaves)
+    backward, _ = opened(jax.make_jaxpr(lambda back, gs: back(gs))(back, outputs))
+    places = traced.jaxpr.outvars[len(jax.tree.leaves(outputs)) :]
+    used = {id(v) for v, is_used in zip(places, used_inputs(backward), strict=False) if is_used}
+    return _bytes({key: aval for key, aval in kept.items() if key not in used})
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    """Yields one finding, on the call in float32."""
+    leaves = subject.leaves(np.float32)
+    ours = residual_bytes(subject.call, *leaves)
+    theirs = residual_bytes(subject.baseline, *leaves)
+    message = f"keeps {ours:,} bytes, autodiff {theirs:,}"
+    unused = unused_bytes(subject.call, *leaves)
+    if unused:
+        message += f"; {unused:,} of them the backward never uses"
+    trap = "residuals-kept" if unused or (subject.residuals is not None and ours > subject.residuals) else ""
+    if subject.residuals is None:
+        level = "note" if ours > theirs or unused else "pass"
+    elif ours == subject.residuals:
+        level = "pass"
+    else:
+        level, message = "fail", f"{message}; {subject.residuals:,} are claimed"
+    yield finding(level, "residual_bytes", message, trap=trap, data={"bytes": ours, "autodiff": theirs})
+
+
+CLAIM = Claim("residuals", check, alias="V7", quick=check, random=check, traces_only=True)

@@ -1,0 +1,302 @@
+"""Diagnose: which of the known traps a failure is due to, where the failure itself shows it; else none is named."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from vjplib.compat import (
+    CustomVJP,
+    custom_vjp_of,
+    opened,
+    programs,
+    recorded_custom_vjps,
+    replaced_custom_vjp_calls,
+    traced_afresh,
+)
+from vjplib.verification.call import Answers, Leaves, Subject
+from vjplib.verification.tolerance import relative_gap
+
+UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+COARSE = 0.05  # what half precision may err, relative
+SHORTEST = 5  # axis of which an edge is told from the rest
+DEPTH = 4
+_tokens = itertools.count()
+
+
+def rules_called(subject: Subject) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
+    """Returns the parts, the arguments and the keyword arguments of each custom_vjp that the call calls."""
+
+    def whole(leaves: Leaves) -> Any:
+        return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
+
+    leaves = subject.leaves()
+    with recorded_custom_vjps() as calls:
+        try:
+            with jax.disable_jit():  # what jit has traced before it does not call again
+                jax.eval_shape(whole, leaves)
+        except Exception:  # a while loop, for one, cannot run without jit; then what jit shows must do
+            del calls[:]
+            jax.eval_shape(whole, leaves)
+        return list(calls)
+
+
+def raised(subject: Subject, error: Exception) -> str:
+    """Returns the trap that an exception from the function under examination is due to, empty where it does not tell.
+
+    Args:
+        subject: what was examined.
+        error: what it raised.
+    """
+    text = str(error)
+    if "nondiff_argnums" in text and "racer" in text:
+        return "array-in-nondiff"
+    if "closed-over value" in text or "can't close over Tracers" in text:
+        return "closed-over-value"
+    if "forward-mode autodiff (jvp) to a custom_vjp" in text:
+        return "forward-over-reverse"
+    if "fwd output type" in text and "primal output type" in text:
+        return "forward-is-not-the-primal"
+    runs = _does_not_raise(lambda: subject.outputs(subject.leaves()))
+    if isinstance(error, UNTRACEABLE):
+        return "backward-not-jittable" if runs else "primal-not-jittable"
+    if not runs:
+        return ""
+    if "is not a valid JAX type" in text:
+        return "residual-is-no-array"
+    if "float0" in text:
+        return "integers"
+    rules = [rule for rule, _, _ in _or_nothing(subject)]
+    if ("SymbolicZero" in text or "CustomVJPPrimal" in text) and any(rule.symbolic_zeros for rule in rules):
+        return "symbolic-zeros"
+    if isinstance(error, jax.errors.UnexpectedTracerError):
+        return _leaked(subject, rules)
+    return ""
+
+
+def _does_not_raise(f: Callable[[], Any]) -> bool:
+    try:
+        f()
+    except Exception:  # whatever it is
+        return False
+    return True
+
+
+def _or_nothing(subject: Subject) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
+    try:
+        return rules_called(subject)
+    except Exception:  # then the rules cannot be looked at
+        return []
+
+
+def _leaked(subject: Subject, rules: list[CustomVJP]) -> str:
+    """Returns whether a tracer came out of its trace by a value that a pass closes over, or by one that it writes."""
+    before = [_closed_over(rule) for rule in rules]
+    leaves = subject.leaves()
+    gs = subject.cotangents(leaves)
+    _does_not_raise(lambda: jax.eval_shape(subject.pull(subject.call), leaves, gs))
+    after = [_closed_over(rule) for rule in rules]
+    tracers = {id(v) for reached in before for v in reached if isinstance(v, Tracer)}
+    if any([*map(id, a)] != [*map(id, b)] for a, b in zip(before, after, strict=True)):
+        return "hidden-state"
+    return "closed-over-value" if tracers else ""
+
+
+def _closed_over(rule: CustomVJP) -> list[Any]:
+    """Returns the values that a rule's functions reach other than by their arguments, containers opened."""
+    return [v for f in (rule.primal, rule.fwd, rule.bwd) for v in _reached(f, DEPTH)]
+
+
+def _reached(value: Any, depth: int) -> Iterator[Any]:
+    if depth == 0:
+        return
+    if isinstance(value, partial):
+        inside = [value.func, *value.args, *value.keywords.values()]
+    elif inspect.isfunction(value):
+        seen = inspect.getclosurevars(value)
+        inside = [*seen.nonlocals.values(), *(v for v in seen.globals.values() if isinstance(v, (dict, list, set)))]
+    elif isinstance(value, Mapping):
+        inside = list(value.values())
+    elif isinstance(value, (list, tuple, set)):
+        inside = list(value)
+    else:
+        yield value
+        return
+    for item in inside:
+        yield from _reached(item, depth - 1)
+
+
+def optimizes_remat(subject: Subject) -> bool:
+    """Returns whether a custom_vjp that the call calls was defined with optimize_remat=True."""
+    return any(rule.optimize_remat for rule, _, _ in _or_nothing(subject))
+
+
+def refused_by_jax(run: Callable[[], Any], error: Exception) -> bool:
+    """Returns whether tracing raises the same where every custom_vjp has passes that cannot be wrong.
+
+    These keep nothing and return None, which stands for zero. JAX 0.10 with JAX_CUSTOM_VJP3=1 refuses jax.checkpoint of
+    any rule that has static arguments or a pytree for one.
+
+    Args:
+        run: what raised.
+        error: what it raised.
+    """
+    seen = False
+
+    def replaced(original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        rule = custom_vjp_of(fn)
+        if rule is None:
+            return original(fn, *args, **kwargs)
+        seen = True
+        given = inspect.signature(rule.primal).bind(*args, **kwargs)
+        given.apply_defaults()
+        nothing = (None,) * (len(given.args) - len(rule.static))
+        idle = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
+        idle.defvjp(lambda *args: (rule.primal(*args), None), lambda *given: nothing)
+        return original(idle, *args, **kwargs)
+
+    try:
+        with replaced_custom_vjp_calls(replaced), traced_afresh(f"idle {next(_tokens)}"):
+            jax.eval_shape(run)
+    except Exception as other:  # whatever JAX raises
+        return seen and type(other) is type(error) and str(other) == str(error)
+    return False
+
+
+def takes_symbolic_zeros(subject: Subject) -> bool:
+    """Returns whether a custom_vjp that the call calls was defined with symbolic_zeros=True."""
+    return any(rule.symbolic_zeros for rule, _, _ in _or_nothing(subject))
+
+
+def values(subject: Subject, leaves: Leaves, gs: Leaves, found: Answers) -> dict[str, str]:
+    """Returns the trap behind each cotangent that differs from the oracle's, by the name that findings give it.
+
+    Args:
+        subject: what was examined, inside a context in which float64 stays so.
+        leaves: the differentiated leaves, in float64.
+        gs: the output cotangents.
+        found: the answers there, on the host.
+    """
+    traps: dict[str, str] = {}
+    digits = float(np.sqrt(subject.eps))
+    for i, (p, y, o) in enumerate(zip(found.primal, found.ys, found.true_ys, strict=True)):
+        if _equal(p, o, digits) and not _equal(y, o, digits):
+            names = (f"output {i}", f"output {i} of the forward pass", *["output of the forward pass"][i:])
+            traps |= dict.fromkeys(names, "forward-is-not-the-primal")
+    wrong = [i for i, pair in enumerate(zip(found.dxs, found.true_dxs, strict=True)) if not _equal(*pair, digits)]
+    if not wrong:
+        return traps
+    uniform = _at_uniform_cotangents(subject, leaves, gs)
+    lower = _casts_lower(subject, leaves, gs)
+    conjugates = _conjugates(subject, leaves, gs)
+    for i in wrong:
+        r, o = found.dxs[i], found.true_dxs[i]
+        if r.shape == o.shape and np.iscomplexobj(r) != np.iscomplexobj(o):
+            traps[f"cotangent of {subject.names[i]}"] = "real-and-complex"
+            continue
+        if r.shape != o.shape or r.dtype != o.dtype or not np.all(np.isfinite(o)) or not np.all(np.isfinite(r)):
+            continue
+        alike = [j for j, other in enumerate(found.true_dxs) if j != i and _equal(r, other, digits) and np.any(r)]
+        if not np.any(r):
+            trap = "forgotten-gradient"
+        elif conjugates[i]:
+            trap = "conjugate-missing"
+        elif np.iscomplexobj(o) and (_equal(r, o.real + 0j, digits) or _equal(r.real + 0j, o.real + 0j, digits)):
+            trap = "real-and-complex"
+        elif any(found.true_dxs[j].shape == o.shape for j in alike):
+            trap = "permuted-cotangents"
+        elif lower and relative_gap(r, o) < COARSE:
+            trap = "low-precision-inside"
+        elif uniform[i]:
+            trap = "non-uniform-cotangent"
+        elif _at_the_edge(r, o, digits):
+            trap = "edge-of-the-image"
+        elif _same_total(r, o, digits) and _has_equal_axes(leaves, gs, o):
+            trap = "summed-over-the-wrong-axis"
+        else:
+            continue
+        traps[f"cotangent of {subject.names[i]}"] = trap
+    return traps
+
+
+def _equal(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
+    return relative_gap(r, o) <= digits
+
+
+def _at_uniform_cotangents(subject: Subject, leaves: Leaves, gs: Leaves) -> list[bool]:
+    """Returns of each argument whether its cotangent is right, and not zero, where those of the outputs are uniform."""
+    if all(g.size <= 1 for g in gs):
+        return [False] * len(leaves)
+    right, digits = [True] * len(leaves), float(np.sqrt(subject.eps))
+    for level in (1.0, 3.0):
+        found = jax.tree.map(np.asarray, subject.answers(leaves, tuple(np.full_like(g, level) for g in gs)))
+        for i, (r, o) in enumerate(zip(found.dxs, found.true_dxs, strict=True)):
+            right[i] = right[i] and _equal(r, o, digits) and bool(np.any(o))
+    return right
+
+
+def _conjugates(subject: Subject, leaves: Leaves, gs: Leaves) -> list[bool]:
+    """Returns of each argument whether its cotangent is the conjugate of the right one, the outputs' being real."""
+    if not any(map(np.iscomplexobj, leaves)):
+        return [False] * len(leaves)
+    found = jax.tree.map(np.asarray, subject.answers(leaves, tuple(g.real.astype(g.dtype) for g in gs)))
+    pairs, digits = zip(found.dxs, found.true_dxs, strict=True), float(np.sqrt(subject.eps))
+    return [np.iscomplexobj(o) and _equal(r, np.conj(o), digits) and not _equal(r, o, digits) for r, o in pairs]
+
+
+def _at_the_edge(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
+    """Returns whether only entries at the start or the end of an axis differ."""
+    differs = np.abs(r - o) > digits * np.max(np.abs(o), initial=0.0)
+    for axis, n in enumerate(o.shape):
+        inside = np.take(differs, range(1, n - 1), axis) if n >= SHORTEST else np.array([True])
+        if not inside.any():
+            return True
+    return False
+
+
+def _same_total(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
+    return bool(np.isclose(np.sum(r), np.sum(o), rtol=digits, atol=digits * np.max(np.abs(o))))
+
+
+def _has_equal_axes(leaves: Leaves, gs: Leaves, o: np.ndarray) -> bool:
+    """Returns whether an axis of o is one of two of its size in a larger array of the call, and o is so broadcast."""
+    return any(a.ndim > o.ndim and a.shape.count(n) > 1 for a in (*leaves, *gs) for n in o.shape if n > 1)
+
+
+def casts(jaxpr: Any, bits: int) -> Iterator[str]:
+    """Yields the floating dtypes of fewer bits that a program, or one inside it, casts to."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "convert_element_type":
+            new, old = jnp.dtype(eqn.params["new_dtype"]), eqn.invars[0].aval.dtype
+            if jnp.issubdtype(new, jnp.inexact) and jnp.issubdtype(old, jnp.inexact) and jnp.finfo(new).bits < bits:
+                yield new.name
+        for _, inner, _ in programs(eqn.params):
+            yield from casts(inner, bits)
+
+
+def _casts_lower(subject: Subject, leaves: Leaves, gs: Leaves) -> bool:
+    """Returns whether the passes, and not the oracle, cast to a lower precision than that of the arguments."""
+    ours = opened(jax.make_jaxpr(subject.pull(subject.call))(leaves, gs))[0]
+    if subject.undifferentiable is None:
+        theirs = opened(jax.make_jaxpr(subject.pull(subject.oracle))(leaves, gs))[0]
+    else:
+        theirs = opened(jax.make_jaxpr(subject.oracle)(*leaves))[0]
+    bits = min(jnp.finfo(a.dtype).bits for a in leaves)
+    return bool(set(casts(ours, bits)) - set(casts(theirs, bits)))
+
+
+def lower_precision(subject: Subject, leaves: Leaves, gs: Leaves, gap: float) -> str:
+    """Returns "low-precision-inside" if a small relative error in float64 comes with a cast to fewer bits, else ""."""
+    return "low-precision-inside" if gap < COARSE and _casts_lower(subject, leaves, gs) else ""

@@ -1,0 +1,62 @@
+"""Pictures of Jacobians: which entries of dy/dx are not zero, by the backward examined, and which are wrong."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from vjplib.compat import x64
+from vjplib.verification.call import Subject
+from vjplib.verification.tolerance import relative_gap
+
+MOST = 40
+
+
+def jacobians(subject: Subject) -> dict[str, dict[str, Any]]:
+    """Returns a picture for each differentiated argument, by its name.
+
+    Rows are outputs, in order, and columns elements of the argument; of either the first 40. A row is the backward of a
+    unit cotangent, in float64, by the program that the claim on values has compiled already.
+
+    Args:
+        subject: what to examine.
+
+    Returns:
+        Nothing for complex arguments. For each real one `rows`, strings of "+", "-" and "." for zero; `of`, the rows
+        and columns of the whole Jacobian; and `wrong`, row and column of each entry that is not the oracle's to half
+        the digits.
+
+    Example:
+        >>> jacobians(Subject(lambda x: x[1:] - x[:-1], (np.ones(4, np.float32),)))["x"]["rows"]
+        ['-+..', '.-+.', '..-+']
+    """
+    with x64():
+        leaves = subject.leaves(np.float64)
+        if any(np.iscomplexobj(leaf) for leaf in leaves):
+            return {}
+        shapes = [y.shape for y in subject.outputs(leaves)]
+        count = sum(int(np.prod(shape)) for shape in shapes)
+        ours, theirs = [], []
+        for i in range(min(count, MOST)):
+            unit = np.zeros(count)
+            unit[i] = 1
+            parts = np.split(unit, np.cumsum([np.prod(shape, dtype=int) for shape in shapes])[:-1])
+            gs = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+            found = subject.answers(leaves, gs)
+            for rows, dxs in ((ours, found.dxs), (theirs, found.true_dxs)):
+                rows.append([np.asarray(dx).ravel()[:MOST] for dx in jax.tree.leaves(dxs)])
+    pictures = {}
+    for k, (name, leaf) in enumerate(zip(subject.names, leaves, strict=True)):
+        if ours and leaf.size:
+            ours_k, theirs_k = (np.stack([row[k] for row in rows]) for rows in (ours, theirs))
+            pictures[name] = _picture(subject, ours_k, theirs_k) | {"of": [count, int(leaf.size)]}
+    return pictures
+
+
+def _picture(subject: Subject, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    size = np.max(np.abs(theirs), initial=0.0, where=np.isfinite(theirs))
+    digits = subject.digits(relative_gap(ours, theirs))
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(ours - theirs) <= digits * size) & (ours != theirs) & ~np.isnan(theirs)
+    signs = np.where(ours == 0, ".", np.where(ours < 0, "-", "+"))
+    return {"rows": ["".join(row) for row in signs], "wrong": np.argwhere(wrong).tolist()}

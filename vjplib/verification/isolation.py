@@ -1,0 +1,188 @@
+"""What a function under examination may do to the run that examines it: raise, hang, print, change what is global.
+
+Each check runs in a thread of its own, in the caller's JAX contexts, for a limited time. A Python loop is stopped by an
+exception; compiled code cannot be, and is left behind. What a process cannot survive, as a crash in C or running out of
+memory, the command line meets by running rules in processes of their own.
+"""
+
+import ctypes
+import inspect
+import os
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO, TypeVar
+
+import jax
+import numpy as np
+
+from vjplib.compat import carried, custom_vjp_of, leaks_unchecked, settings
+from vjplib.verification.report import Finding, failed, noted, said
+
+T = TypeVar("T")
+CHECK = "vjplib check"  # the name of the threads
+PRINTS = "prints while it is traced or run"
+TIME_LIMIT = 120.0  # seconds that one claim at one call may take
+
+
+def heart() -> None:
+    """Is called whenever a job begins; a process that examines rules for another has it tell that it lives."""
+
+
+class Abandoned(BaseException):
+    """Raised inside a check that has run too long."""
+
+
+def in_time(job: Callable[[], T], seconds: float) -> T | BaseException | None:
+    """Returns what a job returns, or what it raises, or None where it did not end within the time.
+
+    Args:
+        job: what to run, in a thread that sees this one's JAX contexts.
+        seconds: how long it may take; infinite to run it in this thread.
+    """
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            result.append(job())
+        except BaseException as error:  # SystemExit too: a rule cannot end the run
+            result.append(error)
+
+    if not np.isfinite(seconds):
+        run()
+        if isinstance(result[0], KeyboardInterrupt):
+            raise result[0]
+        return result[0]
+    heart()
+    thread = threading.Thread(target=carried(run), daemon=True, name=CHECK)
+    thread.start()
+    try:
+        thread.join(min(seconds, threading.TIMEOUT_MAX))
+    except BaseException:  # the user's interrupt, which reaches the main thread only
+        _stop(thread)
+        raise
+    if result:
+        return result[0]
+    _stop(thread)
+    return None
+
+
+def _stop(thread: threading.Thread) -> None:
+    for _ in range(3):  # a rule may catch the first
+        if thread.is_alive() and thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Abandoned))
+            thread.join(0.2)
+
+
+class _Overheard:
+    """A stream that passes on what is written, and remembers the first line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.first = stream, ""
+
+    def write(self, text: str) -> int:
+        if not self.first.strip():
+            self.first = text.strip().splitlines()[0] if text.strip() else ""
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def watched(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) -> Iterator[None]:
+    """Appends a finding for each thing outside that the functions changed, and undoes the change where that can be.
+
+    Inside, JAX allows transfers between host and device and looks for no leaked tracers, whatever the user has set:
+    the verifier makes such transfers and keeps such tracers itself. Watched are standard output, NumPy's and Python's
+    random numbers, the settings of JAX, the environment, and the global variables of the modules that the functions are
+    written in.
+
+    Args:
+        functions: those under examination.
+        findings: where the findings go when the context ends.
+    """
+    heard = _Overheard(sys.stdout)
+    spaces = {id(space): space for f in functions for space in _globals_of(f)}
+    variables = {key: dict(space) for key, space in spaces.items()}
+    lengths = {key: {name: _length(value) for name, value in space.items()} for key, space in variables.items()}
+    numpy_state, python_state = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
+    environment, options, folder = dict(os.environ), settings(), os.getcwd()
+    stdout, sys.stdout = sys.stdout, heard  # type: ignore[assignment]  # it passes the rest on
+    try:
+        with jax.transfer_guard("allow"), leaks_unchecked():
+            yield
+    finally:
+        replaced, sys.stdout = sys.stdout is not heard, stdout
+        if heard.first:
+            findings.append(noted(f"{PRINTS}: {heard.first[:60]!r}", claim="contract", code="prints"))
+        if replaced:
+            findings.append(_changed("replaces sys.stdout"))
+        if os.getcwd() != folder:
+            os.chdir(folder)
+            findings.append(_changed("changes the current folder"))
+        if _as_text(np.random.get_state(legacy=False)) != _as_text(numpy_state):  # noqa: NPY002
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            findings.append(_changed("draws from NumPy's global random numbers"))
+        if random.getstate() != python_state:
+            random.setstate(python_state)
+            findings.append(_changed("draws from Python's global random numbers"))
+        if changed := _differences(options, settings()):
+            for name in changed:
+                jax.config.update(name, options[name])
+            findings.append(_changed(f"changes the settings of JAX: {', '.join(changed)}"))
+        # JAX sets variables of Mosaic's when it is first asked for a kernel.
+        environment |= {name: value for name, value in os.environ.items() if name.startswith("MOSAIC_")}
+        if changed := _differences(environment, dict(os.environ)):
+            os.environ.clear()
+            os.environ.update(environment)
+            findings.append(_changed(f"changes the environment: {', '.join(changed)}"))
+        for key, space in spaces.items():
+            changed = _differences(variables[key], dict(space))
+            changed += [name for name, n in lengths[key].items() if name not in changed and _length(space[name]) != n]
+            if changed:
+                message = f"sets global variables of {space.get('__name__', 'its module')}: {', '.join(changed)}"
+                findings.append(noted(message, claim="transforms", code="side_effect"))
+
+
+def _length(value: Any) -> int | None:
+    """Returns the length of what is built to grow: a list, a dict or a set."""
+    return len(value) if isinstance(value, (list, dict, set)) else None
+
+
+def _as_text(state: Any) -> str:
+    return repr(jax.tree.map(lambda a: a.tobytes() if isinstance(a, np.ndarray) else a, state))
+
+
+def _changed(message: str) -> Finding:
+    message += ", so a traced call and a cached one differ; what was changed is restored"
+    return failed("side_effect", message, claim="transforms")
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Returns the names whose value is another object now; text may be equal instead."""
+    nothing = object()
+
+    def same(a: Any, b: Any) -> bool:
+        return a is b or (isinstance(a, str) and a == b)
+
+    return [name for name in sorted({*before, *after}) if not same(before.get(name, nothing), after.get(name, nothing))]
+
+
+def _globals_of(fn: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+    """Yields the global variables of the modules that a function, and the passes of its rule, are written in."""
+    rule = custom_vjp_of(fn)
+    for part in (rule.primal, rule.fwd, rule.bwd) if rule else (fn,):
+        space = getattr(inspect.unwrap(part), "__globals__", None)
+        if isinstance(space, dict) and not str(space.get("__name__", "")).startswith(("jax.", "numpy.")):
+            yield space
+
+
+def as_finding(outcome: BaseException | None, seconds: float) -> Finding:
+    """Return the failure of a check that raised, or did not end (None)."""
+    if outcome is None:
+        return failed("timeout", f"did not end within {seconds:g} s")
+    kind = said(outcome) if isinstance(outcome, Exception) else f"{type(outcome).__name__}: {outcome}"
+    return failed("raises", f"raises {kind}")

@@ -1,0 +1,98 @@
+"""The runner: the checks of one report, one after the other, each in time; what they raise is a finding."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from vjplib.verification.call import Subject
+from vjplib.verification.claim import Check, Claim
+from vjplib.verification.claims.growth import too_large
+from vjplib.verification.explain.diagnose import raised
+from vjplib.verification.isolation import as_finding, in_time
+from vjplib.verification.report import Explanation, Finding, skipped
+
+
+class Job(NamedTuple):
+    """A claim to examine of one call, by a check."""
+
+    claim: Claim
+    check: Check
+    subject: Subject
+
+
+class Run:
+    """The jobs of one report.
+
+    Args:
+        seconds: how long a job may take.
+
+    Once one did not end, no other is begun: it would not end either.
+
+    Raises:
+        TypeError: seconds is not a number.
+        ValueError: seconds is not positive.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise TypeError(f"time_limit must be a number of seconds, got {seconds!r}")
+        if not seconds > 0:
+            raise ValueError(f"time_limit must be a positive number of seconds, got {seconds!r}")
+        self.seconds, self.hung = seconds, False
+        self.outside: list[Finding] = []
+        self.too_large: dict[int, str | None] = {}  # by subject
+        self.explained: set[str] = set()  # claims
+
+    def all(self, jobs: Sequence[Job]) -> list[Finding]:
+        """Return the findings of all jobs, in their order."""
+        return [finding for job in jobs for finding in self.one(job)]
+
+    def one(self, job: Job) -> list[Finding]:
+        """Return the findings of a job; what it raises is a failure of the function, never of the run."""
+        claim, check, subject = job
+        if self.hung:
+            return self._of(job, [skipped("skipped: an earlier check timed out")])
+        findings: list[Finding] = []  # those before it raises count
+
+        def work() -> list[Finding]:
+            if reason := self._undecidable(claim, subject):
+                findings.append(skipped(reason))
+            else:
+                findings.extend(check(subject))
+            return findings
+
+        outcome = in_time(work, self.seconds)
+        if not isinstance(outcome, list):
+            self.hung = outcome is None
+            trap = raised(subject, outcome) if isinstance(outcome, Exception) else ""
+            findings = [*findings, replace(as_finding(outcome, self.seconds), trap=trap)]
+        return self._explained(job, self._of(job, findings))
+
+    @staticmethod
+    def _of(job: Job, findings: Sequence[Finding]) -> list[Finding]:
+        """Return findings with the claim's name and the call's case."""
+        return [replace(f, claim=f.claim or job.claim.name, case=f.case or job.subject.case) for f in findings]
+
+    def _explained(self, job: Job, findings: list[Finding]) -> list[Finding]:
+        """Return findings, the first failure of the claim in this report with its explanation."""
+        first = next((i for i, f in enumerate(findings) if f.level == "fail"), None)
+        explain = job.claim.explain
+        if first is None or explain is None or self.hung or job.claim.name in self.explained:
+            return findings
+        self.explained.add(job.claim.name)
+        outcome = in_time(lambda: explain(job.subject), self.seconds)
+        self.hung = outcome is None
+        if isinstance(outcome, Explanation):
+            source = outcome.counterexample or findings[first].counterexample
+            findings[first] = replace(findings[first], explanation=outcome, counterexample=source)
+        return findings
+
+    def _undecidable(self, claim: Claim, subject: Subject) -> str | None:
+        """Return why a claim cannot be examined, or None."""
+        if claim.needs_oracle and subject.undifferentiable is not None:
+            return f"JAX cannot differentiate the oracle ({subject.undifferentiable}); give a reference"
+        if claim.traces_only:
+            return None
+        if id(subject) not in self.too_large:
+            self.too_large[id(subject)] = too_large(subject)
+        return self.too_large[id(subject)]
