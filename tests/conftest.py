@@ -6,10 +6,10 @@ import os
 import jax
 import pytest
 
-from vjplib.compat import patient
+from vjplib.compat import with_collective_timeout
 
 pytest_plugins = "pytester"
-os.environ["XLA_FLAGS"] = patient(os.environ.get("XLA_FLAGS", ""))
+os.environ["XLA_FLAGS"] = with_collective_timeout(os.environ.get("XLA_FLAGS", ""))
 jax.config.update("jax_num_cpu_devices", 4)  # for what is claimed of shards; read when the first array is made
 gc.set_threshold(
     50_000, 50, 1_000

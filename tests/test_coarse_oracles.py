@@ -7,7 +7,7 @@ import pytest
 from wrong_rules import rule
 
 import vjplib
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 
 
 def normal(*shape):
@@ -96,7 +96,7 @@ def test_a_cast_that_the_oracle_has_not_is_still_a_fault():
 
 def test_the_digits_of_an_oracle_are_those_of_its_coarsest_cast():
     def eps(f):
-        return Subject(f, (normal(3),)).eps
+        return CallUnderTest(f, (normal(3),)).eps
 
     weights = jnp.asarray(normal(3))
     assert eps(jnp.sin) == np.finfo(np.float64).eps

@@ -7,7 +7,7 @@ import pytest
 from wrong_rules import normal, rule
 
 import vjplib
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.tolerance import error
 
 
@@ -100,7 +100,7 @@ def test_no_place_is_looked_for():
 
 
 def test_leaves_and_cotangents_keep_their_kind():
-    subject = Subject(lambda z, x: (z * x, jnp.abs(z)), (Z, X))
+    subject = CallUnderTest(lambda z, x: (z * x, jnp.abs(z)), (Z, X))
     leaves = subject.leaves(np.float64)
     assert [a.dtype.name for a in leaves] == ["complex128", "float64"]
     with jax.enable_x64(True):

@@ -10,7 +10,7 @@ import pytest
 from wrong_rules import normal, rule
 
 import vjplib
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 
 X, S = normal(4, 8), normal(8)
 
@@ -113,5 +113,5 @@ def test_an_equation_without_a_derivative_is_said_to_be_one():
 
 
 def test_the_subject_of_a_located_fault_is_evaluated_in_float64():
-    subject = Subject(norm_rule(sign=-1.0), (X, S))
+    subject = CallUnderTest(norm_rule(sign=-1.0), (X, S))
     assert {leaf.dtype for leaf in subject.leaves(np.float64)} == {np.dtype(np.float64)}

@@ -18,7 +18,7 @@ from vjplib.mutation.operators import Mutation
 from vjplib.mutation.score import killer
 from vjplib.mutation.target import Target
 from vjplib.rule import Case, Edge, Input, Rule, find, random_mask
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claims import linearity, second_order, value
 
 X, SQUARE, ROW = normal(3, 5), normal(3, 3), normal(5)
@@ -48,7 +48,7 @@ def everything_bwd(res, g):
 
 
 EVERYTHING = rule(everything, everything_fwd, everything_bwd)
-SUBJECT = Subject(EVERYTHING, (X, normal(5, 3), ROW), hurried=True)
+SUBJECT = CallUnderTest(EVERYTHING, (X, normal(5, 3), ROW), hurried=True)
 
 
 def by_operator():
@@ -112,7 +112,7 @@ def test_strictness_shows_where_numbers_are_equal():
         lambda x: (jnp.maximum(x, 0), x),
         lambda x, g: (jnp.where(x >= 0, g, 0),),
     )
-    (mutation,) = [m for m in mutations(Subject(comparing, (ROW,))) if m.operator == "strictness"]
+    (mutation,) = [m for m in mutations(CallUnderTest(comparing, (ROW,))) if m.operator == "strictness"]
     wrong = mutant(comparing, mutation)
     assert not vjplib.verify(wrong, (ROW,), reference=relu.reference, claims=("edges",)).ok
     assert vjplib.verify(comparing, (ROW,), reference=relu.reference, claims=("edges",)).ok
@@ -147,7 +147,7 @@ def looped_bwd(x, g):
 
 def test_equations_inside_loops_and_branches_are_mutated():
     fn = rule(lambda x: x * 1, lambda x: (x * 1, x), looped_bwd)
-    subject = Subject(fn, (X,))
+    subject = CallUnderTest(fn, (X,))
     found = mutations(subject)
     g = jnp.ones_like(X)
     plain = jax.vjp(fn, X)[1](g)[0]

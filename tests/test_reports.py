@@ -19,7 +19,7 @@ from vjplib.__main__ import main
 from vjplib.reports import Run, changes, plots, read, write_html, write_json, write_junit, write_markdown
 from vjplib.reports.runs import schema
 from vjplib.verification import CLAIMS, Finding, Report
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.explain.jacobian_picture import jacobians
 from vjplib.verification.text import render
 
@@ -261,7 +261,7 @@ def test_the_jacobian_is_drawn_as_it_is_and_what_is_wrong_in_it(measured):
 
 
 def test_of_a_large_jacobian_the_corner_is_drawn():
-    picture = jacobians(Subject(jnp.cumsum, (np.ones(50, np.float32),)))["a"]
+    picture = jacobians(CallUnderTest(jnp.cumsum, (np.ones(50, np.float32),)))["a"]
     assert picture["of"] == [50, 50]
     assert picture["rows"] == ["+" * (i + 1) + "." * (39 - i) for i in range(40)]
 

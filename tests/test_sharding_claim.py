@@ -15,7 +15,7 @@ import vjplib
 from vjplib.compat import as_varying
 from vjplib.compat import mapped as is_mapped
 from vjplib.verification.api import at_case
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claims.sharding import claim
 from vjplib.verification.claims.sharding.data_axis import MEAN, SUM, shared
 from vjplib.verification.explain.traps import TRAPS
@@ -233,7 +233,7 @@ def test_a_loop_needs_no_autodiff_to_be_examined():
 
 
 def data_of(fn, *args, **kwargs):
-    return shared(Subject(fn, args, kwargs), 4, np.float32)
+    return shared(CallUnderTest(fn, args, kwargs), 4, np.float32)
 
 
 def test_what_is_data_is_found_by_computing():
@@ -303,17 +303,17 @@ def module(tmp_path, monkeypatch):
 
 
 def test_a_process_of_one_device_asks_another(module):
-    findings = list(claim.elsewhere(Subject(module("scaled_rightly"), (X,))))
+    findings = list(claim.elsewhere(CallUnderTest(module("scaled_rightly"), (X,))))
     assert levels(findings) == {"pass"}, findings
     assert modes(findings, "pass") == set(MODES)
 
 
 def test_a_rule_that_counts_the_devices_of_its_process(module):
     fn = module("scaled_by_devices", factor="* 4 / jax.device_count()")
-    findings = list(claim.elsewhere(Subject(fn, (X,))))  # here are four, so here it is right
+    findings = list(claim.elsewhere(CallUnderTest(fn, (X,))))  # here are four, so here it is right
     assert levels(findings) == {"pass"}
     fn = module("scaled_by_devices_there", factor="* (1 if jax.config.jax_num_cpu_devices == 4 else 2)")
-    findings = list(claim.elsewhere(Subject(fn, (X,))))
+    findings = list(claim.elsewhere(CallUnderTest(fn, (X,))))
     assert [f.message.split(":")[0] for f in findings if f.level == "fail"] == [
         "one device of a process that has several"
     ]
@@ -321,19 +321,19 @@ def test_a_rule_that_counts_the_devices_of_its_process(module):
 
 def test_a_rule_made_on_the_spot_is_sent_by_what_it_is_made_of():
     pytest.importorskip("cloudpickle")
-    findings = list(claim.elsewhere(Subject(softmax_by_rows(), (X,))))
+    findings = list(claim.elsewhere(CallUnderTest(softmax_by_rows(), (X,))))
     assert levels(findings) == {"pass"}, findings
 
 
 def test_a_process_that_ends_is_a_finding(module):
     fn = module("scaled_to_death", factor="* __import__('os')._exit(3) if jax.config.jax_num_cpu_devices != 4 else g")
-    (finding,) = claim.elsewhere(Subject(fn, (X,)))
+    (finding,) = claim.elsewhere(CallUnderTest(fn, (X,)))
     assert finding.level == "fail"
     assert "ended with code 3" in finding.message
 
 
 def test_a_function_that_cannot_be_sent_is_said_so(monkeypatch):
     monkeypatch.setattr(claim, "find_spec", lambda name: None)
-    (finding,) = claim.elsewhere(Subject(softmax_by_rows(), (X,)))
+    (finding,) = claim.elsewhere(CallUnderTest(softmax_by_rows(), (X,)))
     assert finding.level == "skipped"
     assert "install cloudpickle, or put it where it can be imported" in finding.message

@@ -10,7 +10,7 @@ from wrong_rules import FAULTS, normal, rule
 import vjplib
 from vjplib.rule import rules
 from vjplib.verification.api import at_case
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.explain import shrink
 
 OF_VALUE = [name for name, fault in FAULTS.items() if {"value", "variations"} & set(fault.claims)]
@@ -19,7 +19,7 @@ MOST = 12  # numbers
 
 
 @pytest.fixture
-def in_time(monkeypatch):
+def run_with_timeout(monkeypatch):
     """Time enough, however slow the machine: the numbers of shapes and evaluations are the limit then."""
     monkeypatch.setattr(shrink, "SECONDS", 600.0)
 
@@ -103,7 +103,7 @@ def test_infinity_at_an_edge_is_shown(capsys):
 def test_a_kink_is_no_counterexample():
     """At 0 the slope of relu is a choice, and the oracle has made another."""
     x = np.array([0.0, 0.0], np.float32)
-    subject = Subject(vjplib.relu, (x,))
+    subject = CallUnderTest(vjplib.relu, (x,))
     assert not shrink.counterexample(subject, (x,), (np.ones_like(x),))
 
 
@@ -115,5 +115,5 @@ def test_right_rules_have_none():
 
 def test_it_ends_when_its_time_is_over():
     slow = rule(lambda x: jnp.sum(x), lambda x: (jnp.sum(x), x), lambda x, g: (2 * jnp.full_like(x, g),))
-    subject = Subject(slow, (normal(101),), hurried=True)
+    subject = CallUnderTest(slow, (normal(101),), hurried=True)
     assert shrink.smallest(subject)

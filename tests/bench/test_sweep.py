@@ -11,12 +11,12 @@ from jax import lax
 
 from vjplib.__main__ import main
 from vjplib.bench import sweep, timing
-from vjplib.compat import hasty_options
+from vjplib.compat import fast_compile_options
 
 
 def compile_in_haste(f, *args):
     """Compile with XLA's own passes, but without LLVM's, which take most of the time."""
-    program = jax.jit(f, compiler_options=hasty_options()).lower(*args).compile()
+    program = jax.jit(f, compiler_options=fast_compile_options()).lower(*args).compile()
     return timing.Compiled(lambda: program(*args))
 
 
@@ -107,7 +107,7 @@ def test_the_reference_is_lax_in_float64(small, seed):
 
             shape = jax.eval_shape(lambda x, k, a=arguments: lax.conv_general_dilated(x, k, **a), x, k).shape
             g = rng.standard_normal(shape)
-            right = [np.asarray(a) for a in jax.jit(products, compiler_options=hasty_options())(x, k, g)]
+            right = [np.asarray(a) for a in jax.jit(products, compiler_options=fast_compile_options())(x, k, g)]
         found = sweep.exact(x, k, g, arguments)
         assert [a.shape for a in found] == [a.shape for a in right]
         assert max(sweep.errors(found, right)) < 1e-12, (lhs, rhs, arguments)

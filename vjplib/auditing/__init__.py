@@ -14,7 +14,7 @@ from vjplib.auditing.report import order
 from vjplib.auditing.watching import Group, Watch
 from vjplib.auditing.watching import watching as watching
 from vjplib.verification.claims.residuals import residual_bytes
-from vjplib.verification.report import said
+from vjplib.verification.report import describe_error
 
 SECONDS = 60.0  # that one rule may take
 MOST_SHAPES = {"quick": 2, "standard": 6, "deep": 24}  # of one rule that are examined
@@ -60,7 +60,7 @@ def audit(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> AuditReport:
         try:
             jax.block_until_ready(fn(*args, **kwargs))
         except Exception as error:  # a rule's fault, or the program's: what was met until then is examined
-            raised = said(error)
+            raised = describe_error(error)
     name = getattr(fn, "__name__", type(fn).__name__)
     kept = 0 if watch.gradients or raised else _kept_by(fn, args, kwargs)
     return examined(watch, name=name, raised=raised, kept=kept)

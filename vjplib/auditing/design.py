@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import opened, programs, strip_custom_rules, x64
-from vjplib.verification.call import Leaves, Subject, normal_of
+from vjplib.compat import programs, strip_custom_rules, unclose, x64
+from vjplib.verification.call import CallUnderTest, Leaves, normal_of
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, size_of, wide
 
 ROUNDED = (
@@ -32,7 +32,7 @@ IDENTITY = (
 )
 
 
-def by_design(subject: Subject) -> str:
+def by_design(subject: CallUnderTest) -> str:
     """Returns why a rule whose cotangents differ from autodiff's of its primal seems to be meant so, or nothing.
 
     Only what can be seen in the primal counts: that it is the identity, or that its derivative is zero everywhere near.
@@ -40,7 +40,7 @@ def by_design(subject: Subject) -> str:
     leaves = subject.leaves()
     if _is_identity(subject, leaves):
         return IDENTITY
-    if to := _rounding(opened(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))[0]):
+    if to := _rounding(unclose(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))[0]):
         return ROUNDED.format(to)
     truth = _pulled(subject, leaves)[3]
     near = _pulled(subject, _moved(subject, leaves, 0))[3]
@@ -49,7 +49,7 @@ def by_design(subject: Subject) -> str:
     return ""
 
 
-def iterated(subject: Subject) -> str:
+def iterated(subject: CallUnderTest) -> str:
     """Returns why a rule may differ a little from the derivative of the steps of a loop, or nothing.
 
     A solver's rule may differentiate the solution that the steps approach. The primal must hold a while loop, and the
@@ -57,7 +57,7 @@ def iterated(subject: Subject) -> str:
     alone, small steps of the inputs may change how the loop goes, and what they show is no measure.
     """
     leaves = subject.leaves()
-    if not _loops(opened(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))[0]):
+    if not _loops(unclose(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))[0]):
         return ""
     try:
         with x64():
@@ -67,7 +67,7 @@ def iterated(subject: Subject) -> str:
     return LOOP.format(gap) if gap < SOLVED else ""
 
 
-def _gap(subject: Subject, leaves: Leaves) -> float:
+def _gap(subject: CallUnderTest, leaves: Leaves) -> float:
     """Returns how far <J v, g> by forward mode is from <v, dx> by the rule, relative."""
     rng = np.random.default_rng((subject.seed, 10))
     ts = tuple(normal_of(rng, a.shape, a.dtype) for a in leaves)
@@ -102,13 +102,13 @@ def _is_narrow(aval: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
 
 
-def _is_identity(subject: Subject, leaves: Leaves) -> bool:
+def _is_identity(subject: CallUnderTest, leaves: Leaves) -> bool:
     """Returns whether the primal, with the rules inside it stripped, returns nothing but its arguments."""
-    jaxpr, _ = opened(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))
+    jaxpr, _ = unclose(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))
     return all(any(v is x for x in jaxpr.invars) for v in jaxpr.outvars)
 
 
-def kinks(subject: Subject, leaves: Leaves, failed: Sequence[str]) -> dict[str, str]:
+def kinks(subject: CallUnderTest, leaves: Leaves, failed: Sequence[str]) -> dict[str, str]:
     """Returns, for cotangents that differ from autodiff's, why that is a choice at a kink, where it is one.
 
     It is where rule and oracle agree at inputs moved at random by a thousandth, several times, and the rule's cotangent
@@ -137,18 +137,18 @@ def kinks(subject: Subject, leaves: Leaves, failed: Sequence[str]) -> dict[str, 
     return excuses
 
 
-def _answers(subject: Subject, leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
+def _answers(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
     found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
     return found.dxs, found.true_dxs
 
 
-def _pulled(subject: Subject, leaves: Leaves) -> Leaves:
+def _pulled(subject: CallUnderTest, leaves: Leaves) -> Leaves:
     gs = subject.cotangents(leaves)
     found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
     return found.primal, found.ys, found.dxs, found.true_dxs
 
 
-def _moved(subject: Subject, leaves: Leaves, k: int) -> Leaves:
+def _moved(subject: CallUnderTest, leaves: Leaves, k: int) -> Leaves:
     rng = np.random.default_rng((subject.seed, 8, k))
     return tuple(
         np.asarray(a + NEAR * (size_of(wide(a)) or 1.0) * rng.standard_normal(a.shape)).astype(a.dtype) for a in leaves

@@ -19,13 +19,13 @@ from vjplib.auditing.design import by_design, iterated, kinks
 from vjplib.auditing.forward import check as forward
 from vjplib.auditing.watching import Group, KeyData, Met
 from vjplib.compat import x64
-from vjplib.verification.call import Leaves, Static, Subject, parameters
+from vjplib.verification.call import CallUnderTest, Leaves, Static, parameters
 from vjplib.verification.claim import Check, Claim
 from vjplib.verification.claims import contract, edges, linearity, second_order, taylor, transforms, value
 from vjplib.verification.claims.residuals import residual_bytes
 from vjplib.verification.explain import locate
-from vjplib.verification.isolation import in_time
-from vjplib.verification.report import Code, Finding, Level, failed, finding, noted, passed, said, skipped
+from vjplib.verification.isolation import run_with_timeout
+from vjplib.verification.report import Code, Finding, Level, describe_error, failed, finding, noted, passed, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS, Error, relative_gap, unit_of, wide
 
 Effort = Literal["quick", "standard", "deep"]
@@ -85,7 +85,7 @@ def examine(group: Group, effort: Effort, seed: int, seconds: float, known: str 
         why = group.unseen or "it was traced and never ran, and takes integers that cannot be drawn"
         return Examined("undecided", f"no values were met: {why}")
     work = _Work(group, mets, seed, effort)
-    outcome = in_time(work.run, seconds)
+    outcome = run_with_timeout(work.run, seconds)
     took = time.perf_counter() - start
     if outcome is None:
         if not work.narrowed:
@@ -96,11 +96,11 @@ def examine(group: Group, effort: Effort, seed: int, seconds: float, known: str 
     return work.judged(drawn, known)._replace(sampled=len(mets), seconds=took)
 
 
-class _Call(Subject):
+class _Call(CallUnderTest):
     """A call whose outputs may keep a dtype of their own when its inputs are float64: cotangents are cast to it."""
 
     def pull(self, f: Callable[..., Leaves]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
-        """As `Subject` has it."""
+        """As `CallUnderTest` has it."""
 
         def run(leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
             ys, back = jax.vjp(f, *leaves)
@@ -109,7 +109,7 @@ class _Call(Subject):
         return run
 
 
-def _restricted(subject: Subject, perturbed: tuple[bool, ...], outputs: set[int]) -> Subject:
+def _restricted(subject: CallUnderTest, perturbed: tuple[bool, ...], outputs: set[int]) -> CallUnderTest:
     """Returns the subject as the program uses it: those leaves alone differentiated, those outputs alone."""
     if any(perturbed):
         marks = iter(perturbed)
@@ -133,7 +133,7 @@ def _restricted(subject: Subject, perturbed: tuple[bool, ...], outputs: set[int]
     return _Call(fn, fixed, seed=subject.seed)
 
 
-def _subject(group: Group, met: Met, seed: int) -> Subject:
+def _subject(group: Group, met: Met, seed: int) -> CallUnderTest:
     def known(leaf: Any) -> Any:
         if isinstance(leaf, KeyData):
             return jax.random.wrap_key_data(jnp.asarray(leaf.data), impl=jax.random.key_impl(_a_key(leaf.dtype)))
@@ -179,7 +179,7 @@ def _said(error: BaseException) -> str:
         return "it closes over a value of the program that was being traced, and cannot be called outside of it"
     if isinstance(error, NameError) and "axis" in str(error):
         return "it needs the mesh axes that it was called under"
-    return said(error) if isinstance(error, Exception) else type(error).__name__
+    return describe_error(error) if isinstance(error, Exception) else type(error).__name__
 
 
 class _Work:
@@ -281,7 +281,7 @@ class _Work:
     def _skip(self, level: Level, message: str, code: Code = "") -> None:
         self.add(replace(finding(level, "", message), code=code))
 
-    def _refusal(self, subject: Subject) -> tuple[Level, str, Code] | None:
+    def _refusal(self, subject: CallUnderTest) -> tuple[Level, str, Code] | None:
         """Returns why the rule has no derivative here, and what that counts as; None where it has one."""
         try:
             leaves = subject.leaves()
@@ -290,11 +290,11 @@ class _Work:
             return "skipped", f"cannot be called alone: {_said(error)}", "undecided_call"
         except Exception as error:  # whatever the rule raises is a finding about it
             if self.group.derived:
-                return "fail", f"its derivative raises {said(error)}", "derivative_raises"
-            return "note", f"its derivative, which this program does not take, raises {said(error)}", ""
+                return "fail", f"its derivative raises {describe_error(error)}", "derivative_raises"
+            return "note", f"its derivative, which this program does not take, raises {describe_error(error)}", ""
         return None
 
-    def _values(self, subject: Subject, number: int) -> None:
+    def _values(self, subject: CallUnderTest, number: int) -> None:
         """Compares with the oracle in the dtypes of the call, and where those are short, in float32 too."""
         own = subject.leaves()
         short = unit_of(own) > unit_of([np.zeros(1, np.float32)]) if own else False
@@ -320,7 +320,7 @@ class _Work:
         if number == 0 and not any(f.level == "fail" for f in self.findings):
             self._guarded(value.CLAIM, value.in_float64, subject, beyond=True)
 
-    def _iterated(self, subject: Subject) -> None:
+    def _iterated(self, subject: CallUnderTest) -> None:
         """Leaves undecided what differs from the derivative of a solver's steps by little."""
         if any(f.level == "fail" and f.claim == taylor.CLAIM.name for f in self.findings):
             try:
@@ -332,7 +332,7 @@ class _Work:
                     message = f"{reason}; {f.message}"
                     self.findings[i] = replace(f, level="skipped", code="solver", message=message)
 
-    def _beside_autodiff(self, subject: Subject, where: str) -> None:
+    def _beside_autodiff(self, subject: CallUnderTest, where: str) -> None:
         """Compares with autodiff in the dtypes of the call, where the primal is another function in float64.
 
         So it is where random numbers are drawn inside: float64 draws others.
@@ -350,7 +350,7 @@ class _Work:
             )
             self.add(finding(level, "wrong_value", message, name, gap / tolerance))
 
-    def _guarded(self, claim: Claim, check: Check, subject: Subject, beyond: bool = False) -> None:
+    def _guarded(self, claim: Claim, check: Check, subject: CallUnderTest, beyond: bool = False) -> None:
         found: list[Finding] = []
         try:
             found.extend(check(subject))

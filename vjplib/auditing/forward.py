@@ -7,12 +7,12 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import Leaves, Subject, normal_of
+from vjplib.verification.call import CallUnderTest, Leaves, normal_of
 from vjplib.verification.report import Finding, failed, noted, passed
 from vjplib.verification.tolerance import DRAWS, HALF_THE_DIGITS, error, relative_gap, unit_of, wide
 
 
-def check(subject: Subject) -> Iterator[Finding]:
+def check(subject: CallUnderTest) -> Iterator[Finding]:
     """Yields a finding for each tangent that comes out, and one on linearity.
 
     At kinks a tangent may differ from autodiff's by choice: cotangents, which the rule gives too, are judged for that.
@@ -45,7 +45,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield from _linearity(subject, ours, exact, rng)
 
 
-def _agrees_nearby(subject: Subject, leaves: Leaves, ts: Leaves) -> bool:
+def _agrees_nearby(subject: CallUnderTest, leaves: Leaves, ts: Leaves) -> bool:
     ours, theirs = (jax.jit(lambda xs, ts, f=f: jax.jvp(f, xs, ts)[1]) for f in (subject.call, subject.oracle))
     with x64():
         for k in range(4):
@@ -62,7 +62,7 @@ def _agrees_nearby(subject: Subject, leaves: Leaves, ts: Leaves) -> bool:
     return True
 
 
-def _linearity(subject: Subject, ours: Any, exact: list[Leaves], rng: np.random.Generator) -> Iterator[Finding]:
+def _linearity(subject: CallUnderTest, ours: Any, exact: list[Leaves], rng: np.random.Generator) -> Iterator[Finding]:
     with x64():
         leaves, ts = exact
         others = tuple(normal_of(rng, a.shape, a.dtype) for a in ts)

@@ -19,10 +19,10 @@ from vjplib.auditing.tap import Axes, asked, tap
 from vjplib.compat import (
     custom_jvp_of,
     custom_vjp_of,
+    force_retrace,
     replaced_custom_jvp_calls,
     replaced_custom_vjp_calls,
     replaced_vjp,
-    traced_afresh,
 )
 
 _JAX = os.path.dirname(jax.__file__) + os.sep
@@ -316,7 +316,7 @@ def watching(seed: int = 0, keep: int = 3) -> Iterator[Watch]:
     watch = Watch(seed, keep)
     call = {"custom_vjp": custom_vjp_of, "custom_jvp": custom_jvp_of}
     with (
-        traced_afresh(f"audit {next(_tokens)}"),
+        force_retrace(f"audit {next(_tokens)}"),
         replaced_custom_vjp_calls(partial(watch.met, call["custom_vjp"], "custom_vjp")),
         replaced_custom_jvp_calls(partial(watch.met, call["custom_jvp"], "custom_jvp")),
         replaced_vjp(watch.gradient),

@@ -17,7 +17,7 @@ from vjplib.bench.environment import environment
 from vjplib.bench.timing import Cost, compile_bound, cost, difference, interleaved
 from vjplib.compat import x64
 from vjplib.rule import Case, Rule, Scaling
-from vjplib.verification.call import Leaves, Subject
+from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.claims.accuracy import tail_error
 from vjplib.verification.claims.residuals import residual_bytes
 
@@ -172,7 +172,7 @@ MEASURES = {"forward": _forward, "returned": _returned, "reduced": _reduced, "fo
 """The programs timed: y; (y, g^T J); (<y, g>, g^T J); and (<n, g>, its gradient) for n the norm of silu of y."""
 
 
-def _program(subject: Subject, fn: Callable[..., Any], measure: str) -> Program:
+def _program(subject: CallUnderTest, fn: Callable[..., Any], measure: str) -> Program:
     """Return a program that takes every array of the call, integers and masks too, so that none is a constant."""
 
     def run(args: tuple[Any, ...], arrays: Mapping[str, Any], gs: Leaves) -> Any:
@@ -186,13 +186,13 @@ def _program(subject: Subject, fn: Callable[..., Any], measure: str) -> Program:
 def _bench_case(rule: Rule, case: Case, seconds: float) -> Iterator[Row]:
     call = case.call(np.random.default_rng(0), np.float32)
     sizes = case.label or " ".join(f"{name}={n}" for name, n in case.dims.items())
-    subject = Subject(rule.fn, call.args, call.kwargs, case=sizes or "scalars")
+    subject = CallUnderTest(rule.fn, call.args, call.kwargs, case=sizes or "scalars")
     functions = {rule.name: rule.fn, **rule.baselines}
     # Cases without named dimensions have the sizes of networks, where XLA's float64 convolution takes minutes.
     _require_agreement(subject, functions, np.float64 if case.dims else np.float32)
     residuals = {name: residual_bytes(subject.flat(fn), *subject.leaves()) for name, fn in functions.items()}
     costs = {measure: _costs(subject, functions, measure, residuals, seconds) for measure in MEASURES}
-    errors = {name: rule.tails and tail_error(Subject(fn, ()), rule.tails) for name, fn in functions.items()}
+    errors = {name: rule.tails and tail_error(CallUnderTest(fn, ()), rule.tails) for name, fn in functions.items()}
     for baseline in rule.baselines:
         accuracy = errors[rule.name], errors[baseline]
         for measure, of in costs.items():
@@ -208,7 +208,7 @@ def _growth(rule: Rule, name: str, scaling: Scaling, seconds: float) -> Growth:
 
 
 def _costs(
-    subject: Subject,
+    subject: CallUnderTest,
     functions: Mapping[str, Callable[..., Any]],
     measure: str,
     residuals: Mapping[str, int],
@@ -223,11 +223,11 @@ def _costs(
     }
 
 
-def _arrays(subject: Subject) -> dict[str, np.ndarray]:
+def _arrays(subject: CallUnderTest) -> dict[str, np.ndarray]:
     return {name: value for name, value in subject.kwargs.items() if isinstance(value, np.ndarray)}
 
 
-def _require_agreement(subject: Subject, functions: Mapping[str, Callable[..., Any]], dtype: Any) -> None:
+def _require_agreement(subject: CallUnderTest, functions: Mapping[str, Callable[..., Any]], dtype: Any) -> None:
     """Raise ValueError unless all functions give the first one's outputs and cotangents, in this dtype."""
     (ours, first), *baselines = functions.items()
     with x64():

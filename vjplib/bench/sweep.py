@@ -95,7 +95,7 @@ def draw(rng: np.random.Generator) -> Drawn:
     """
 
     def fits(y: jax.ShapeDtypeStruct, rhs: tuple[int, ...], arguments: dict[str, Any]) -> bool:
-        work = y.size * math.prod(rhs) // max(1, rhs[_features(arguments)])
+        work = y.size * math.prod(rhs) // max(1, rhs[arguments["dimension_numbers"][1].index("O")])
         return 0 < y.size <= LARGEST and work <= MOST_WORK
 
     return accepted(lambda: _drawn(rng), fits)
@@ -122,10 +122,6 @@ def accepted(draw: Callable[[], Drawn], fits: Callable[..., bool] = lambda y, rh
             continue
         if fits(y, rhs, arguments):
             return lhs, rhs, arguments
-
-
-def _features(arguments: dict[str, Any]) -> int:
-    return arguments["dimension_numbers"][1].index("O")
 
 
 def _form(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:

@@ -162,9 +162,9 @@ def _script(parsed: argparse.Namespace) -> Callable[[], str]:
 
 def _told(error: Exception) -> str:
     """Prints the trace of what a program raised, its own frames alone, and returns it in a line."""
-    from vjplib.verification.report import said
+    from vjplib.verification.report import describe_error
 
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((folder, "<frozen"))]
-    print("".join(traceback.format_list(frames)), said(error), sep="", file=sys.stderr)
-    return said(error)
+    print("".join(traceback.format_list(frames)), describe_error(error), sep="", file=sys.stderr)
+    return describe_error(error)

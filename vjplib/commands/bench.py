@@ -30,7 +30,7 @@ def add(command: Command) -> None:
 def _bench(parsed: argparse.Namespace) -> int:
     from vjplib.bench import rules as bench
     from vjplib.bench import tables, torch_ops
-    from vjplib.verification.report import said
+    from vjplib.verification.report import describe_error
 
     if parsed.torch:
         try:
@@ -50,7 +50,7 @@ def _bench(parsed: argparse.Namespace) -> int:
             rows += torch_ops.with_torch(rule, of_rule, seconds=seconds) if parsed.torch else of_rule
             growths += bench.bench_growth(rule, seconds=seconds)
         except Exception as error:  # whatever a rule or a baseline raises; the other rules are timed
-            refused.append(f"{rule.name} is not timed: {said(error)}")
+            refused.append(f"{rule.name} is not timed: {describe_error(error)}")
         if not rule.bench or not rule.baselines:
             refused.append(f"{rule.name} is not timed: its record must give bench and baselines")
     if parsed.json:
@@ -70,7 +70,7 @@ def _bench_models(parsed: argparse.Namespace) -> int:
     if find_spec("flax") is None:
         parsed.error("flax must be installed to train its networks: pip install 'vjplib[models]'")
     from vjplib.bench import networks, tables, training_steps
-    from vjplib.verification.report import said
+    from vjplib.verification.report import describe_error
 
     console = Console(highlight=False)
     steps, refused = [], []
@@ -78,7 +78,7 @@ def _bench_models(parsed: argparse.Namespace) -> int:
         try:
             steps.append(training_steps.bench_model(name, model, seconds=_seconds(parsed), torch=parsed.torch))
         except Exception as error:  # the other networks are timed
-            refused.append(f"{name} is not timed: {said(error)}")
+            refused.append(f"{name} is not timed: {describe_error(error)}")
     if parsed.json:
         write_json(parsed.json, training_steps.to_dict(steps) | {"refused": refused})
     for table in tables.of_steps(steps):

@@ -15,10 +15,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from vjplib.compat import patient
+from vjplib.compat import with_collective_timeout
 from vjplib.verification import isolation
 from vjplib.verification.registry import CLAIMS, order
-from vjplib.verification.report import Finding, Report, failed, said
+from vjplib.verification.report import Finding, Report, describe_error, failed
 
 DEVICES = 4
 MOST_PARTS = 4  # that one record's claims are shared out to: each compiles what the others do too
@@ -165,12 +165,12 @@ def _work(pipe: Connection, beaten: Any, path: list[str]) -> None:
     def heart() -> None:
         beaten.value = time.time()
 
-    isolation.heart = heart
+    isolation.heartbeat = heart
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
     import jax
 
-    os.environ["XLA_FLAGS"] = patient(os.environ.get("XLA_FLAGS", ""))
+    os.environ["XLA_FLAGS"] = with_collective_timeout(os.environ.get("XLA_FLAGS", ""))
     jax.config.update("jax_num_cpu_devices", DEVICES)
     _limit_memory()
     gc.freeze()  # what is imported stays; looking through it time and again takes a tenth of the examination
@@ -200,7 +200,7 @@ def examined(task: Task, options: Mapping[str, Any]) -> Report:
         others = {name: value for name, value in options.items() if name != "claims"}
         return verify_part(rule, task.claims or options["claims"], options["claims"], **others)
     except Exception as error:  # a record that cannot be read fails, and the rules after it are examined all the same
-        message = f"the record cannot be used: {said(error)}"
+        message = f"the record cannot be used: {describe_error(error)}"
         return Report(task.name, (failed("unusable_record", message, claim="contract"),))
 
 

@@ -22,7 +22,7 @@ def leaks_unchecked() -> Any:
 
 
 @cache
-def hasty_options() -> dict[str, Any] | None:
+def fast_compile_options() -> dict[str, Any] | None:
     """Returns options of `jax.jit` by which the CPU's compiler takes the least time, None where it takes none of them.
 
     What is computed is the same, slower: for programs that run a few times on small arrays. They are for a jit that
@@ -40,29 +40,29 @@ def hasty_options() -> dict[str, Any] | None:
     return None
 
 
-def patient(flags: str) -> str:
+def with_collective_timeout(flags: str) -> str:
     """Returns XLA's flags, with time for devices made of one processor to wait for one another.
 
     A process whose devices wait longer than 40 seconds is ended by XLA, and on a busy machine they may.
 
     Example:
-        >>> patient("--xla_force_host_platform_device_count=4")
+        >>> with_collective_timeout("--xla_force_host_platform_device_count=4")
         '--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=3600'
-        >>> patient("--xla_cpu_collective_call_terminate_timeout_seconds=9")
+        >>> with_collective_timeout("--xla_cpu_collective_call_terminate_timeout_seconds=9")
         '--xla_cpu_collective_call_terminate_timeout_seconds=9'
     """
     name = "--xla_cpu_collective_call_terminate_timeout_seconds"
     return flags if name in flags else f"{flags} {name}=3600".strip()
 
 
-def carried(f: Callable[[], T]) -> Callable[[], T]:
+def in_callers_context(f: Callable[[], T]) -> Callable[[], T]:
     """Returns f as it runs in this thread's contexts of JAX (x64, precision, mesh, ...), for another thread to run.
 
     Example:
         >>> import threading
         >>> found = []
         >>> with x64():
-        ...     thread = threading.Thread(target=carried(lambda: found.append(jax.numpy.zeros(1).dtype)))
+        ...     thread = threading.Thread(target=in_callers_context(lambda: found.append(jax.numpy.zeros(1).dtype)))
         >>> thread.start()
         >>> thread.join()
         >>> found

@@ -209,7 +209,7 @@ def replaced_vjp(call: Callable[..., Any]) -> Iterator[None]:
         api.vjp = jax.vjp = original
 
 
-def remade(rule: CustomVJP, bwd: Callable[..., Any]) -> Any:
+def with_backward(rule: CustomVJP, bwd: Callable[..., Any]) -> Any:
     """Returns a custom_vjp of the same parts, with another backward."""
     same = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
     options = {"optimize_remat": True} if rule.optimize_remat else {}
@@ -218,7 +218,7 @@ def remade(rule: CustomVJP, bwd: Callable[..., Any]) -> Any:
 
 
 @contextmanager
-def traced_afresh(token: str) -> Iterator[None]:
+def force_retrace(token: str) -> Iterator[None]:
     """In this context functions that `jax.jit` has traced before are traced again, once for each token."""
     with set_xla_metadata(vjplib=token):
         yield
@@ -260,9 +260,9 @@ def backwards_where_written() -> Iterator[None]:
                 dxs = rule.bwd(*given[:-2], *_marked(given[-2:], _ENTER))
                 return _marked(dxs, _LEAVE)
 
-        return original(remade(rule, bwd), *args, **kwargs)
+        return original(with_backward(rule, bwd), *args, **kwargs)
 
-    with replaced_custom_vjp_calls(call), traced_afresh(f"where written {next(_tokens)}"):
+    with replaced_custom_vjp_calls(call), force_retrace(f"where written {next(_tokens)}"):
         yield
 
 

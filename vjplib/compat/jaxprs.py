@@ -28,7 +28,7 @@ def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
 
     def stripped(*args: Any) -> Any:
         closed, out = jax.make_jaxpr(f, return_shape=True)(*args)
-        values = _evaluate(*opened(closed), jax.tree.leaves(args))
+        values = _evaluate(*unclose(closed), jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(out), values)
 
     return stripped
@@ -38,7 +38,7 @@ def programs(params: Mapping[str, Any]) -> list[tuple[str, Jaxpr, list[Any]]]:
     """Returns the programs among an equation's parameters: the parameter's name, the jaxpr and its constants."""
     named = ((n, v) for n, vs in params.items() for v in (vs if isinstance(vs, (tuple, list)) else (vs,)))
     held = ((name, _program(value)) for name, value in named)
-    return [(name, *opened(program)) for name, program in held if program is not None]
+    return [(name, *unclose(program)) for name, program in held if program is not None]
 
 
 def _program(value: Any) -> Any:
@@ -47,7 +47,7 @@ def _program(value: Any) -> Any:
     return value if isinstance(getattr(value, "jaxpr", value), Jaxpr) else None  # closed over its constants, or not
 
 
-def opened(item: Any) -> tuple[Jaxpr, list[Any]]:
+def unclose(item: Any) -> tuple[Jaxpr, list[Any]]:
     """Returns a jaxpr, closed or not, and the constants that it holds."""
     return getattr(item, "jaxpr", item), list(getattr(item, "consts", ()))
 
@@ -59,7 +59,7 @@ _INLINED = _CUSTOM | INLINED
 
 def holds_custom_vjp(program: Any) -> bool:
     """Returns whether a jaxpr, or a program inside it, calls a custom_vjp."""
-    jaxpr, _ = opened(program)
+    jaxpr, _ = unclose(program)
     return any(
         eqn.primitive.name in ("custom_vjp_call", "call_hi_primitive")
         or any(holds_custom_vjp(inner) for _, inner, _ in programs(eqn.params))
@@ -74,7 +74,7 @@ def _holds_custom_rule(jaxpr: Jaxpr) -> bool:
     )
 
 
-def bound(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
+def bind_eqn(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
     """Returns the outputs of an equation at these inputs, with these parameters in place of its own."""
     given = {**eqn.params, **params}
     with eqn.ctx.manager:
@@ -87,7 +87,7 @@ def evaluated(
     consts: Sequence[Any],
     args: Sequence[Any],
     after: Callable[[Any, Sequence[Any]], Sequence[Any]],
-    bind: Callable[..., Sequence[Any]] = bound,
+    bind: Callable[..., Sequence[Any]] = bind_eqn,
 ) -> list[Any]:
     """Returns what a jaxpr computes, each custom rule in it by its primal, each equation's outputs passed through.
 
@@ -156,7 +156,7 @@ def _stripped_parameter(value: Any) -> Any:
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if _program(value) is None:
         return value
-    jaxpr, consts = opened(value)
+    jaxpr, consts = unclose(value)
     if not _holds_custom_rule(jaxpr):
         return value
     return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, consts, args))(*(v.aval for v in jaxpr.invars))

@@ -14,7 +14,7 @@ from vjplib.mutation.mutate import mutate
 from vjplib.mutation.operators import Mutation
 from vjplib.mutation.target import Target
 from vjplib.rule import Edge
-from vjplib.verification.call import Leaves, Subject
+from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.tolerance import size_of
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -45,7 +45,7 @@ def equivalent(target: Target, mutation: Mutation) -> bool:
     return True
 
 
-def _contrary(base: Subject) -> Subject:
+def _contrary(base: CallUnderTest) -> CallUnderTest:
     """Returns a subject with each mask negated."""
     given = (base.args, dict(base.kwargs))
     args, kwargs = jax.tree.map(lambda a: ~np.asarray(a) if getattr(a, "dtype", None) == np.bool_ else a, given)
@@ -56,7 +56,7 @@ def _arrays(edge: Edge) -> tuple[Any, ...]:
     return tuple(None if a is None else np.asarray(a) for a in edge.args)
 
 
-def _same(base: Subject, mutation: Mutation, dtype: Any, scaled: bool) -> bool:
+def _same(base: CallUnderTest, mutation: Mutation, dtype: Any, scaled: bool) -> bool:
     leaves = base.leaves(dtype)
     gs = base.cotangents(leaves)
     points, masked = [(leaves, gs)], []
@@ -68,7 +68,7 @@ def _same(base: Subject, mutation: Mutation, dtype: Any, scaled: bool) -> bool:
         infinite = (np.where(np.arange(g.size).reshape(g.shape) % 3, g, np.full_like(g, np.inf)) for g in gs)
         masked = [(leaves, tuple(infinite))]
 
-    def answers(subject: Subject) -> list[np.ndarray] | None:
+    def answers(subject: CallUnderTest) -> list[np.ndarray] | None:
         program = subject.compiled(_orders(subject, two=base.order_two and dtype == np.float64))
         first = subject.compiled(_orders(subject, two=False))
         try:
@@ -93,7 +93,7 @@ def _same(base: Subject, mutation: Mutation, dtype: Any, scaled: bool) -> bool:
     return all(_close(a, b, size) for a, b, size in pairs)
 
 
-def _orders(subject: Subject, two: bool) -> Callable[[Leaves, Leaves], Any]:
+def _orders(subject: CallUnderTest, two: bool) -> Callable[[Leaves, Leaves], Any]:
     """Returns the pullback of a subject, and the pullback of its cotangents too if two orders are asked for."""
     pull = subject.pull(subject.call)
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.mutation.equivalence import DTYPES, SCALES
-from vjplib.mutation.other_checkers import others, said_by
+from vjplib.mutation.other_checkers import complaint_of, others
 from vjplib.rule import Rule
 from vjplib.verification.api import at_case
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Check
 from vjplib.verification.claims import accuracy, contract, edges, linearity, second_order, transforms, value
-from vjplib.verification.report import Finding, failed, said
+from vjplib.verification.report import Finding, describe_error, failed
 
 
 class Alarm(NamedTuple):
@@ -80,7 +80,7 @@ def run_correct(rule: Rule, runs: Sequence[int], seed: int) -> list[Alarm]:
             checks = [*_of_value(dtype), *((contract.check, _in_turn(run)) if k == 0 else ())]
             alarms += [alarm("vjplib", message=str(f)) for check in checks for f in _failures(check, subject)]
             leaves = subject.leaves(jnp.dtype(dtype))
-            told = {by: said_by(by, jitted, leaves) for by in others()}
+            told = {by: complaint_of(by, jitted, leaves) for by in others()}
             alarms += [alarm(by, message=message) for by, message in told.items() if message]
     return alarms
 
@@ -98,8 +98,8 @@ def _in_turn(run: int) -> Check:
     return turns[np.random.default_rng(run).integers(len(turns))]
 
 
-def _failures(check: Check, subject: Subject) -> list[Finding]:
+def _failures(check: Check, subject: CallUnderTest) -> list[Finding]:
     try:
         return [f for f in check(subject) if f.level == "fail"]
     except Exception as error:  # no correct rule may raise
-        return [failed("raises", f"raises {said(error)}", claim="contract", case=subject.case)]
+        return [failed("raises", f"raises {describe_error(error)}", claim="contract", case=subject.case)]

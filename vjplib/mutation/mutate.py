@@ -25,20 +25,20 @@ from vjplib.compat import (
     CustomVJP,
     Literal,
     as_written,
-    bound,
+    bind_eqn,
     custom_vjp_of,
+    force_retrace,
     interpreted,
     is_plain_array,
-    opened,
     programs,
-    remade,
     replaced_custom_vjp_calls,
     source_of,
-    traced_afresh,
+    unclose,
+    with_backward,
     without_dead_code,
 )
 from vjplib.mutation.operators import OF_CONSTANTS, OPERATORS, RETURNED, TAKEN, Mutation, Site, proposals, with_item
-from vjplib.verification.call import Answers, Leaves, Subject
+from vjplib.verification.call import Answers, CallUnderTest, Leaves
 
 _LOOPS = ("scan", "while", "cond")
 _tokens = itertools.count()
@@ -77,7 +77,7 @@ def _traced(bwd: Callable[..., Any], given: Sequence[Any]) -> _Backward:
         return [y for y in outputs if is_plain_array(y)]
 
     arrays = [leaves[i] for i in moving]
-    jaxpr, consts = opened(jax.make_jaxpr(run)(*arrays))
+    jaxpr, consts = unclose(jax.make_jaxpr(run)(*arrays))
     jaxpr = without_dead_code(jaxpr)
     others, structure = returned[-1]
 
@@ -137,7 +137,7 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], path: Path, act
 
     def apply(eqn: Any, values: list[Any]) -> Sequence[Any]:
         if next(numbers) != at:
-            return bound(eqn, values)
+            return bind_eqn(eqn, values)
         if k is None:
             return act(eqn, values)
         _, inner, held = programs(eqn.params)[k]
@@ -145,7 +145,7 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], path: Path, act
         if eqn.primitive.name in INLINED:
             return further(args=values)
         new = jax.make_jaxpr(lambda *moving: further(args=moving))(*(v.aval for v in inner.invars))
-        return bound(eqn, values, **_with_program(eqn.params, k, new))
+        return bind_eqn(eqn, values, **_with_program(eqn.params, k, new))
 
     return interpreted(jaxpr, consts, args, apply)
 
@@ -164,7 +164,7 @@ def _with_program(params: dict[str, Any], k: int, new: Any) -> dict[str, Any]:
 def _site_of(eqn: Any, values: Sequence[Any]) -> Site:
     literal = [isinstance(v, Literal) for v in eqn.invars]
     inputs, outputs = [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
-    return Site(eqn.primitive.name, values, inputs, literal, eqn.params, outputs, partial(bound, eqn))
+    return Site(eqn.primitive.name, values, inputs, literal, eqn.params, outputs, partial(bind_eqn, eqn))
 
 
 def _given(y: Any, name: str = TAKEN) -> Site:
@@ -207,7 +207,7 @@ def _mutated(rule: CustomVJP, mutation: Mutation) -> Callable[..., Any]:
         arrays = _exchanged(backward.arrays, mutation) if mutation.primitive == TAKEN else backward.arrays
         path = None if mutation.primitive in (TAKEN, RETURNED) else _way(backward.jaxpr, mutation)
         if path is None:
-            values = interpreted(backward.jaxpr, backward.consts, arrays, bound)
+            values = interpreted(backward.jaxpr, backward.consts, arrays, bind_eqn)
         else:
             act = lambda eqn, values: _operated(_site_of(eqn, values), mutation)  # noqa: E731
             values = _run(backward.jaxpr, backward.consts, arrays, path, act)
@@ -239,10 +239,10 @@ def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal afresh
-        y, seen = run(nullcontext() if not afresh else traced_afresh(token), args, kwargs)
+        y, seen = run(nullcontext() if not afresh else force_retrace(token), args, kwargs)
         if not seen and not afresh:  # a function that was jitted, and traced, before leads to it
             afresh = True
-            y, _ = run(traced_afresh(token), args, kwargs)
+            y, _ = run(force_retrace(token), args, kwargs)
         return y
 
     def run(context: Any, args: Any, kwargs: Any) -> tuple[Any, bool]:
@@ -255,7 +255,7 @@ def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
                 return original(rule_fn, *args, **kwargs)
             seen = True
             if rule_fn not in made:
-                made[rule_fn] = remade(rule, _mutated(rule, mutation))
+                made[rule_fn] = with_backward(rule, _mutated(rule, mutation))
             return original(made[rule_fn], *args, **kwargs)
 
         with replaced_custom_vjp_calls(replaced), context:
@@ -267,7 +267,7 @@ def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
     return call
 
 
-def mutations(subject: Subject) -> list[Mutation]:
+def mutations(subject: CallUnderTest) -> list[Mutation]:
     """Returns every mutation of the backward of each custom_vjp that a subject's call calls, in float32.
 
     Args:
@@ -280,17 +280,17 @@ def mutations(subject: Subject) -> list[Mutation]:
         def bwd(*given: Any) -> Any:
             backward = _traced(rule.bwd, given)
             found.update(dict.fromkeys(_all(rule.name, backward)))
-            return backward.rebuild(interpreted(backward.jaxpr, backward.consts, backward.arrays, bound))
+            return backward.rebuild(interpreted(backward.jaxpr, backward.consts, backward.arrays, bind_eqn))
 
         return bwd
 
     def call(original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
         rule = custom_vjp_of(fn)
-        spied = fn if rule is None or threading.get_ident() != here else remade(rule, spying(rule))
+        spied = fn if rule is None or threading.get_ident() != here else with_backward(rule, spying(rule))
         return original(spied, *args, **kwargs)
 
     leaves = subject.leaves(np.float32)
-    with replaced_custom_vjp_calls(call), traced_afresh(f"mutations {next(_tokens)}"):
+    with replaced_custom_vjp_calls(call), force_retrace(f"mutations {next(_tokens)}"):
         jax.eval_shape(subject.pull(subject.call), leaves, subject.cotangents(leaves))
     return list(found)
 
@@ -316,7 +316,7 @@ def _all(name: str, backward: _Backward) -> Iterator[Mutation]:
 
 
 @dataclass(frozen=True)
-class Mutant(Subject):
+class Mutant(CallUnderTest):
     """The subject that a mutant makes: the base's calls, oracle and compiled programs, another function.
 
     Args:
@@ -324,7 +324,7 @@ class Mutant(Subject):
         mutation: the fault.
     """
 
-    base: Subject | None = None
+    base: CallUnderTest | None = None
     mutation: Mutation | None = None
 
     @property
@@ -362,7 +362,7 @@ class Mutant(Subject):
         return replace(self, args=base.args, kwargs=base.kwargs, case=case, base=base)
 
 
-def mutate(base: Subject, mutation: Mutation) -> Mutant:
+def mutate(base: CallUnderTest, mutation: Mutation) -> Mutant:
     """Returns the subject of a mutant of base's function, at base's call."""
-    given = {name: getattr(base, name) for name in Subject.__dataclass_fields__}
+    given = {name: getattr(base, name) for name in CallUnderTest.__dataclass_fields__}
     return Mutant(**{**given, "fn": mutant(base.fn, mutation)}, base=base, mutation=mutation)

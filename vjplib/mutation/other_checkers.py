@@ -9,7 +9,7 @@ import jax.test_util
 import numpy as np
 
 from vjplib.verification.call import Leaves
-from vjplib.verification.report import said
+from vjplib.verification.report import describe_error
 
 TITLES = {"vjplib": "vjplib", "check_grads": "jax.test_util.check_grads", "chex": "chex.assert_numerical_grads"}
 
@@ -25,11 +25,11 @@ def others() -> dict[str, Callable[..., None]]:
     return found
 
 
-def said_by(by: str, f: Callable[..., Any], leaves: Leaves) -> str:
+def complaint_of(by: str, f: Callable[..., Any], leaves: Leaves) -> str:
     """Returns what a check says of the gradients of f, in a line; nothing where it is content."""
     with np.errstate(all="ignore"):
         try:
             others()[by](f, leaves, order=1, modes=("rev",))
         except Exception as error:  # an AssertionError, or whatever the function raises
-            return said(error)
+            return describe_error(error)
     return ""

@@ -11,10 +11,10 @@ from vjplib.compat import x64
 from vjplib.mutation.equivalence import equivalent
 from vjplib.mutation.mutate import Mutant, mutate
 from vjplib.mutation.operators import Mutation
-from vjplib.mutation.other_checkers import others, said_by
+from vjplib.mutation.other_checkers import complaint_of, others
 from vjplib.mutation.target import Target
 from vjplib.rule import Rule
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Check, Claim
 from vjplib.verification.claims import accuracy, contract, edges, linearity, second_order, transforms, value
 from vjplib.verification.tolerance import size_of
@@ -111,12 +111,12 @@ def _outcome(target: Target, i: int, mutation: Mutation, signatures: set[bytes])
     claim = killer(target, i, subject)
     verdict = "killed" if claim else "equivalent" if equivalent(target, mutation) else "survived"
     leaves = subject.leaves(np.float32)
-    raised = {by: verdict != "equivalent" and bool(said_by(by, subject.call, leaves)) for by in others()}
+    raised = {by: verdict != "equivalent" and bool(complaint_of(by, subject.call, leaves)) for by in others()}
     grads, chex = raised["check_grads"], raised.get("chex")
     return Outcome(str(mutation), mutation.operator, base.case, verdict, claim, first_order, grads, chex)
 
 
-def _signature(subject: Subject) -> bytes | None:
+def _signature(subject: CallUnderTest) -> bytes | None:
     """Returns the cotangents of a call in float64, rounded to nine digits; None where it cannot be run."""
     kept = subject.__dict__
     if "_signature" not in kept:
@@ -147,7 +147,7 @@ def killer(target: Target, i: int, subject: Mutant) -> str:
     return ""
 
 
-def _examinations(target: Target, i: int, subject: Mutant) -> Iterator[tuple[Claim, Check, Subject]]:
+def _examinations(target: Target, i: int, subject: Mutant) -> Iterator[tuple[Claim, Check, CallUnderTest]]:
     """Yields claims with their checks and subjects, from the cheapest on."""
     assert subject.mutation is not None
     others = [mutate(base, subject.mutation) for k, base in enumerate(target.cases) if k != i]

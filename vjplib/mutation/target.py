@@ -10,7 +10,7 @@ from vjplib.mutation.mutate import mutations
 from vjplib.mutation.operators import Mutation
 from vjplib.rule import Rule
 from vjplib.verification.api import at_case
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 
 OTHER_SIZES = 3
 
@@ -43,7 +43,7 @@ class Target:
         return [candidate for turn in turns for candidate in turn if candidate is not None]
 
     @cached_property
-    def elsewhere(self) -> list[Subject]:
+    def elsewhere(self) -> list[CallUnderTest]:
         """The cases at other sizes."""
         found = []
         for i, case in enumerate(self.rule.cases):

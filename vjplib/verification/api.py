@@ -12,12 +12,12 @@ import numpy as np
 
 from vjplib.compat import custom_vjp_of, require_passes
 from vjplib.rule import Case, Edge, Rule
-from vjplib.verification.call import Static, Subject, as_taken_by_jax
+from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax
 from vjplib.verification.claim import Claim, Effort
-from vjplib.verification.isolation import TIME_LIMIT, as_finding, in_time, watched
+from vjplib.verification.isolation import TIME_LIMIT, as_finding, detect_side_effects, run_with_timeout
 from vjplib.verification.registry import CLAIMS, order, selected
 from vjplib.verification.report import Finding, Report
-from vjplib.verification.runner import Job, Run
+from vjplib.verification.runner import Job, Runner
 
 QUICK_CASES = 2  # whose values are compared in "quick"
 RANDOM_SIZES = 20  # at each case in "deep"
@@ -99,8 +99,8 @@ def verify(
         "hurried": effort == "quick",
     }
     _check_seed(seed)
-    chosen, run = selected(effort, claims, record=False), Run(time_limit)
-    with watched((fn,), run.outside):
+    chosen, run = selected(effort, claims, record=False), Runner(time_limit)
+    with detect_side_effects((fn,), run.outside):
         subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, **options)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
     return _report(_name(fn), findings, run, start, _names(effort, claims, record=False))
@@ -111,15 +111,15 @@ def _names(effort: str, claims: Sequence[str | Claim] | None, record: bool = Tru
     return set(CLAIMS) if claims is None else {claim.name for claim, _ in selected(effort, claims, record)}
 
 
-def _report(name: str, findings: Sequence[Finding], run: Run, start: float, claims: set[str]) -> Report:
+def _report(name: str, findings: Sequence[Finding], run: Runner, start: float, claims: set[str]) -> Report:
     outside = [f for f in run.outside if f.claim in claims]
     ordered = sorted([*findings, *outside], key=lambda f: order(f.claim))
     return Report(name, tuple(ordered), time.perf_counter() - start)
 
 
 def _at_call(
-    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], run: Run, **options: Any
-) -> Subject:
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], run: Runner, **options: Any
+) -> CallUnderTest:
     """Returns the subject that a user's call makes, or refuses it."""
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {fn!r}")
@@ -133,12 +133,12 @@ def _at_call(
     static = parts.static if parts else ()
     arrays = tuple(Static(a) if i in static or _is_static(a) else jax.tree.map(_array, a) for i, a in enumerate(args))
     sizes = _axis_sizes(arrays)
-    subject = Subject(fn, arrays, kwargs, sizes=sizes, resize=lambda new: (_by_size(arrays, new), {}), **options)
+    subject = CallUnderTest(fn, arrays, kwargs, sizes=sizes, resize=lambda new: (_by_size(arrays, new), {}), **options)
     if not subject.differentiable:
         raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")
     if not any(np.size(leaf) for leaf in subject.leaves()):
         raise ValueError(f"args must hold at least one number to differentiate, got {_described(arrays)}")
-    outputs = in_time(lambda: subject.outputs(subject.leaves()), run.seconds)
+    outputs = run_with_timeout(lambda: subject.outputs(subject.leaves()), run.seconds)
     if outputs is None:
         run.hung = True
         run.outside.append(replace(as_finding(None, run.seconds), claim="contract"))
@@ -213,8 +213,8 @@ def verify_part(
     """
     start = time.perf_counter()
     _check_seed(seed)
-    chosen, run = selected(effort, claims), Run(time_limit)
-    with watched((rule.fn,), run.outside):
+    chosen, run = selected(effort, claims), Runner(time_limit)
+    with detect_side_effects((rule.fn,), run.outside):
         jobs = []
         for i, case in enumerate(rule.cases):
             subject = replace(at_case(rule, case, seed), hurried=effort == "quick")
@@ -251,17 +251,17 @@ def _at_random_sizes(rule: Rule, case: Case, seed: tuple[int, ...], claims: Sequ
 
 
 def examine(
-    subject: Subject,
+    subject: CallUnderTest,
     effort: Effort = "standard",
     claims: Sequence[str | Claim] | None = None,
     time_limit: float = TIME_LIMIT,
 ) -> list[Finding]:
     """Returns the findings of each claim on one subject, in the order of the claims; arguments as `verify` has them."""
     jobs = [Job(claim, check, subject) for claim, check in selected(effort, claims)]
-    return Run(time_limit).all(jobs)
+    return Runner(time_limit).all(jobs)
 
 
-def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
+def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTest:
     """Returns the subject that a record and one of its cases make; the first case carries the residual claim.
 
     Args:
@@ -275,7 +275,7 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> Subject:
     call = case.call(np.random.default_rng(seed), np.float32, **dims)
     described = [f"{k}={v}" for k, v in dims.items()]
     described += [f"{k}=mask" if isinstance(v, np.ndarray) else f"{k}={v}" for k, v in call.kwargs.items()]
-    return Subject(
+    return CallUnderTest(
         rule.fn,
         call.args,
         call.kwargs,

@@ -1,4 +1,4 @@
-"""Subject: a function under examination with the call to examine it at, flattened to what can be differentiated."""
+"""CallUnderTest: a function with one call to examine it at, flattened to the leaves that can be differentiated."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import hasty_options, opened, programs, strip_custom_rules, x64
+from vjplib.compat import fast_compile_options, programs, strip_custom_rules, unclose, x64
 from vjplib.rule import Tail
-from vjplib.verification.report import said
+from vjplib.verification.report import describe_error
 
 Leaves = tuple[Any, ...]
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Answers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Subject:
+class CallUnderTest:
     """A function, its oracle and one call.
 
     Args:
@@ -176,7 +176,7 @@ class Subject:
                 program = jax.make_jaxpr(self.oracle)(*self.leaves(np.float64))
         except Exception:  # what the function raises is for the claims to report
             return float(np.finfo(np.float64).eps)
-        return max(float(np.finfo(np.float64).eps), _coarsest(opened(program)[0]))
+        return max(float(np.finfo(np.float64).eps), _coarsest(unclose(program)[0]))
 
     def digits(self, gap: float) -> float:
         """Returns what a relative gap in float64 is measured by: half the digits that the oracle has."""
@@ -205,7 +205,7 @@ class Subject:
 
     def compiled(self, f: Callable[..., T]) -> Callable[..., T]:
         """Returns f jitted, and compiled without optimisation if the call is small: that takes less time in all."""
-        return jax.jit(f, compiler_options=hasty_options() if self.small else None)
+        return jax.jit(f, compiler_options=fast_compile_options() if self.small else None)
 
     @cached_property
     def small(self) -> bool:
@@ -231,7 +231,7 @@ class Subject:
         try:
             jax.eval_shape(self.pull(self.oracle), leaves, gs)
         except Exception as error:  # JAX has no one type for it
-            return said(error)
+            return describe_error(error)
         return None
 
     @cached_property
@@ -264,7 +264,7 @@ class Subject:
 
         return run
 
-    def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> "Subject":
+    def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> "CallUnderTest":
         """Returns the same subject at another call."""
         return replace(self, args=args, kwargs=kwargs, case=case)
 

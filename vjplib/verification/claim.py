@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.report import Explanation, Finding
 
 Effort = Literal["quick", "standard", "deep"]
 EFFORTS: tuple[Effort, ...] = ("quick", "standard", "deep")
-Check = Callable[[Subject], Iterable[Finding]]
+Check = Callable[[CallUnderTest], Iterable[Finding]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Claim:
     further: Mapping[str, Check] = field(default_factory=dict, hash=False)
     random: Check | None = None
     named: Callable[..., Iterable[Finding]] | None = None
-    explain: Callable[[Subject], Explanation] | None = None
+    explain: Callable[[CallUnderTest], Explanation] | None = None
     records: bool = True
     needs_oracle: bool = True
     traces_only: bool = False

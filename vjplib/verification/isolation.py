@@ -18,8 +18,8 @@ from typing import Any, TextIO, TypeVar
 import jax
 import numpy as np
 
-from vjplib.compat import carried, custom_vjp_of, leaks_unchecked, settings
-from vjplib.verification.report import Finding, failed, noted, said
+from vjplib.compat import custom_vjp_of, in_callers_context, leaks_unchecked, settings
+from vjplib.verification.report import Finding, describe_error, failed, noted
 
 T = TypeVar("T")
 CHECK = "vjplib check"  # the name of the threads
@@ -27,7 +27,7 @@ PRINTS = "prints while it is traced or run"
 TIME_LIMIT = 120.0  # seconds that one claim at one call may take
 
 
-def heart() -> None:
+def heartbeat() -> None:
     """Is called whenever a job begins; a process that examines rules for another has it tell that it lives."""
 
 
@@ -35,7 +35,7 @@ class Abandoned(BaseException):
     """Raised inside a check that has run too long."""
 
 
-def in_time(job: Callable[[], T], seconds: float) -> T | BaseException | None:
+def run_with_timeout(job: Callable[[], T], seconds: float) -> T | BaseException | None:
     """Returns what a job returns, or what it raises, or None where it did not end within the time.
 
     Args:
@@ -55,8 +55,8 @@ def in_time(job: Callable[[], T], seconds: float) -> T | BaseException | None:
         if isinstance(result[0], KeyboardInterrupt):
             raise result[0]
         return result[0]
-    heart()
-    thread = threading.Thread(target=carried(run), daemon=True, name=CHECK)
+    heartbeat()
+    thread = threading.Thread(target=in_callers_context(run), daemon=True, name=CHECK)
     thread.start()
     try:
         thread.join(min(seconds, threading.TIMEOUT_MAX))
@@ -92,7 +92,7 @@ class _Overheard:
 
 
 @contextmanager
-def watched(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) -> Iterator[None]:
+def detect_side_effects(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) -> Iterator[None]:
     """Appends a finding for each thing outside that the functions changed, and undoes the change where that can be.
 
     Inside, JAX allows transfers between host and device and looks for no leaked tracers, whatever the user has set:
@@ -184,5 +184,5 @@ def as_finding(outcome: BaseException | None, seconds: float) -> Finding:
     """Return the failure of a check that raised, or did not end (None)."""
     if outcome is None:
         return failed("timeout", f"did not end within {seconds:g} s")
-    kind = said(outcome) if isinstance(outcome, Exception) else f"{type(outcome).__name__}: {outcome}"
+    kind = describe_error(outcome) if isinstance(outcome, Exception) else f"{type(outcome).__name__}: {outcome}"
     return failed("raises", f"raises {kind}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from vjplib.verification.explain.traps import told
+from vjplib.verification.explain.traps import describe
 
 Level = Literal["pass", "fail", "note", "skipped"]
 
@@ -112,7 +112,7 @@ class Finding:
             parts.append(f"(error {self.ratio:.3g} x the tolerance")
             parts[-1] += f", worst at {self.index})" if self.index is not None else ")"
         if self.trap:
-            parts.append(f"({told(self.trap)})")
+            parts.append(f"({describe(self.trap)})")
         return " ".join(parts)
 
 
@@ -151,11 +151,11 @@ def skipped(message: str, argument: str = "", *, claim: str = "", code: Code = "
     return Finding(claim, "skipped", message, argument, code=code, **more)
 
 
-def said(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Returns an exception's type and the first line of its message.
 
     Example:
-        >>> said(ValueError("x must be positive, got -1"))
+        >>> describe_error(ValueError("x must be positive, got -1"))
         'ValueError: x must be positive, got -1'
     """
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Check, Claim
 from vjplib.verification.claims.growth import too_large
 from vjplib.verification.explain.diagnose import raised
-from vjplib.verification.isolation import as_finding, in_time
+from vjplib.verification.isolation import as_finding, run_with_timeout
 from vjplib.verification.report import Explanation, Finding, skipped
 
 
@@ -17,10 +17,10 @@ class Job(NamedTuple):
 
     claim: Claim
     check: Check
-    subject: Subject
+    subject: CallUnderTest
 
 
-class Run:
+class Runner:
     """The jobs of one report.
 
     Args:
@@ -61,7 +61,7 @@ class Run:
                 findings.extend(check(subject))
             return findings
 
-        outcome = in_time(work, self.seconds)
+        outcome = run_with_timeout(work, self.seconds)
         if not isinstance(outcome, list):
             self.hung = outcome is None
             trap = raised(subject, outcome) if isinstance(outcome, Exception) else ""
@@ -80,14 +80,14 @@ class Run:
         if first is None or explain is None or self.hung or job.claim.name in self.explained:
             return findings
         self.explained.add(job.claim.name)
-        outcome = in_time(lambda: explain(job.subject), self.seconds)
+        outcome = run_with_timeout(lambda: explain(job.subject), self.seconds)
         self.hung = outcome is None
         if isinstance(outcome, Explanation):
             source = outcome.counterexample or findings[first].counterexample
             findings[first] = replace(findings[first], explanation=outcome, counterexample=source)
         return findings
 
-    def _undecidable(self, claim: Claim, subject: Subject) -> str | None:
+    def _undecidable(self, claim: Claim, subject: CallUnderTest) -> str | None:
         """Return why a claim cannot be examined, or None."""
         if claim.needs_oracle and subject.undifferentiable is not None:
             return f"JAX cannot differentiate the oracle ({subject.undifferentiable}); give a reference"

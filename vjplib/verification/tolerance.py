@@ -18,7 +18,7 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.verification.call import HALF_THE_DIGITS as HALF_THE_DIGITS
-from vjplib.verification.call import Leaves, Subject
+from vjplib.verification.call import CallUnderTest, Leaves
 
 SLACK = 8.0
 UNSTABLE = 64.0
@@ -71,7 +71,7 @@ class Oracle(NamedTuple):
     draws: tuple[Leaves, ...]
 
 
-def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float, tied: bool = False) -> Oracle:
+def evaluate_oracle(subject: CallUnderTest, leaves: Leaves, gs: Leaves, unit: float, tied: bool = False) -> Oracle:
     """Returns the oracle's answer at the exact upcasts of leaves and cotangents, and at four roundings of them.
 
     Args:
@@ -103,8 +103,11 @@ def consult(subject: Subject, leaves: Leaves, gs: Leaves, unit: float, tied: boo
     return Oracle(tuple(a[0] for a in rows), draws)
 
 
-def usual(
-    subject: Subject, leaves: Leaves, gs: Leaves, of: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]] | None = None
+def typical_magnitude(
+    subject: CallUnderTest,
+    leaves: Leaves,
+    gs: Leaves,
+    of: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]] | None = None,
 ) -> Leaves:
     """Returns the oracle's outputs and cotangents, in float64, at inputs where a function is not saturated yet.
 
@@ -129,14 +132,17 @@ def usual(
 
 
 def roundings(
-    subject: Subject, leaves: Leaves, gs: Leaves, of: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]] | None = None
+    subject: CallUnderTest,
+    leaves: Leaves,
+    gs: Leaves,
+    of: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]] | None = None,
 ) -> list[float]:
     """Returns of each output and cotangent the size of which half the digits are what rounding may take in float64.
 
-    It is far below the `usual` size, and matters only where a function saturates so far that nearly nothing is left.
+    It is far below the typical magnitude, and matters only where a function saturates so far that little is left.
     """
     unit = ROUNDINGS * subject.eps / 2
-    return [unit * size_of(a) / float(np.sqrt(subject.eps)) for a in usual(subject, leaves, gs, of)]
+    return [unit * size_of(a) / float(np.sqrt(subject.eps)) for a in typical_magnitude(subject, leaves, gs, of)]
 
 
 def unit_of(leaves: Sequence[np.ndarray]) -> float:
@@ -150,7 +156,7 @@ def error(
     a: np.ndarray,
     draws: Sequence[np.ndarray],
     unit: float,
-    usual: np.ndarray | None = None,
+    typical: np.ndarray | None = None,
     reach: float = 1.0,
 ) -> Error:
     """Returns the error of one array in units of its tolerance.
@@ -161,7 +167,7 @@ def error(
         a: autodiff's, in the working dtype.
         draws: the changes of o under rounding.
         unit: half a unit in the last place, relative.
-        usual: the oracle's answer at inputs of the usual size; None for o itself.
+        typical: the oracle's answer at inputs of the usual size; None for o itself.
         reach: the size of the inputs, if above one. What a rule keeps may be as large, and be rounded by that many
             units: exponentiated again, as the logarithm of a sum of exponentials is, it errs by as much, relatively.
 
@@ -174,7 +180,7 @@ def error(
             as_parts(a),
             [as_parts(d) for d in draws],
             unit,
-            None if usual is None else as_parts(usual),
+            None if typical is None else as_parts(typical),
             reach,
         )
         return replace(e, index=e.index[:-1])
@@ -191,7 +197,7 @@ def error(
         finite = np.isfinite(target)
         scale = np.where(finite, target, 0.0)
         changes = [np.where(finite & np.isfinite(d), d, 0.0) for d in draws]
-        given = scale if usual is None else np.where(np.isfinite(usual), usual, 0.0)
+        given = scale if typical is None else np.where(np.isfinite(typical), typical, 0.0)
     worst = tuple(int(i) for i in np.unravel_index(np.argmax(np.where(np.isnan(wrong), np.inf, wrong)), wrong.shape))
     ratios, excused, unstable = [], [], False
     for norm in (_rms, _max):

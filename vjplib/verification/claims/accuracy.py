@@ -12,18 +12,18 @@ import numpy as np
 
 from vjplib.precision import compute_dtype
 from vjplib.rule import Tail
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.value import compare
-from vjplib.verification.report import Finding, finding, said, skipped
-from vjplib.verification.tolerance import usual
+from vjplib.verification.report import Finding, describe_error, finding, skipped
+from vjplib.verification.tolerance import typical_magnitude
 
 DTYPES = ("float32", "bfloat16", "float16")
 TAILS = np.outer((-1.0, 1.0), np.geomspace(1e-3, 80.0, 200)).ravel()
 """The log-spaced numbers of both signs that tails are made of."""
 
 
-def check(subject: Subject, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
+def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
     """Yields a finding for each dtype, the worst cotangent's error as a multiple of autodiff's, and one for its tails.
 
     Half precision cannot see an error under about 3 %, so this judges stability, not correctness.
@@ -32,9 +32,9 @@ def check(subject: Subject, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]
         leaves = subject.leaves(jnp.dtype(dtype))
         try:
             gs = subject.cotangents(leaves)
-            errors = list(compare(subject, leaves, gs, usual(subject, leaves, gs)))
+            errors = list(compare(subject, leaves, gs, typical_magnitude(subject, leaves, gs)))
         except Exception as refusal:  # whatever a function, or the compiler, says of a dtype that it does not take
-            message = f"{dtype}: refused, {said(refusal)}"
+            message = f"{dtype}: refused, {describe_error(refusal)}"
             yield skipped(message)
             continue
         name, e = max(errors, key=lambda pair: pair[1].excused)
@@ -53,12 +53,12 @@ def check(subject: Subject, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]
             yield finding("fail" if ratio > 1 else "pass", "inaccurate", message, "cotangents", ratio)
 
 
-def _in_own_half_precision(subject: Subject) -> Iterator[Finding]:
+def _in_own_half_precision(subject: CallUnderTest) -> Iterator[Finding]:
     """Examine the call in half precision only where it has such dtypes itself."""
     return check(subject, sorted({a.dtype.name for a in subject.leaves()} & {"float16", "bfloat16"}))
 
 
-def tail_error(subject: Subject, tails: Callable[[np.ndarray], Tail], dtype: Any = np.float32) -> float:
+def tail_error(subject: CallUnderTest, tails: Callable[[np.ndarray], Tail], dtype: Any = np.float32) -> float:
     """Return the largest relative error of a component of a function's cotangents at a call of known cotangents.
 
     Only components whose exact value is a normal number of the dtype count.
@@ -72,7 +72,7 @@ def tail_error(subject: Subject, tails: Callable[[np.ndarray], Tail], dtype: Any
         >>> def tails(x):
         ...     e = np.exp(-np.abs(x))
         ...     return Tail((x,), np.ones_like(x), (e / (1 + e) ** 2,))
-        >>> tail_error(Subject(lambda x: 1 / (1 + jnp.exp(-x)), ()), tails)
+        >>> tail_error(CallUnderTest(lambda x: 1 / (1 + jnp.exp(-x)), ()), tails)
         1.0
     """
     tail, there = at_tails(subject, tails, dtype)
@@ -84,7 +84,7 @@ def tail_error(subject: Subject, tails: Callable[[np.ndarray], Tail], dtype: Any
     return max(errors)
 
 
-def at_tails(subject: Subject, tails: Callable[[np.ndarray], Tail], dtype: Any) -> tuple[Tail, Subject]:
+def at_tails(subject: CallUnderTest, tails: Callable[[np.ndarray], Tail], dtype: Any) -> tuple[Tail, CallUnderTest]:
     """Return the call that tails makes of log-spaced numbers of a dtype, and the function at that call."""
     tail = tails(np.unique(TAILS.astype(dtype))[::-1].astype(np.float64))
     return tail, subject.at(tail.args, {}, f"tails in {jnp.dtype(dtype).name}")

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import CustomVJP, holds_custom_vjp, is_symbolic_zero, perturbed, symbolic_zero_of
-from vjplib.verification.call import Static, Subject
+from vjplib.verification.call import CallUnderTest, Static
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import raised, rules_called
-from vjplib.verification.report import Finding, failed, finding, noted, passed, said
+from vjplib.verification.report import Finding, describe_error, failed, finding, noted, passed
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check(subject: Subject, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
+def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
     """Yields findings on the avals of the primal, of the forward pass and of what the backward returns.
 
     Args:
@@ -52,22 +52,22 @@ def _shown(a: Any) -> str:
     return f"{'weak ' if weak else ''}{dtype} of shape {shape}"
 
 
-def _avals(subject: Subject, dtype: Any) -> Iterator[Finding]:
+def _avals(subject: CallUnderTest, dtype: Any) -> Iterator[Finding]:
     at = "as called" if dtype is None else f"in {dtype}"
     leaves = subject.leaves(dtype)
     try:
         primal = jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
     except Exception as refusal:  # functions have their own words for what they do not take
         level, trap = ("fail", raised(subject, refusal)) if dtype is None else ("note", "")
-        yield finding(level, "raises", f"refuses to run {at}: {said(refusal)}", trap=trap)
+        yield finding(level, "raises", f"refuses to run {at}: {describe_error(refusal)}", trap=trap)
         return
     try:
         forward, dxs = jax.eval_shape(_pulled(subject), leaves)
     except Exception as error:  # whatever the passes raise is the finding
         if dtype is not None and (isinstance(error, NotImplementedError) or "does not accept dtype" in str(error)):
-            yield noted(f"what the backward calls refuses {at}: {said(error)}")
+            yield noted(f"what the backward calls refuses {at}: {describe_error(error)}")
             return
-        message, trap = f"forward and backward raise {at}: {said(error)}", raised(subject, error)
+        message, trap = f"forward and backward raise {at}: {describe_error(error)}", raised(subject, error)
         yield failed("raises", message, trap=trap)
         return
     if jax.tree.structure(primal) != jax.tree.structure(forward):
@@ -102,12 +102,12 @@ def _trap_of_dtype(x: Any, dx: Any) -> str:
     return "weak-type" if _aval(dx)[2] else "cotangent-dtype"
 
 
-def _whole(subject: Subject, leaves: Any) -> Any:
+def _whole(subject: CallUnderTest, leaves: Any) -> Any:
     """Returns the function's output as it is, integers and structure included."""
     return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
 
 
-def _pulled(subject: Subject) -> Any:
+def _pulled(subject: CallUnderTest) -> Any:
     def run(leaves: Any) -> Any:
         y, back = jax.vjp(lambda *ls: _whole(subject, ls), *leaves)
         return y, back(jax.tree.map(_cotangent_like, y))
@@ -120,7 +120,7 @@ def _cotangent_like(y: Any) -> Any:
     return jnp.ones(shape, dtype) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(shape, jax.dtypes.float0)
 
 
-def _nondiff(subject: Subject) -> Iterator[Finding]:
+def _nondiff(subject: CallUnderTest) -> Iterator[Finding]:
     """Traces the arrays that stand in places named by nondiff_argnums, as jit would."""
     for i, argument in enumerate(subject.args):
         value = argument.value if isinstance(argument, Static) else None
@@ -134,11 +134,11 @@ def _nondiff(subject: Subject) -> Iterator[Finding]:
         try:
             jax.eval_shape(run, value)
         except jax.errors.UnexpectedTracerError as error:
-            message = f"argument {i} is an array that cannot be traced: {said(error)}"
+            message = f"argument {i} is an array that cannot be traced: {describe_error(error)}"
             yield failed("raises", message, trap="array-in-nondiff")
 
 
-def _closure(subject: Subject) -> Iterator[Finding]:
+def _closure(subject: CallUnderTest) -> Iterator[Finding]:
     constants = [c for c in jax.make_jaxpr(lambda ls: _whole(subject, ls))(subject.leaves()).consts if np.size(c) > 1]
     given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
     for c in constants:
@@ -147,7 +147,7 @@ def _closure(subject: Subject) -> Iterator[Finding]:
             yield noted(message)
 
 
-def _raw(subject: Subject) -> Iterator[Finding]:
+def _raw(subject: CallUnderTest) -> Iterator[Finding]:
     """Looks at what each custom_vjp's own backward returns, before JAX fits it to the arguments."""
     leaves = subject.leaves()
     if not holds_custom_vjp(jax.make_jaxpr(lambda ls: _whole(subject, ls))(leaves)):
@@ -160,7 +160,9 @@ def _raw(subject: Subject) -> Iterator[Finding]:
         yield noted(message)
 
 
-def _raw_one(subject: Subject, rule: CustomVJP, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Finding]:
+def _raw_one(
+    subject: CallUnderTest, rule: CustomVJP, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[Finding]:
     bound = inspect.signature(rule.primal).bind(*args, **kwargs)
     bound.apply_defaults()
     static = rule.static
@@ -191,7 +193,7 @@ def _raw_one(subject: Subject, rule: CustomVJP, args: tuple[Any, ...], kwargs: d
     try:
         y, cotangents = backward(None)
     except Exception as error:  # whatever the passes raise is the finding
-        message, trap = f"{rule.name}'s passes raise: {said(error)}", raised(subject, error)
+        message, trap = f"{rule.name}'s passes raise: {describe_error(error)}", raised(subject, error)
         yield failed("passes_raise", message, trap=trap)
         return
     for i, dx in zip(moving, cotangents, strict=False):
@@ -203,7 +205,9 @@ def _raw_one(subject: Subject, rule: CustomVJP, args: tuple[Any, ...], kwargs: d
             if not _whole_number(leaves[alone]):
                 backward(alone)
         except Exception as error:  # whatever the backward raises is the finding
-            message = f"{rule.name}'s backward raises where only output {alone} has a cotangent: {said(error)}"
+            message = (
+                f"{rule.name}'s backward raises where only output {alone} has a cotangent: {describe_error(error)}"
+            )
             yield failed("raises", message, trap="symbolic-zeros")
 
 
@@ -211,7 +215,7 @@ def _whole_number(a: Any) -> bool:
     return not jnp.issubdtype(jnp.result_type(a), jnp.inexact)
 
 
-def _raw_cotangent(subject: Subject, name: str, x: Any, dx: Any) -> Iterator[Finding]:
+def _raw_cotangent(subject: CallUnderTest, name: str, x: Any, dx: Any) -> Iterator[Finding]:
     leaves = jax.tree.leaves(x)
     if dx is None:
         if any(jnp.issubdtype(a.dtype, jnp.inexact) for a in leaves):

@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.accuracy import at_tails
-from vjplib.verification.explain.locate import MOST, steered
-from vjplib.verification.report import Finding, noted, passed, said, skipped
+from vjplib.verification.explain.locate import MOST, with_factors
+from vjplib.verification.report import Finding, describe_error, noted, passed, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS
 
 SHOWN = 5  # blind equations named
 OTHER = -2.0  # a factor that changes comparisons
 
 
-def check(subject: Subject) -> Iterator[Finding]:
+def check(subject: CallUnderTest) -> Iterator[Finding]:
     """Yields a pass if a factor on any equation of the backward moves a cotangent, a note of those that move none.
 
     Equations whose output is no floating number have no factor, and those that nothing depends on, or that depend on
@@ -34,7 +34,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         with x64():
             blind, count, reason = _blind(subject)
     except Exception as error:  # an equation may have no derivative, or the rule may raise; contract and value say so
-        blind, count, reason = [], 0, f"the backward has no derivative by its equations: {said(error)}"
+        blind, count, reason = [], 0, f"the backward has no derivative by its equations: {describe_error(error)}"
     data = {"equations": count, "blind": blind}
     if reason:
         yield skipped(reason)
@@ -47,10 +47,10 @@ def check(subject: Subject) -> Iterator[Finding]:
         yield passed(message, data=data)
 
 
-def _blind(subject: Subject) -> tuple[list[str], int, str]:
+def _blind(subject: CallUnderTest) -> tuple[list[str], int, str]:
     """Returns the equations that no cotangent moves with, how many there are in all, and why none can be told."""
     leaves = subject.leaves(np.float64)
-    program = steered(subject, leaves, subject.cotangents(leaves))
+    program = with_factors(subject, leaves, subject.cotangents(leaves))
     inside = [i for i, backward in enumerate(program.backward) if backward]
     if not inside:
         return [], 0, "no floating equation of a custom_vjp's backward is in sight: there is none, or it is in a loop"
@@ -74,11 +74,11 @@ def _blind(subject: Subject) -> tuple[list[str], int, str]:
     return [program.places[inside[i]] for i in unseen], len(inside), ""
 
 
-def _unseen_in_tails(subject: Subject, places: tuple[str, ...], numbers: list[int]) -> list[int]:
+def _unseen_in_tails(subject: CallUnderTest, places: tuple[str, ...], numbers: list[int]) -> list[int]:
     """Returns those of the equations that move no component of a cotangent by a share of it in the tails either."""
     assert subject.tails is not None
     tail, there = at_tails(subject, subject.tails, np.float64)
-    program = steered(there, there.leaves(np.float64), (np.asarray(tail.g, np.float64),))
+    program = with_factors(there, there.leaves(np.float64), (np.asarray(tail.g, np.float64),))
     if program.places != places:  # another program, whose equations are others
         return numbers
     cotangents = jax.jit(program.cotangents([1.0] * len(tail.exact), numbers))

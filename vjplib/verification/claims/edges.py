@@ -9,12 +9,12 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.rule import Edge
-from vjplib.verification.call import Leaves, Subject, as_taken_by_jax, kind_of
+from vjplib.verification.call import CallUnderTest, Leaves, as_taken_by_jax, kind_of
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.value import compare, right
 from vjplib.verification.explain import shrink
 from vjplib.verification.report import Finding, Level, finding, noted, passed
-from vjplib.verification.tolerance import size_of, usual, wide
+from vjplib.verification.tolerance import size_of, typical_magnitude, wide
 
 KINK = 1e-5
 STEP = 1e-6
@@ -24,11 +24,11 @@ MOVED = 0.7  # other inputs, which move every output that is not constant
 LARGE = 10.0  # numbers above are not what one takes for an example
 
 
-def check(subject: Subject) -> Iterator[Finding]:
+def check(subject: CallUnderTest) -> Iterator[Finding]:
     """Yields a finding for each generic edge, at the shapes of the call."""
     leaves = subject.leaves(np.float32)
     gs = subject.cotangents(leaves)
-    unsaturated = usual(subject, leaves, gs)
+    unsaturated = typical_magnitude(subject, leaves, gs)
     sparse = tuple(np.where(np.arange(g.size).reshape(g.shape) % 2, g, np.float32(0)) for g in gs)
     yield from _edge(subject, "zeros", tuple(np.zeros_like(a) for a in leaves), gs, unsaturated)
     yield from _edge(subject, "ties", tuple(np.ones_like(a) for a in leaves), gs, unsaturated)
@@ -47,12 +47,12 @@ def check(subject: Subject) -> Iterator[Finding]:
             yield from _edge(masked, name, leaves, gs, unsaturated, base=subject)
 
 
-def _holds_mask(subject: Subject) -> bool:
+def _holds_mask(subject: CallUnderTest) -> bool:
     arguments = jax.tree.leaves((subject.args, dict(subject.kwargs)))
     return any(getattr(a, "dtype", None) == np.bool_ for a in arguments)
 
 
-def _infinite_where_masked(subject: Subject, leaves: Leaves, gs: Leaves) -> Leaves | None:
+def _infinite_where_masked(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> Leaves | None:
     """Returns the cotangents, infinite where outputs are constant, None where none is or the oracle uses them."""
     if not _holds_mask(subject):
         return None
@@ -68,7 +68,7 @@ def _infinite_where_masked(subject: Subject, leaves: Leaves, gs: Leaves) -> Leav
     return infinite if all(np.isfinite(np.asarray(dx)).all() for dx in dxs) else None
 
 
-def _masked(subject: Subject, name: str, kept: bool | None) -> Subject | None:
+def _masked(subject: CallUnderTest, name: str, kept: bool | None) -> CallUnderTest | None:
     """Returns the call with each boolean array all True or all False, or its contrary for None; None without one."""
 
     def filled(a: Any) -> Any:
@@ -83,9 +83,9 @@ def _masked(subject: Subject, name: str, kept: bool | None) -> Subject | None:
     return masked if masked.runs else None
 
 
-def check_named(subject: Subject, edges: Sequence[Edge]) -> Iterator[Finding]:
+def check_named(subject: CallUnderTest, edges: Sequence[Edge]) -> Iterator[Finding]:
     """Yields a finding for each named edge of a record; those of the same shapes share compiled programs."""
-    alike: dict[str, Subject] = {}
+    alike: dict[str, CallUnderTest] = {}
     for edge in edges:
         args = tuple(None if a is None else _single(np.asarray(a)) for a in edge.args)
         at = subject.at(args, edge.kwargs, edge.name)
@@ -102,16 +102,16 @@ def _single(a: np.ndarray) -> np.ndarray:
 
 
 def _edge(
-    subject: Subject,
+    subject: CallUnderTest,
     name: str,
     leaves: Leaves,
     gs: Leaves,
-    usual: Leaves | None = None,
+    typical: Leaves | None = None,
     tiny: bool = False,
     finite_only: bool = False,
-    base: Subject | None = None,
+    base: CallUnderTest | None = None,
 ) -> Iterator[Finding]:
-    errors = list(compare(subject, leaves, gs, usual, tied=name == "ties" or base is not None))
+    errors = list(compare(subject, leaves, gs, typical, tied=name == "ties" or base is not None))
     if errors and all(e.known == 0 for _, e in errors):
         yield noted(f"{name}: undecided, the oracle is NaN there")
         return
@@ -135,7 +135,7 @@ def _edge(
         )
 
 
-def _trap(subject: Subject, leaves: Leaves, finite: bool) -> str:
+def _trap(subject: CallUnderTest, leaves: Leaves, finite: bool) -> str:
     """Returns the trap of a rule that is right at the call as given, and not at these leaves."""
     if not right(subject):
         return ""
@@ -145,7 +145,7 @@ def _trap(subject: Subject, leaves: Leaves, finite: bool) -> str:
     return "ties" if tied or any(np.any(a == 0) for a in leaves) else ""
 
 
-def _excuses(subject: Subject, leaves: Leaves, gs: Leaves) -> dict[str, tuple[Level, str]]:
+def _excuses(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> dict[str, tuple[Level, str]]:
     """Returns what may be said for cotangents that differ from autodiff's, by their names.
 
     Autodiff takes what a formula gives at a single point, as for |x| at 0 inside a smooth function; there the limit
@@ -177,7 +177,7 @@ def _slope(dx: np.ndarray, t: np.ndarray) -> float:
     return float(np.real(np.sum(dx * t)))
 
 
-def _limits(subject: Subject, leaves: Leaves, gs: Leaves, i: int) -> Iterator[tuple[np.ndarray, float, float]]:
+def _limits(subject: CallUnderTest, leaves: Leaves, gs: Leaves, i: int) -> Iterator[tuple[np.ndarray, float, float]]:
     """Yields directions of one argument, and the oracle's slope along each, just below and just above these leaves."""
     exact = tuple(wide(np.asarray(a)) for a in leaves)
     x, cotangents = exact[i], tuple(wide(np.asarray(g)) for g in gs)

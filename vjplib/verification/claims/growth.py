@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import opened, programs
-from vjplib.verification.call import Subject
+from vjplib.compat import programs, unclose
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Claim
-from vjplib.verification.report import Finding, failed, noted, passed, said, skipped
+from vjplib.verification.report import Finding, describe_error, failed, noted, passed, skipped
 
 FACTOR = 32
 EXCESS = 0.5
@@ -82,7 +82,7 @@ def _operations(eqn: Any) -> int:
     return max([out, *(_elements(v) for v in eqn.invars)])
 
 
-def too_large(subject: Subject) -> str | None:
+def too_large(subject: CallUnderTest) -> str | None:
     """Returns why the call cannot be computed in the memory that is free, or None; nothing is computed to know it."""
     leaves = subject.leaves(np.float32)
     try:
@@ -90,7 +90,7 @@ def too_large(subject: Subject) -> str | None:
         traced = [jax.make_jaxpr(subject.pull(f))(leaves, gs) for f in (subject.call, subject.oracle)]
     except Exception:  # what the function raises is for the claims to report
         return None
-    largest = [cost(opened(program)[0]).largest for program in traced]
+    largest = [cost(unclose(program)[0]).largest for program in traced]
     needed, free = 8 * max(largest), _free_memory()  # bytes, in float64
     if needed <= free / 2:
         return None
@@ -110,7 +110,7 @@ def _free_memory() -> float:
         return math.inf
 
 
-def check(subject: Subject, compiled: bool = True) -> Iterator[Finding]:
+def check(subject: CallUnderTest, compiled: bool = True) -> Iterator[Finding]:
     """Yields a finding for each dimension.
 
     Args:
@@ -125,7 +125,7 @@ def check(subject: Subject, compiled: bool = True) -> Iterator[Finding]:
         yield _dimension(subject, dimension, size, compiled)
 
 
-def _dimension(subject: Subject, dimension: str, size: int, compiled: bool) -> Finding:
+def _dimension(subject: CallUnderTest, dimension: str, size: int, compiled: bool) -> Finding:
     sizes = (FACTOR * size, 2 * FACTOR * size)
     try:
         ours = [cost(_trace(subject, dimension, n, lambda s: s.call)) for n in sizes]
@@ -134,7 +134,7 @@ def _dimension(subject: Subject, dimension: str, size: int, compiled: bool) -> F
         wanted = () if proportional and not compiled else sizes
         theirs = [cost(_trace(subject, dimension, n, lambda s: s.oracle)) for n in wanted]
     except Exception as refusal:  # functions have their own words for sizes that they do not take
-        message = f"{dimension} cannot be enlarged alone: {said(refusal)}"
+        message = f"{dimension} cannot be enlarged alone: {describe_error(refusal)}"
         return skipped(message)
     if not all(c.decided for c in ours):
         message = f"in {dimension}: a while loop of unknown length, growth undecided"
@@ -157,7 +157,7 @@ def _dimension(subject: Subject, dimension: str, size: int, compiled: bool) -> F
 
 
 def _drawn(
-    subject: Subject, dimension: str, sizes: Sequence[int], ours: list[Cost], theirs: list[Cost], size: int | None
+    subject: CallUnderTest, dimension: str, sizes: Sequence[int], ours: list[Cost], theirs: list[Cost], size: int | None
 ) -> dict[str, Any]:
     """Returns what is drawn of growth: sizes, and the costs of the rule and of autodiff at each.
 
@@ -186,10 +186,10 @@ def _exponent(costs: list[Cost], part: str) -> float:
     return math.log2(large / small)
 
 
-Chosen = Callable[[Subject], Callable[..., Any]]
+Chosen = Callable[[CallUnderTest], Callable[..., Any]]
 
 
-def _program(subject: Subject, chosen: Chosen) -> Callable[..., Any]:
+def _program(subject: CallUnderTest, chosen: Chosen) -> Callable[..., Any]:
     """Returns forward and backward as a function of every array of the call, integers and masks included."""
 
     def run(args: tuple[Any, ...], arrays: Mapping[str, Any]) -> Any:
@@ -201,12 +201,12 @@ def _program(subject: Subject, chosen: Chosen) -> Callable[..., Any]:
     return run
 
 
-def _trace(subject: Subject, dimension: str, n: int, chosen: Chosen) -> Any:
+def _trace(subject: CallUnderTest, dimension: str, n: int, chosen: Chosen) -> Any:
     assert subject.resize is not None
-    return opened(jax.make_jaxpr(_program(subject, chosen))(*subject.resize({dimension: n})))[0]
+    return unclose(jax.make_jaxpr(_program(subject, chosen))(*subject.resize({dimension: n})))[0]
 
 
-def _compiled_exponent(subject: Subject, dimension: str) -> float:
+def _compiled_exponent(subject: CallUnderTest, dimension: str) -> float:
     assert subject.resize is not None
     program = jax.jit(_program(subject, lambda s: s.call))
     sizes = (COMPILED, 2 * COMPILED, 4 * COMPILED)

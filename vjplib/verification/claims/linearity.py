@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import Leaves, Subject
+from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import lower_precision
 from vjplib.verification.report import Finding, failed, passed
@@ -23,7 +23,7 @@ POWER, POWER_OF_FLOAT16 = 40, 8  # of two; float16 overflows at 16
 FLOAT16 = float(jnp.finfo(jnp.float16).eps)
 
 
-def check(subject: Subject) -> Iterator[Finding]:
+def check(subject: CallUnderTest) -> Iterator[Finding]:
     """Yields a finding for each differentiated argument."""
     with x64():
         leaves = tuple(jnp.asarray(a) for a in subject.leaves(np.float64))
@@ -43,7 +43,7 @@ def check(subject: Subject) -> Iterator[Finding]:
             yield passed("linear in the cotangent", argument, gap / digits)
 
 
-def _broken(subject: Subject, leaves: Leaves, g: Leaves, e: Leaves, power: int) -> dict[str, tuple[float, str]]:
+def _broken(subject: CallUnderTest, leaves: Leaves, g: Leaves, e: Leaves, power: int) -> dict[str, tuple[float, str]]:
     """Returns by how much, and which law, is broken most for each argument, of those that are broken at all."""
     broken: dict[str, tuple[float, str]] = {}
     for alone in range(len(g)):
@@ -54,14 +54,14 @@ def _broken(subject: Subject, leaves: Leaves, g: Leaves, e: Leaves, power: int) 
     return broken
 
 
-def _trap(subject: Subject, gap: float) -> str:
+def _trap(subject: CallUnderTest, gap: float) -> str:
     """Returns whether it is rounding inside that breaks the law: where gaps are small, and a cast to fewer bits is."""
     with x64():
         leaves = subject.leaves(np.float64)
         return lower_precision(subject, leaves, subject.cotangents(leaves), gap) or "not-linear"
 
 
-def _laws(subject: Subject, leaves: Leaves, g: Leaves, e: Leaves, power: int) -> Iterator[tuple[str, str, float]]:
+def _laws(subject: CallUnderTest, leaves: Leaves, g: Leaves, e: Leaves, power: int) -> Iterator[tuple[str, str, float]]:
     factor = 2.0**power
     combinations = [(0, 0), (1, 0), (0, 1), (2, 0), (-1, 0), (factor, 0), (1 / factor, 0), (1, 1)]
     with np.errstate(over="ignore", under="ignore"):

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vjplib.compat import Literal, opened, used_inputs
-from vjplib.verification.call import Subject
+from vjplib.compat import Literal, unclose, used_inputs
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Claim
 from vjplib.verification.report import Finding, finding
 
@@ -55,13 +55,13 @@ def unused_bytes(f: Callable[..., Any], *leaves: Any) -> int:
         32
     """
     kept, (traced, outputs, back) = _kept(f, *leaves)
-    backward, _ = opened(jax.make_jaxpr(lambda back, gs: back(gs))(back, outputs))
+    backward, _ = unclose(jax.make_jaxpr(lambda back, gs: back(gs))(back, outputs))
     places = traced.jaxpr.outvars[len(jax.tree.leaves(outputs)) :]
     used = {id(v) for v, is_used in zip(places, used_inputs(backward), strict=False) if is_used}
     return _bytes({key: aval for key, aval in kept.items() if key not in used})
 
 
-def check(subject: Subject) -> Iterator[Finding]:
+def check(subject: CallUnderTest) -> Iterator[Finding]:
     """Yields one finding, on the call in float32."""
     leaves = subject.leaves(np.float32)
     ours = residual_bytes(subject.call, *leaves)

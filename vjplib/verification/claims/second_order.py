@@ -9,16 +9,16 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import Answers, Leaves, Subject, normal_of
+from vjplib.verification.call import Answers, CallUnderTest, Leaves, normal_of
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import lower_precision, optimizes_remat, raised
-from vjplib.verification.report import Finding, failed, noted, passed, said
+from vjplib.verification.report import Finding, describe_error, failed, noted, passed
 from vjplib.verification.tolerance import DRAWS, SLACK, relative_gap, roundings, size_of
 
 _REVERSE, _FORWARD = "reverse over reverse", "forward over reverse"
 
 
-def check(subject: Subject, forwards: bool = True) -> Iterator[Finding]:
+def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
     """Yields a finding for each mode and each derivative, in float64 against the oracle.
 
     The pullback B(x, g) is differentiated in both arguments: its VJP with a random direction is reverse over reverse,
@@ -70,7 +70,7 @@ def check(subject: Subject, forwards: bool = True) -> Iterator[Finding]:
 
 
 def _suspected(
-    subject: Subject, mode: str, second: Callable[..., Any], point: Any, found: Any, expected: Any
+    subject: CallUnderTest, mode: str, second: Callable[..., Any], point: Any, found: Any, expected: Any
 ) -> Finding:
     """Returns the finding on derivatives that differ by more than their own size explains.
 
@@ -89,7 +89,9 @@ def _suspected(
     return replace(finding, trap=_trap(subject, (leaves, gs), answers, *parts, scale))
 
 
-def _trap(subject: Subject, at: tuple[Leaves, Leaves], first: Answers, found: Any, expected: Any, scale: float) -> str:
+def _trap(
+    subject: CallUnderTest, at: tuple[Leaves, Leaves], first: Answers, found: Any, expected: Any, scale: float
+) -> str:
     """Returns the trap where the first derivatives are right, and the second are zero or of few digits."""
     first = jax.tree.map(np.asarray, first)
     gaps = [relative_gap(r, o) for r, o in zip(first.dxs, first.true_dxs, strict=True)]
@@ -103,7 +105,7 @@ def _trap(subject: Subject, at: tuple[Leaves, Leaves], first: Answers, found: An
 
 
 def _is_rounding(
-    subject: Subject, second: Callable[..., Any], point: Any, found: Any, expected: Any, scale: float
+    subject: CallUnderTest, second: Callable[..., Any], point: Any, found: Any, expected: Any, scale: float
 ) -> bool:
     """Returns whether derivatives differ by no more than the oracle's move where each input is rounded in float64."""
     rng = np.random.default_rng((subject.seed, 8))
@@ -122,11 +124,11 @@ def _is_rounding(
     return all(np.isfinite(np.asarray(r)).all() for r in jax.tree.leaves(found))
 
 
-def _refusal(subject: Subject, mode: str, error: Exception) -> Finding:
+def _refusal(subject: CallUnderTest, mode: str, error: Exception) -> Finding:
     if subject.order_two:
         trap = "optimize-remat" if optimizes_remat(subject) else raised(subject, error)
-        return failed("raises", f"{mode} raises {said(error)}", trap=trap)
-    return passed(f"{mode} is refused, as declared, by {said(error)}")
+        return failed("raises", f"{mode} raises {describe_error(error)}", trap=trap)
+    return passed(f"{mode} is refused, as declared, by {describe_error(error)}")
 
 
 def _backwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves, directions: Leaves) -> Any:
@@ -139,7 +141,7 @@ def _forwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves
     return jax.jvp(pull, (xs, gs), (tangents, directions))[1]  # of the outputs too, as jax.hessian has it
 
 
-def _compare(subject: Subject, mode: str, found: Any, expected: Any, scale: float = 0.0) -> Finding:
+def _compare(subject: CallUnderTest, mode: str, found: Any, expected: Any, scale: float = 0.0) -> Finding:
     gaps = [
         ((gap := relative_gap(np.asarray(r), np.asarray(o), scale)) / subject.digits(gap), part)
         for r, o, part in zip(*map(jax.tree.leaves, (found, expected)), _parts(subject, mode, found), strict=True)
@@ -150,7 +152,7 @@ def _compare(subject: Subject, mode: str, found: Any, expected: Any, scale: floa
     return passed(f"{mode} equals the oracle", "", worst)
 
 
-def _parts(subject: Subject, mode: str, found: tuple[Leaves, Leaves]) -> list[str]:
+def _parts(subject: CallUnderTest, mode: str, found: tuple[Leaves, Leaves]) -> list[str]:
     """Returns where a second derivative stands, for each array of it."""
     if mode == _REVERSE:
         inputs = [*subject.names, *(f"the cotangent of output {i}" for i in range(len(found[1])))]

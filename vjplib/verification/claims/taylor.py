@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import Leaves, Subject
+from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.claim import Claim
 from vjplib.verification.report import Finding, Level, finding
 from vjplib.verification.tolerance import size_of
@@ -59,7 +59,7 @@ class _Seen(NamedTuple):
     remainders: tuple[float, ...]
 
 
-def check(subject: Subject, always: bool = True) -> Iterator[Finding]:
+def check(subject: CallUnderTest, always: bool = True) -> Iterator[Finding]:
     """Yields a finding for each differentiated argument.
 
     Args:
@@ -76,7 +76,7 @@ def check(subject: Subject, always: bool = True) -> Iterator[Finding]:
         yield _judged(subject, f"cotangent of {name}", slopes[i], forward[i], leaves[i].dtype)
 
 
-def _point(subject: Subject) -> tuple[Leaves, Leaves, Leaves]:
+def _point(subject: CallUnderTest) -> tuple[Leaves, Leaves, Leaves]:
     """Returns leaves, output cotangents and the function's own cotangents, in float64 if it runs there."""
     try:
         leaves = subject.leaves(np.float64)
@@ -88,7 +88,7 @@ def _point(subject: Subject) -> tuple[Leaves, Leaves, Leaves]:
         return leaves, gs, subject.pullback(leaves, gs)[1]
 
 
-def _slopes(subject: Subject, leaves: Leaves, gs: Leaves, dxs: Leaves) -> list[list[_Seen]]:
+def _slopes(subject: CallUnderTest, leaves: Leaves, gs: Leaves, dxs: Leaves) -> list[list[_Seen]]:
     """Returns what each direction of each argument shows."""
     count = 3 if subject.small and len(leaves) <= MANY else 1
     directions = _directions(subject, leaves, count)
@@ -130,7 +130,7 @@ def _dot(a: Any, b: Any) -> Any:
     return jnp.real(jnp.sum(_wide(a) * b))
 
 
-def _directions(subject: Subject, leaves: Leaves, count: int) -> Leaves:
+def _directions(subject: CallUnderTest, leaves: Leaves, count: int) -> Leaves:
     """Returns some directions for each leaf, each number moved by a half to the whole of its size."""
     rng = np.random.default_rng((subject.seed, 8))
 
@@ -195,7 +195,7 @@ def _noise(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(differences**2) * factorial(ORDER) ** 2 / factorial(2 * ORDER)))
 
 
-def _forward(subject: Subject, leaves: Leaves, gs: Leaves, dxs: Leaves) -> list[float | None]:
+def _forward(subject: CallUnderTest, leaves: Leaves, gs: Leaves, dxs: Leaves) -> list[float | None]:
     """Returns how far <J v, g> is from <v, dx> for each argument, relative; None without a forward derivative."""
     directions = [v[0] for v in _directions(subject, leaves, 1)]
 
@@ -222,7 +222,9 @@ def _forward(subject: Subject, leaves: Leaves, gs: Leaves, dxs: Leaves) -> list[
     return gaps
 
 
-def _judged(subject: Subject, argument: str, directions: Sequence[_Seen], forward: float | None, dtype: Any) -> Finding:
+def _judged(
+    subject: CallUnderTest, argument: str, directions: Sequence[_Seen], forward: float | None, dtype: Any
+) -> Finding:
     """Returns the finding of one argument."""
     known = forward is not None
     agrees = known and forward <= float(np.sqrt(np.finfo(dtype).eps))

@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import Leaves, Subject
+from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import raised, refused_by_jax, takes_symbolic_zeros
-from vjplib.verification.report import Finding, failed, finding, noted, passed, said
+from vjplib.verification.report import Finding, describe_error, failed, finding, noted, passed
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, roundings
 
 MOST_OUTPUTS = 3  # of which each is tried alone
 Pull = Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
 
 
-def check(subject: Subject, eager: bool = True) -> Iterator[Finding]:
+def check(subject: CallUnderTest, eager: bool = True) -> Iterator[Finding]:
     """Yields a finding for each transform.
 
     Args:
@@ -46,7 +46,7 @@ def check(subject: Subject, eager: bool = True) -> Iterator[Finding]:
         yield from _together(subject, dict(_variants(subject, pull, jitted, pairs, truth, eager)))
 
 
-def _changed(leaves: Leaves, subject: Subject) -> Leaves:
+def _changed(leaves: Leaves, subject: CallUnderTest) -> Leaves:
     rng = np.random.default_rng((subject.seed, 3))
     return tuple(a * rng.uniform(0.5, 1.0, a.shape) for a in leaves)
 
@@ -56,7 +56,7 @@ def _host(tree: Any) -> Any:
 
 
 def _variants(
-    subject: Subject, pull: Pull, jitted: Pull, pairs: list[tuple[Leaves, Leaves]], truth: list[Any], policy: bool
+    subject: CallUnderTest, pull: Pull, jitted: Pull, pairs: list[tuple[Leaves, Leaves]], truth: list[Any], policy: bool
 ) -> Iterator[tuple[str, tuple[Callable[[], Any], Any]]]:
     """Yields each transform by name: a traceable function of nothing, and what it must return."""
     (xs, gs), (other_xs, other_gs) = pairs
@@ -101,7 +101,7 @@ def _lazily(f: Callable[..., Any], *args: Any) -> Callable[[], Any]:
     return lambda: f(*there)
 
 
-def _alone(subject: Subject, xs: Leaves, i: int) -> Callable[[Leaves], Any]:
+def _alone(subject: CallUnderTest, xs: Leaves, i: int) -> Callable[[Leaves], Any]:
     def run(gs: Leaves) -> Any:
         _, back = jax.vjp(lambda x: subject.call(*xs[:i], x, *xs[i + 1 :]), xs[i])
         return back(tuple(gs))[0]
@@ -109,12 +109,12 @@ def _alone(subject: Subject, xs: Leaves, i: int) -> Callable[[Leaves], Any]:
     return run
 
 
-def _of_output(subject: Subject, xs: Leaves, i: int) -> Callable[[Any], Leaves]:
+def _of_output(subject: CallUnderTest, xs: Leaves, i: int) -> Callable[[Any], Leaves]:
     """Returns the pullback of one output, the others' cotangents not being zeros but absent."""
     return lambda g: jax.vjp(lambda *ls: subject.call(*ls)[i], *xs)[1](g)
 
 
-def _together(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any]]) -> Iterator[Finding]:
+def _together(subject: CallUnderTest, variants: dict[str, tuple[Callable[[], Any], Any]]) -> Iterator[Finding]:
     """Yields the finding on each transform; one that fails only where part of the call is batched is told apart."""
     findings = dict(_each(subject, variants))
     whole = f"vmap over {', '.join(subject.names)}"
@@ -124,7 +124,7 @@ def _together(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any
         yield replace(found, trap="unbatched-residuals") if unbatched else found
 
 
-def _each(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any]]) -> Iterator[tuple[str, Finding]]:
+def _each(subject: CallUnderTest, variants: dict[str, tuple[Callable[[], Any], Any]]) -> Iterator[tuple[str, Finding]]:
     """Compiles all transforms as one program; one that cannot be traced is reported and left out."""
     traced = {}
     for name, (run, expected) in variants.items():
@@ -133,7 +133,7 @@ def _each(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any]]) 
             traced[name] = (run, expected)
         except Exception as error:  # whatever the rule raises under a transform is the finding
             if refused_by_jax(run, error):
-                message = f"{name}: raises {said(error)}; so does JAX whatever the rule"
+                message = f"{name}: raises {describe_error(error)}; so does JAX whatever the rule"
                 yield name, noted(message)
             else:
                 yield name, _raises(subject, name, error)
@@ -146,12 +146,12 @@ def _each(subject: Subject, variants: dict[str, tuple[Callable[[], Any], Any]]) 
         yield name, _report(subject, name, run, traced[name][1])
 
 
-def _raises(subject: Subject, name: str, error: Exception) -> Finding:
+def _raises(subject: CallUnderTest, name: str, error: Exception) -> Finding:
     trap = raised(subject, error)
-    return failed("raises", f"{name}: raises {said(error)}", trap=trap)
+    return failed("raises", f"{name}: raises {describe_error(error)}", trap=trap)
 
 
-def _report(subject: Subject, name: str, run: Callable[[], Any], expected: Any) -> Finding:
+def _report(subject: CallUnderTest, name: str, run: Callable[[], Any], expected: Any) -> Finding:
     try:
         result = _host(run())
     except Exception as error:  # whatever the rule raises under a transform is the finding
@@ -170,11 +170,11 @@ def _report(subject: Subject, name: str, run: Callable[[], Any], expected: Any) 
     return passed(name, ratio=gap / digits)
 
 
-def _alone_names(subject: Subject) -> set[str]:
+def _alone_names(subject: CallUnderTest) -> set[str]:
     return {f"gradient of {name} alone" for name in subject.names} | {f"output {i} alone" for i in range(MOST_OUTPUTS)}
 
 
-def _bitwise(subject: Subject, jitted: Pull, pair: tuple[Leaves, Leaves]) -> Finding:
+def _bitwise(subject: CallUnderTest, jitted: Pull, pair: tuple[Leaves, Leaves]) -> Finding:
     first, second = (jax.tree.leaves(jitted(*pair)) for _ in range(2))
     same = all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
     message = "a rerun gives the same bits" if same else "a rerun gives other bits: state or randomness is hidden in it"

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import SCALES, Leaves, Subject
+from vjplib.verification.call import SCALES, CallUnderTest, Leaves
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain import diagnose
 from vjplib.verification.explain.jacobian_picture import jacobians
@@ -18,18 +18,20 @@ from vjplib.verification.tolerance import (
     HALF_THE_DIGITS,
     SLACK,
     Error,
-    consult,
     error,
+    evaluate_oracle,
     reach_of,
     relative_gap,
     roundings,
     size_of,
+    typical_magnitude,
     unit_of,
-    usual,
 )
 
 
-def check(subject: Subject, scales: tuple[float, ...] = SCALES, original: Subject | None = None) -> Iterator[Finding]:
+def check(
+    subject: CallUnderTest, scales: tuple[float, ...] = SCALES, original: CallUnderTest | None = None
+) -> Iterator[Finding]:
     """Yields a finding for each output and each differentiated argument: its worst over the scales, in float32.
 
     Args:
@@ -39,10 +41,10 @@ def check(subject: Subject, scales: tuple[float, ...] = SCALES, original: Subjec
             element all that is there may cancel.
     """
     given = subject.leaves(np.float32)
-    unsaturated = usual(subject, given, subject.cotangents(given))
+    unsaturated = typical_magnitude(subject, given, subject.cotangents(given))
     if original is not None:
         as_made = original.leaves(np.float32)
-        larger = usual(original, as_made, original.cotangents(as_made))
+        larger = typical_magnitude(original, as_made, original.cotangents(as_made))
         unsaturated = tuple(b if size_of(b) > size_of(a) else a for a, b in zip(unsaturated, larger, strict=True))
     errors: dict[str, list[tuple[Error, str]]] = {}
     for scale in scales:
@@ -58,7 +60,9 @@ def check(subject: Subject, scales: tuple[float, ...] = SCALES, original: Subjec
         yield replace(f, data={"jacobian": picture}) if picture else f
 
 
-def _judged(subject: Subject, name: str, found: list[tuple[Error, str]], traps: Mapping[str, str]) -> Iterator[Finding]:
+def _judged(
+    subject: CallUnderTest, name: str, found: list[tuple[Error, str]], traps: Mapping[str, str]
+) -> Iterator[Finding]:
     """Yields a failure, or what was shown at the scales that could be decided, and a note of those that could not."""
 
     def judged(level: Level, message: str, e: Error) -> Finding:
@@ -83,12 +87,12 @@ def _judged(subject: Subject, name: str, found: list[tuple[Error, str]], traps: 
             yield judged("note", f"the oracle is NaN at {1 - e.known:.0%} of it, {where}: undecided there", e)
 
 
-def in_float64(subject: Subject) -> Iterator[Finding]:
+def in_float64(subject: CallUnderTest) -> Iterator[Finding]:
     """Yields what comparing in float64, to half the digits, shows: coarser arithmetic inside the rule does."""
     yield from _in_float64(subject)[0]
 
 
-def _in_float64(subject: Subject, original: Subject | None = None) -> tuple[list[Finding], dict[str, str]]:
+def _in_float64(subject: CallUnderTest, original: CallUnderTest | None = None) -> tuple[list[Finding], dict[str, str]]:
     """Returns the findings of `in_float64`, and the trap behind each output and cotangent, by its name in findings."""
     with x64():
         leaves = subject.leaves(np.float64)
@@ -124,13 +128,13 @@ def _in_float64(subject: Subject, original: Subject | None = None) -> tuple[list
     return findings, traps
 
 
-def _noise(subject: Subject, leaves: Leaves, gs: Leaves) -> list[float]:
+def _noise(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> list[float]:
     """Returns how far rounding the inputs in float64 may move each output and cotangent of the oracle."""
-    oracle = consult(subject, leaves, gs, subject.eps / 2)
+    oracle = evaluate_oracle(subject, leaves, gs, subject.eps / 2)
     return [SLACK * max(size_of(d[i]) for d in oracle.draws) for i in range(len(oracle.values))]
 
 
-def right(subject: Subject) -> bool:
+def right(subject: CallUnderTest) -> bool:
     """Returns whether the primal and every cotangent equal the oracle's, in float64 to half the digits."""
     with x64():
         leaves = subject.leaves(np.float64)
@@ -140,7 +144,7 @@ def right(subject: Subject) -> bool:
 
 
 def compare(
-    subject: Subject, leaves: Leaves, gs: Leaves, usual: Leaves | None = None, tied: bool = False
+    subject: CallUnderTest, leaves: Leaves, gs: Leaves, typical: Leaves | None = None, tied: bool = False
 ) -> Iterator[tuple[str, Error]]:
     """Yields the error of each output, differentiated and not, and of each cotangent, against the oracle.
 
@@ -148,7 +152,7 @@ def compare(
         subject: what to examine.
         leaves: the differentiated leaves, in the working dtype.
         gs: the output cotangents.
-        usual: the oracle's outputs and cotangents at inputs of the usual size; None for those at these leaves.
+        typical: the oracle's outputs and cotangents at inputs of the usual size; None for those at these leaves.
         tied: whether equal numbers are to be rounded alike.
     """
     found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
@@ -164,7 +168,7 @@ def compare(
     reach = reach_of(leaves)
 
     def errors(unit: float) -> list[tuple[str, Error]]:
-        oracle = consult(subject, leaves, gs, unit, tied)
+        oracle = evaluate_oracle(subject, leaves, gs, unit, tied)
         return [
             (
                 name,
@@ -174,7 +178,7 @@ def compare(
                     autodiff[i],
                     [d[i] for d in oracle.draws],
                     unit,
-                    None if usual is None else usual[i],
+                    None if typical is None else typical[i],
                     reach,
                 ),
             )

@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from vjplib.verification.call import Static, Subject, parameters
+from vjplib.verification.call import CallUnderTest, Static, parameters
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims import value
 from vjplib.verification.explain import shrink
 from vjplib.verification.report import Finding, failed, noted
 
 
-def check(subject: Subject, effort: str = "standard") -> Iterator[Finding]:
+def check(subject: CallUnderTest, effort: str = "standard") -> Iterator[Finding]:
     """Yield the findings on values with one thing changed at a time; "quick" only notes what it does not change.
 
     Args:
@@ -27,7 +27,7 @@ def check(subject: Subject, effort: str = "standard") -> Iterator[Finding]:
         yield from _at_other_sizes(subject, effort)
 
 
-def _at_other_sizes(subject: Subject, effort: str) -> Iterator[Finding]:
+def _at_other_sizes(subject: CallUnderTest, effort: str) -> Iterator[Finding]:
     """Changes each size to one, and to the next, of other parity; in deep, to more."""
     integers = len(jax.tree.leaves(subject.args)) > len(subject.differentiable)
     for name, n in subject.sizes.items():
@@ -49,7 +49,7 @@ def _at_other_sizes(subject: Subject, effort: str) -> Iterator[Finding]:
             yield failed("wrong_value", message, trap=trap)
 
 
-def _at_size(subject: Subject, name: str, n: int, size: int) -> Subject:
+def _at_size(subject: CallUnderTest, name: str, n: int, size: int) -> CallUnderTest:
     return subject.at(resized(subject.args, {n: size}), subject.kwargs, f"{name} made {size}")
 
 
@@ -57,7 +57,7 @@ def _fails(findings: list[Finding]) -> bool:
     return any(f.level == "fail" for f in findings)
 
 
-def _trap_of_sizes(subject: Subject, name: str, n: int, right: Mapping[int, bool]) -> str:
+def _trap_of_sizes(subject: CallUnderTest, name: str, n: int, right: Mapping[int, bool]) -> str:
     """Returns the trap that the sizes which are wrong have in common, trying two more for the parity."""
     right = {**right, n: value.right(subject)}
     wrong = {size for size, good in right.items() if not good}
@@ -74,7 +74,7 @@ def _trap_of_sizes(subject: Subject, name: str, n: int, right: Mapping[int, bool
     return "odd-or-even" if all(parity) else ""
 
 
-def _at_other_values(subject: Subject, effort: str) -> Iterator[Finding]:
+def _at_other_values(subject: CallUnderTest, effort: str) -> Iterator[Finding]:
     """Changes each static number to the next two, each switch to its contrary; a string or a function stays."""
     names = parameters(subject.fn, len(subject.args))
     static = {names[i]: a.value for i, a in enumerate(subject.args) if isinstance(a, Static)}
@@ -104,7 +104,7 @@ def _others(given: Any) -> list[Any]:
     return [given + 1, given - 1] if isinstance(given, int) else [2 * given] if isinstance(given, float) else []
 
 
-def shown(subject: Subject, findings: list[Finding]) -> list[Finding]:
+def shown(subject: CallUnderTest, findings: list[Finding]) -> list[Finding]:
     """Returns the findings, the first failure with a counterexample of a few numbers."""
     findings = [replace(f, case=subject.case) for f in findings]
     first = next((i for i, f in enumerate(findings) if f.level == "fail"), None)

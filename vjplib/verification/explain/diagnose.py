@@ -14,13 +14,13 @@ from jax.core import Tracer
 from vjplib.compat import (
     CustomVJP,
     custom_vjp_of,
-    opened,
+    force_retrace,
     programs,
     recorded_custom_vjps,
     replaced_custom_vjp_calls,
-    traced_afresh,
+    unclose,
 )
-from vjplib.verification.call import Answers, Leaves, Subject
+from vjplib.verification.call import Answers, CallUnderTest, Leaves
 from vjplib.verification.tolerance import relative_gap
 
 UNTRACEABLE = (
@@ -35,7 +35,7 @@ DEPTH = 4
 _tokens = itertools.count()
 
 
-def rules_called(subject: Subject) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
+def rules_called(subject: CallUnderTest) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
     """Returns the parts, the arguments and the keyword arguments of each custom_vjp that the call calls."""
 
     def whole(leaves: Leaves) -> Any:
@@ -52,7 +52,7 @@ def rules_called(subject: Subject) -> list[tuple[CustomVJP, tuple[Any, ...], dic
         return list(calls)
 
 
-def raised(subject: Subject, error: Exception) -> str:
+def raised(subject: CallUnderTest, error: Exception) -> str:
     """Returns the trap that an exception from the function under examination is due to, empty where it does not tell.
 
     Args:
@@ -93,14 +93,14 @@ def _does_not_raise(f: Callable[[], Any]) -> bool:
     return True
 
 
-def _or_nothing(subject: Subject) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
+def _or_nothing(subject: CallUnderTest) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
     try:
         return rules_called(subject)
     except Exception:  # then the rules cannot be looked at
         return []
 
 
-def _leaked(subject: Subject, rules: list[CustomVJP]) -> str:
+def _leaked(subject: CallUnderTest, rules: list[CustomVJP]) -> str:
     """Returns whether a tracer came out of its trace by a value that a pass closes over, or by one that it writes."""
     before = [_closed_over(rule) for rule in rules]
     leaves = subject.leaves()
@@ -137,7 +137,7 @@ def _reached(value: Any, depth: int) -> Iterator[Any]:
         yield from _reached(item, depth - 1)
 
 
-def optimizes_remat(subject: Subject) -> bool:
+def optimizes_remat(subject: CallUnderTest) -> bool:
     """Returns whether a custom_vjp that the call calls was defined with optimize_remat=True."""
     return any(rule.optimize_remat for rule, _, _ in _or_nothing(subject))
 
@@ -168,19 +168,19 @@ def refused_by_jax(run: Callable[[], Any], error: Exception) -> bool:
         return original(idle, *args, **kwargs)
 
     try:
-        with replaced_custom_vjp_calls(replaced), traced_afresh(f"idle {next(_tokens)}"):
+        with replaced_custom_vjp_calls(replaced), force_retrace(f"idle {next(_tokens)}"):
             jax.eval_shape(run)
     except Exception as other:  # whatever JAX raises
         return seen and type(other) is type(error) and str(other) == str(error)
     return False
 
 
-def takes_symbolic_zeros(subject: Subject) -> bool:
+def takes_symbolic_zeros(subject: CallUnderTest) -> bool:
     """Returns whether a custom_vjp that the call calls was defined with symbolic_zeros=True."""
     return any(rule.symbolic_zeros for rule, _, _ in _or_nothing(subject))
 
 
-def values(subject: Subject, leaves: Leaves, gs: Leaves, found: Answers) -> dict[str, str]:
+def values(subject: CallUnderTest, leaves: Leaves, gs: Leaves, found: Answers) -> dict[str, str]:
     """Returns the trap behind each cotangent that differs from the oracle's, by the name that findings give it.
 
     Args:
@@ -235,7 +235,7 @@ def _equal(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
     return relative_gap(r, o) <= digits
 
 
-def _at_uniform_cotangents(subject: Subject, leaves: Leaves, gs: Leaves) -> list[bool]:
+def _at_uniform_cotangents(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> list[bool]:
     """Returns of each argument whether its cotangent is right, and not zero, where those of the outputs are uniform."""
     if all(g.size <= 1 for g in gs):
         return [False] * len(leaves)
@@ -247,7 +247,7 @@ def _at_uniform_cotangents(subject: Subject, leaves: Leaves, gs: Leaves) -> list
     return right
 
 
-def _conjugates(subject: Subject, leaves: Leaves, gs: Leaves) -> list[bool]:
+def _conjugates(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> list[bool]:
     """Returns of each argument whether its cotangent is the conjugate of the right one, the outputs' being real."""
     if not any(map(np.iscomplexobj, leaves)):
         return [False] * len(leaves)
@@ -286,17 +286,17 @@ def casts(jaxpr: Any, bits: int) -> Iterator[str]:
             yield from casts(inner, bits)
 
 
-def _casts_lower(subject: Subject, leaves: Leaves, gs: Leaves) -> bool:
+def _casts_lower(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> bool:
     """Returns whether the passes, and not the oracle, cast to a lower precision than that of the arguments."""
-    ours = opened(jax.make_jaxpr(subject.pull(subject.call))(leaves, gs))[0]
+    ours = unclose(jax.make_jaxpr(subject.pull(subject.call))(leaves, gs))[0]
     if subject.undifferentiable is None:
-        theirs = opened(jax.make_jaxpr(subject.pull(subject.oracle))(leaves, gs))[0]
+        theirs = unclose(jax.make_jaxpr(subject.pull(subject.oracle))(leaves, gs))[0]
     else:
-        theirs = opened(jax.make_jaxpr(subject.oracle)(*leaves))[0]
+        theirs = unclose(jax.make_jaxpr(subject.oracle)(*leaves))[0]
     bits = min(jnp.finfo(a.dtype).bits for a in leaves)
     return bool(set(casts(ours, bits)) - set(casts(theirs, bits)))
 
 
-def lower_precision(subject: Subject, leaves: Leaves, gs: Leaves, gap: float) -> str:
+def lower_precision(subject: CallUnderTest, leaves: Leaves, gs: Leaves, gap: float) -> str:
     """Returns "low-precision-inside" if a small relative error in float64 comes with a cast to fewer bits, else ""."""
     return "low-precision-inside" if gap < COARSE and _casts_lower(subject, leaves, gs) else ""

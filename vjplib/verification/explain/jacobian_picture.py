@@ -6,13 +6,13 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.tolerance import relative_gap
 
 MOST = 40
 
 
-def jacobians(subject: Subject) -> dict[str, dict[str, Any]]:
+def jacobians(subject: CallUnderTest) -> dict[str, dict[str, Any]]:
     """Returns a picture for each differentiated argument, by its name.
 
     Rows are outputs, in order, and columns elements of the argument; of either the first 40. A row is the backward of a
@@ -27,7 +27,7 @@ def jacobians(subject: Subject) -> dict[str, dict[str, Any]]:
         the digits.
 
     Example:
-        >>> jacobians(Subject(lambda x: x[1:] - x[:-1], (np.ones(4, np.float32),)))["x"]["rows"]
+        >>> jacobians(CallUnderTest(lambda x: x[1:] - x[:-1], (np.ones(4, np.float32),)))["x"]["rows"]
         ['-+..', '.-+.', '..-+']
     """
     with x64():
@@ -53,7 +53,7 @@ def jacobians(subject: Subject) -> dict[str, dict[str, Any]]:
     return pictures
 
 
-def _picture(subject: Subject, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+def _picture(subject: CallUnderTest, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     size = np.max(np.abs(theirs), initial=0.0, where=np.isfinite(theirs))
     digits = subject.digits(relative_gap(ours, theirs))
     with np.errstate(invalid="ignore"):

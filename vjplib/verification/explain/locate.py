@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import backwards_where_written, evaluated, mark_of, opened, source_of, without_dead_code, x64
-from vjplib.verification.call import Leaves, Subject
+from vjplib.compat import backwards_where_written, evaluated, mark_of, source_of, unclose, without_dead_code, x64
+from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.explain import shrink
-from vjplib.verification.report import Explanation, said
+from vjplib.verification.report import Explanation, describe_error
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap
 
 MOST = 300  # equations, each a direction in which the derivative is taken
 SHOWN = 3  # places named of those that one factor cannot tell apart
 
 
-def explain(subject: Subject) -> Explanation:
+def explain(subject: CallUnderTest) -> Explanation:
     """Return which equation is at fault where cotangents differ from the oracle's, and a counterexample."""
     with x64():
         leaves = subject.leaves(np.float64)
@@ -40,11 +40,11 @@ def explain(subject: Subject) -> Explanation:
             try:
                 found_out = locate(subject, leaves, gs, found.true_dxs)
             except Exception as error:  # an equation may have no derivative; the rule is wrong all the same
-                found_out = Explanation(reason=f"no place can be looked for: {said(error)}")
+                found_out = Explanation(reason=f"no place can be looked for: {describe_error(error)}")
     return replace(found_out, counterexample=shrink.counterexample(subject, leaves, gs))
 
 
-def locate(subject: Subject, leaves: Leaves, gs: Leaves, truth: Leaves) -> Explanation:
+def locate(subject: CallUnderTest, leaves: Leaves, gs: Leaves, truth: Leaves) -> Explanation:
     """Returns the equation of the backward, and the factor, that explain most of the error of the cotangents.
 
     Args:
@@ -56,7 +56,7 @@ def locate(subject: Subject, leaves: Leaves, gs: Leaves, truth: Leaves) -> Expla
     Returns:
         The explanation, without a factor where the program is too long to look.
     """
-    program = steered(subject, leaves, gs)
+    program = with_factors(subject, leaves, gs)
     places = program.places
     if not 0 < len(places) <= MOST:
         reason = f"the backward has more than {MOST} equations, or none that is differentiable: no place was looked for"
@@ -87,7 +87,7 @@ def locate(subject: Subject, leaves: Leaves, gs: Leaves, truth: Leaves) -> Expla
 _MOVES = object()  # a value that depends on an input
 
 
-class Steered(NamedTuple):
+class ScaledProgram(NamedTuple):
     """The pullback at one call as a program with a factor on the output of each equation.
 
     Args:
@@ -123,7 +123,7 @@ class Steered(NamedTuple):
         return run
 
 
-def steered(subject: Subject, leaves: Leaves, gs: Leaves) -> Steered:
+def with_factors(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> ScaledProgram:
     """Returns the pullback of a subject at a call, with a factor on each equation.
 
     Args:
@@ -136,7 +136,7 @@ def steered(subject: Subject, leaves: Leaves, gs: Leaves) -> Steered:
         return jax.vjp(subject.call, *leaves)[1](gs)
 
     with backwards_where_written():
-        jaxpr, consts = opened(jax.make_jaxpr(pullback)(leaves, gs))
+        jaxpr, consts = unclose(jax.make_jaxpr(pullback)(leaves, gs))
     jaxpr, inputs = without_dead_code(jaxpr), jax.tree.leaves((leaves, gs))
     places: list[str] = []
     backward: list[bool] = []
@@ -158,7 +158,7 @@ def steered(subject: Subject, leaves: Leaves, gs: Leaves) -> Steered:
         return [_MOVES if any(v is _MOVES for v in values) else None] * len(eqn.outvars)
 
     evaluated(jaxpr, [None] * len(consts), [_MOVES] * len(inputs), note, reach)
-    return Steered(lambda after: evaluated(jaxpr, consts, inputs, after), tuple(places), tuple(backward))
+    return ScaledProgram(lambda after: evaluated(jaxpr, consts, inputs, after), tuple(places), tuple(backward))
 
 
 def _scalable(output: Any) -> bool:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import SCALES, Leaves, Static, Subject, kind_of, parameters
+from vjplib.verification.call import SCALES, CallUnderTest, Leaves, Static, kind_of, parameters
 from vjplib.verification.tolerance import relative_gap, size_of, wide
 
 # In a hurry, and not: counts, not times, so that the same seed gives the same counterexample on a busy machine too.
@@ -41,7 +41,7 @@ class _Point:
         wrong: which output, or which cotangent, counted after the outputs.
     """
 
-    subject: Subject
+    subject: CallUnderTest
     leaves: Leaves
     gs: Leaves
     wrong: int
@@ -65,7 +65,7 @@ class _Budget:
         return self.evaluations >= 0 and time.perf_counter() < self.end
 
 
-def smallest(subject: Subject) -> str:
+def smallest(subject: CallUnderTest) -> str:
     """Return source that shows outputs or cotangents off the oracle's by more than rounding, empty where none is."""
     for scale in SCALES[:1] if subject.hurried else SCALES:
         with x64():
@@ -77,7 +77,7 @@ def smallest(subject: Subject) -> str:
     return ""
 
 
-def counterexample(subject: Subject, leaves: Leaves, gs: Leaves) -> str:
+def counterexample(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> str:
     """Returns source that shows the failure at such numbers on a few, empty where none was found.
 
     Args:
@@ -95,7 +95,7 @@ def _shrunk(point: _Point) -> _Point:
     return _simpler(_smaller(point, budget), budget)
 
 
-def _gaps(subject: Subject, leaves: Leaves, gs: Leaves) -> tuple[list[float], list[np.ndarray], list[np.ndarray]]:
+def _gaps(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> tuple[list[float], list[np.ndarray], list[np.ndarray]]:
     """Returns how far each output and cotangent is from the oracle's, and both."""
     found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
     ours, theirs = [*found.ys, *found.dxs], [*found.true_ys, *found.true_dxs]
@@ -106,7 +106,7 @@ def _gaps(subject: Subject, leaves: Leaves, gs: Leaves) -> tuple[list[float], li
     )
 
 
-def _failing(subject: Subject, leaves: Leaves, gs: Leaves, among: Sequence[int] | None = None) -> _Point | None:
+def _failing(subject: CallUnderTest, leaves: Leaves, gs: Leaves, among: Sequence[int] | None = None) -> _Point | None:
     """Returns the first failure at these numbers that lasts when they are moved a little, or None."""
     gaps, ours, theirs = _gaps(subject, leaves, gs)
     visible = [i for i, gap in enumerate(gaps) if gap > VISIBLE and (among is None or i in among)]
@@ -275,18 +275,18 @@ class _NotWritableError(Exception):
     """A value that has no short source."""
 
 
-def _names(subject: Subject) -> list[str]:
+def _names(subject: CallUnderTest) -> list[str]:
     """Returns a variable for each positional argument."""
     taken = {"g", "y", "pullback", "given", "right", "jax", "jnp", "np"}
     named = parameters(subject.fn, len(subject.args))
     return [n if n.isidentifier() and n not in taken else f"x{i}" for i, n in enumerate(named)]
 
 
-def _whole(subject: Subject, leaves: Leaves) -> Any:
+def _whole(subject: CallUnderTest, leaves: Leaves) -> Any:
     return jax.eval_shape(lambda *ls: subject.fn(*subject.rebuild(ls), **subject.kwargs), *leaves)
 
 
-def _outputs(subject: Subject, leaves: Leaves, gs: Leaves) -> Any:
+def _outputs(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> Any:
     """Returns the cotangents in the tree of the outputs, of no bytes where these are integers."""
     rest = iter(gs)
     ys, tree = jax.tree.flatten(_whole(subject, leaves))

@@ -164,11 +164,11 @@ def anchor(key: str) -> str:
     return f"{PAGE}#{key}"
 
 
-def told(key: str) -> str:
+def describe(key: str) -> str:
     """Returns what a report says of a trap: its words, the remedy and where to read on.
 
     Example:
-        >>> told("optimize-remat")
+        >>> describe("optimize-remat")
         'trap: optimize_remat=True has no second order; leave it out: docs/traps.md#optimize-remat'
     """
     trap = TRAPS[key]

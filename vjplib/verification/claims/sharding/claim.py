@@ -21,17 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import CustomVJP, custom_vjp_of, opened, patient, programs, x64
-from vjplib.verification.call import Subject
+from vjplib.compat import CustomVJP, custom_vjp_of, programs, unclose, with_collective_timeout, x64
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.sharding.strategies import MOST_DEVICES, here
-from vjplib.verification.report import Finding, failed, said, skipped
+from vjplib.verification.report import Finding, describe_error, failed, skipped
 from vjplib.verification.tolerance import relative_gap
 
 SECONDS = 100  # for a process with devices of its own
 
 
-def check(subject: Subject) -> Iterator[Finding]:
+def check(subject: CallUnderTest) -> Iterator[Finding]:
     """Yields a finding for each way of sharing out, and for what is sent; on four devices, or as many as there are.
 
     Where this process has a single one, another is started that makes four of the processor's cores. The function must
@@ -49,7 +49,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         yield from elsewhere(subject)
 
 
-def _calls_back(subject: Subject) -> bool:
+def _calls_back(subject: CallUnderTest) -> bool:
     leaves = subject.leaves(np.float32)
     try:
         program = jax.make_jaxpr(subject.pull(subject.call))(leaves, subject.cotangents(leaves))
@@ -59,7 +59,7 @@ def _calls_back(subject: Subject) -> bool:
 
 
 def _holds_callback(program: Any) -> bool:
-    jaxpr, _ = opened(program)
+    jaxpr, _ = unclose(program)
     return any(
         "callback" in eqn.primitive.name or any(_holds_callback(inner) for _, inner, _ in programs(eqn.params))
         for eqn in jaxpr.eqns
@@ -81,7 +81,7 @@ class _Named(NamedTuple):
 
 
 class _Recorded(NamedTuple):
-    """A `Subject.resize` that knows the answers it will be asked for."""
+    """A `CallUnderTest.resize` that knows the answers it will be asked for."""
 
     answers: Mapping[tuple[str, int], Any]
 
@@ -126,7 +126,7 @@ def _pickled(thing: Any) -> bytes:
     return file.getvalue()
 
 
-def elsewhere(subject: Subject) -> Iterator[Finding]:
+def elsewhere(subject: CallUnderTest) -> Iterator[Finding]:
     """Yields the findings from a process of its own, with devices made of the processor's cores."""
     steps = {(name, n + 1): subject.resize({name: n + 1}) for name, n in subject.sizes.items() if subject.resize}
     host = jax.tree.map(lambda a: np.asarray(a) if isinstance(a, jax.Array) else a, (subject.args, subject.kwargs))
@@ -143,11 +143,13 @@ def elsewhere(subject: Subject) -> Iterator[Finding]:
         sent = _pickled((away, _agrees(subject)))
     except Exception as error:  # pickle has no one type for it
         remedy = "" if find_spec("cloudpickle") else "; install cloudpickle, or put it where it can be imported"
-        message = f"one device here, and the function cannot be sent to a process with more: {said(error)}{remedy}"
+        message = (
+            f"one device here, and the function cannot be sent to a process with more: {describe_error(error)}{remedy}"
+        )
         yield skipped(message)
         return
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={MOST_DEVICES}"
-    flags = patient(flags.strip())
+    flags = with_collective_timeout(flags.strip())
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
     program = f"from {__name__} import answer; answer()"
@@ -171,7 +173,7 @@ def elsewhere(subject: Subject) -> Iterator[Finding]:
         yield from pickle.loads(found.read_bytes())
 
 
-def _agrees(subject: Subject) -> bool:
+def _agrees(subject: CallUnderTest) -> bool:
     """Returns whether the function equals its oracle here, so that a difference elsewhere comes of the devices."""
     if subject.undifferentiable is not None:
         return False
@@ -193,7 +195,7 @@ def answer() -> None:
     try:
         findings = list(here(replace(away, fn=fn, reference=reference), agreed))
     except Exception as error:  # any error that a rule raises is a finding about that rule
-        findings = [failed("raises", f"raises {said(error)}")]
+        findings = [failed("raises", f"raises {describe_error(error)}")]
     found.write_bytes(pickle.dumps(findings))
 
 

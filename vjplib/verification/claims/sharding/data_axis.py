@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import hasty_options
-from vjplib.verification.call import Leaves, Static, Subject
+from vjplib.compat import fast_compile_options
+from vjplib.verification.call import CallUnderTest, Leaves, Static
 from vjplib.verification.tolerance import relative_gap
 
 Axes = tuple[int | None, ...]
@@ -48,7 +48,7 @@ class Shared(NamedTuple):
     mapped: bool = False
 
 
-def shared(subject: Subject, parts: int, dtype: Any) -> Shared | None:
+def shared(subject: CallUnderTest, parts: int, dtype: Any) -> Shared | None:
     """Returns the call with data that divides by a number of devices, None if there is nothing to share out.
 
     Args:
@@ -99,7 +99,7 @@ def shared(subject: Subject, parts: int, dtype: Any) -> Shared | None:
 
 
 def _mapped(
-    subject: Subject,
+    subject: CallUnderTest,
     of: Callable[..., Any],
     arrays: tuple[Any, ...],
     differentiated: tuple[int, ...],
@@ -122,7 +122,9 @@ def _mapped(
     return Shared(mapped, grown, axes, outputs, differentiated, block, described, True)
 
 
-def _choices(subject: Subject, shapes: Sequence[tuple[int, ...]], which: Sequence[int], tree: Any) -> Iterator[Axes]:
+def _choices(
+    subject: CallUnderTest, shapes: Sequence[tuple[int, ...]], which: Sequence[int], tree: Any
+) -> Iterator[Axes]:
     """Yields what may be data: dimensions by name, leading axes first; then leading axes of one size, most first."""
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree.unflatten(range(tree.num_leaves)))[0]]
     named = []
@@ -157,7 +159,8 @@ def _outputs(run: Callable[..., Leaves], arrays: tuple[Any, ...], axes: Axes, pa
 
     try:
         both = jax.jit(
-            lambda arrays, stacked: (run(*arrays), jax.lax.map(of_part, stacked)), compiler_options=hasty_options()
+            lambda arrays, stacked: (run(*arrays), jax.lax.map(of_part, stacked)),
+            compiler_options=fast_compile_options(),
         )
         whole, pieces = both(arrays, stacked)
         whole, pieces = jax.tree.map(np.asarray, (whole, pieces))

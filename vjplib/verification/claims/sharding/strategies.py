@@ -24,10 +24,10 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vjplib.compat import hasty_options, strip_custom_rules, x64
-from vjplib.verification.call import Leaves, Subject
+from vjplib.compat import fast_compile_options, strip_custom_rules, x64
+from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.claims.sharding.data_axis import MEAN, SUM, Shared, shared
-from vjplib.verification.report import Finding, failed, finding, passed, said, skipped
+from vjplib.verification.report import Finding, describe_error, failed, finding, passed, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, size_of
 
 AXIS = "data"  # the name of the mesh's axis
@@ -51,7 +51,7 @@ _SUMS = ("all-reduce", "reduce-scatter")
 Program = Callable[[tuple[Any, ...], Leaves], Any]
 
 
-def here(subject: Subject, agreed: bool = False) -> Iterator[Finding]:
+def here(subject: CallUnderTest, agreed: bool = False) -> Iterator[Finding]:
     """Yields the findings on the devices of this process.
 
     Args:
@@ -80,7 +80,7 @@ class _Way(NamedTuple):
 class _Ways:
     """All ways of sharing out one call."""
 
-    def __init__(self, subject: Subject, data: Shared, devices: Sequence[Any]) -> None:
+    def __init__(self, subject: CallUnderTest, data: Shared, devices: Sequence[Any]) -> None:
         self.subject, self.data, self.devices = subject, data, devices
         self.ours = data.of(subject.fn)
         self.autodiff = {"the function itself": strip_custom_rules(self.ours)}
@@ -132,7 +132,7 @@ class _Ways:
 
     def alone(self, f: Callable[..., Leaves]) -> Any:
         """Returns outputs and cotangents on one device."""
-        run = jax.jit(self.by_compiler(f), compiler_options=hasty_options())
+        run = jax.jit(self.by_compiler(f), compiler_options=fast_compile_options())
         return jax.tree.map(np.asarray, run(self.data.arrays, self.gs))
 
     def placed(self, kind: AxisType) -> tuple[Any, Any]:
@@ -156,7 +156,7 @@ class _Ways:
             programs = {way.name: way.program(f) for way in ways}
             jitted = jax.jit(
                 lambda arrays, gs: {name: run(arrays, gs) for name, run in programs.items()},
-                compiler_options=hasty_options(),
+                compiler_options=fast_compile_options(),
             )
             ready = jitted.lower(*given).compile()
             return jax.tree.map(np.asarray, ready(*given)), ready.as_text() or ""
@@ -185,7 +185,7 @@ class _Ways:
                 "skipped",
                 f"nothing can be shown there; autodiff is not refused{remedy and '. To have it: '}{remedy}",
             )
-        return finding(level, "raises", f"{way.name}: raises {said(error)}; {but}")
+        return finding(level, "raises", f"{way.name}: raises {describe_error(error)}; {but}")
 
     def compared(self, name: str, result: Any, expected: Any) -> Finding:
         """Returns whether a way gives what one device gives."""

@@ -14,7 +14,7 @@ from vjplib.compat import x64
 from vjplib.rule import find, rules
 from vjplib.rules.softmax import saturating
 from vjplib.verification import verify_rule
-from vjplib.verification.call import Subject
+from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claims.accuracy import tail_error
 
 TAILED = {rule.name: (rule.fn, rule.tails) for rule in rules() if rule.tails}
@@ -81,13 +81,13 @@ def test_six_rules_declare_their_tails():
 @pytest.mark.parametrize("name", TAILED)
 def test_gradient_at_the_tails_of_the_record(name, dtype):
     fn, tails = TAILED[name]
-    assert tail_error(Subject(fn, ()), tails, jnp.dtype(dtype)) <= BOUNDS[dtype]
+    assert tail_error(CallUnderTest(fn, ()), tails, jnp.dtype(dtype)) <= BOUNDS[dtype]
 
 
 @pytest.mark.parametrize("naive", [lambda x: 1 / (1 + jnp.exp(-x)), lambda x: (1 + jnp.tanh(x / 2)) / 2])
 def test_what_autodiff_loses_is_seen(naive):
     _, tails = TAILED["sigmoid"]
-    assert tail_error(Subject(naive, ()), tails) >= 0.5
+    assert tail_error(CallUnderTest(naive, ()), tails) >= 0.5
 
 
 def test_accuracy_is_refuted_where_a_rule_loses_its_tails():
