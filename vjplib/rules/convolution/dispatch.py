@@ -13,7 +13,7 @@ from vjplib.compat import automatic, is_symbolic, separate_call
 from vjplib.precision import REAL, compute_dtype
 from vjplib.rules._cotangents import like_primal
 from vjplib.rules.convolution.algorithms import dense, depthwise, grouped, phased
-from vjplib.rules.convolution.call import Call
+from vjplib.rules.convolution.call import ConvCall
 from vjplib.rules.convolution.problem import Problem
 
 Array = jax.Array
@@ -268,7 +268,7 @@ def weight_grad_algorithm(problem: Problem) -> Algorithm:
 
 
 @functools.lru_cache(maxsize=4096)
-def plan(call: Call) -> Plan:
+def plan(call: ConvCall) -> Plan:
     """Return the algorithm for each product of a call on CPU."""
     if call.dtype not in REAL or call.out_sharding is not None or call.empty or not call.known:
         return Plan(XLA, XLA, XLA)
@@ -280,7 +280,7 @@ def plan(call: Call) -> Plan:
 
 
 @functools.partial(jax.jit, static_argnames="call")
-def forward(x: Array, k: Array, call: Call) -> Array:
+def forward(x: Array, k: Array, call: ConvCall) -> Array:
     """Return y of a call."""
     run = plan(call).y.run
 
@@ -292,7 +292,7 @@ def forward(x: Array, k: Array, call: Call) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="call")
-def input_grad(g: Array, k: Array, x: Array, call: Call) -> Array:
+def input_grad(g: Array, k: Array, x: Array, call: ConvCall) -> Array:
     """Return dx of a call; only the shape and dtype of x are used."""
     run = plan(call).dx.run
 
@@ -306,7 +306,7 @@ def input_grad(g: Array, k: Array, x: Array, call: Call) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="call")
-def weight_grad(g: Array, x: Array, k: Array, call: Call) -> Array:
+def weight_grad(g: Array, x: Array, k: Array, call: ConvCall) -> Array:
     """Return dk of a call; only the shape and dtype of k are used."""
     run = plan(call).dk.run
 
