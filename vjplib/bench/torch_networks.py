@@ -127,7 +127,9 @@ def training_step(name: str, state: NetworkState, x: jax.Array, labels: jax.Arra
     return step
 
 
-def _loss(torch: Any, name: str, state: NetworkState, x: jax.Array, labels: jax.Array) -> tuple[Tensors, Callable[[], Tensor]]:
+def _loss(
+    torch: Any, name: str, state: NetworkState, x: jax.Array, labels: jax.Array
+) -> tuple[Tensors, Callable[[], Tensor]]:
     """Return the parameters as leaves that take gradients, and the loss as a function without arguments."""
     F = torch.nn.functional
     params = jax.tree.map(lambda a: _from_flax(torch, a).requires_grad_(), state.params)
