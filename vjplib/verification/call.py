@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,19 @@ class Static:
         """Returns the argument that was flattened."""
         del leaves
         return static
+
+
+def combine(leaves: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """Return the leaves with other values in some places.
+
+    Example:
+        >>> combine("abc", (0, 2), "xy")
+        ['x', 'b', 'y']
+    """
+    combined = list(leaves)
+    for i, value in zip(places, values, strict=True):
+        combined[i] = value
+    return combined
 
 
 class Answers(NamedTuple):
@@ -75,6 +88,8 @@ class CallUnderTest:
             `jax.ShapeDtypeStruct`.
         case: a name for the call.
         tails: makes a call whose exact cotangents are known of log-spaced numbers, or None; see `vjplib.rule.Rule`.
+        base: a call with the same oracle, whose arguments differ in floating numbers alone: its compiled programs serve
+            this call too, the oracle's and, if the function is the same, the function's.
         hurried: whether compiling may leave out optimisation in float32 too; in float64 it does, if the call is small.
     """
 
@@ -91,6 +106,7 @@ class CallUnderTest:
     case: str = ""
     hurried: bool = False
     tails: Callable[[np.ndarray], Tail] | None = None
+    base: "CallUnderTest | None" = field(default=None, repr=False)
 
     def flat(self, f: Callable[..., Any]) -> Callable[..., Leaves]:
         """Returns f at this call as a function of the differentiated leaves, to its floating output leaves."""
@@ -150,10 +166,9 @@ class CallUnderTest:
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """Returns the positional arguments with these differentiated leaves in place."""
-        every = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
-        for i, leaf in zip(self.differentiable, leaves, strict=True):
-            every[i] = leaf
-        return tuple(a.value if isinstance(a, Static) else a for a in jax.tree.unflatten(self._flat[1], every))
+        own = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
+        args = jax.tree.unflatten(self._flat[1], combine(own, self.differentiable, leaves))
+        return tuple(a.value if isinstance(a, Static) else a for a in args)
 
     def pull(self, f: Callable[..., Leaves]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
         """Returns the function of leaves and output cotangents that gives a flat f's outputs and cotangents."""
@@ -194,6 +209,8 @@ class CallUnderTest:
     @cached_property
     def answers(self) -> Callable[[Leaves, Leaves], "Answers"]:
         """All answers at leaves and cotangents as one compiled program: compiling is what takes the time."""
+        if self.base is not None:
+            return self.base.answers if self.base.fn is self.fn else self._beside(self.base.answers)
         ours, theirs = self.pull(self.call), self.pull(self.oracle)
 
         def program(leaves: Leaves, gs: Leaves) -> Answers:
@@ -202,6 +219,16 @@ class CallUnderTest:
         double = self.compiled(program)
         single = double if self.hurried else jax.jit(program)
         return lambda leaves, gs: (double if any(a.dtype == np.float64 for a in leaves) else single)(leaves, gs)
+
+    def _beside(self, of_base: Callable[[Leaves, Leaves], "Answers"]) -> Callable[[Leaves, Leaves], "Answers"]:
+        """Return the base's answers with this function's outputs and cotangents."""
+        ours = self.compiled(self.pull(self.call))
+
+        def run(leaves: Leaves, gs: Leaves) -> Answers:
+            ys, dxs = ours(leaves, gs)
+            return of_base(leaves, gs)._replace(ys=ys, dxs=dxs)
+
+        return run
 
     def compiled(self, f: Callable[..., T]) -> Callable[..., T]:
         """Returns f jitted, and compiled without optimisation if the call is small: that takes less time in all."""
@@ -223,6 +250,8 @@ class CallUnderTest:
     @cached_property
     def undifferentiable(self) -> str | None:
         """Why JAX cannot differentiate the oracle, or None; None too where the function itself does not run."""
+        if self.base is not None:
+            return self.base.undifferentiable
         leaves = self.leaves(np.float32)
         try:
             gs = self.cotangents(leaves)
@@ -249,6 +278,8 @@ class CallUnderTest:
     @cached_property
     def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
         """The oracle's outputs and cotangents, in float64: of `answers`, if that need not be compiled twice."""
+        if self.base is not None:
+            return self.base.truths
         alone = self.compiled(self.pull(self.oracle))
         if not self.small:
             return alone
@@ -264,9 +295,10 @@ class CallUnderTest:
 
         return run
 
-    def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> "CallUnderTest":
-        """Returns the same subject at another call."""
-        return replace(self, args=args, kwargs=kwargs, case=case)
+    def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> Self:
+        """Return the function at another call, the base too."""
+        base = self.base.at(args, kwargs, case) if self.base is not None else None
+        return replace(self, args=args, kwargs=kwargs, case=case, base=base)
 
 
 def _coarsest(jaxpr: Any) -> float:
