@@ -1,10 +1,10 @@
-"""Digits: a small CNN made of vjplib's rules reads scikit-learn's 8 x 8 digits, at least 98 % of those held out.
+"""Digits: a small CNN of vjplib's rules classifies scikit-learn's 8 x 8 digits, at least 98 % of the held-out ones.
 
-A `conv1d` runs along one axis. Two of them with the axes swapped between are a convolution in two dimensions, whose
+A `conv1d` runs along one axis. Two of them, with the axes swapped in between, are a two-dimensional convolution whose
 kernels are products of a row and a column, summed over the channels in between.
 
     python examples/digits.py               # train on four fifths of the images, test on the rest
-    python examples/digits.py --validate    # how settings were compared: the same within those four fifths
+    python examples/digits.py --validate    # the same within those four fifths, to compare settings
 """
 
 import argparse
@@ -43,7 +43,7 @@ def right(params, x, y):
 
 
 def load() -> Data:
-    """Returns the 1797 images, with values in [0, 1], and the digits that they show."""
+    """Load the 1797 images, with values in [0, 1], and their digits."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as e:
@@ -53,16 +53,16 @@ def load() -> Data:
 
 
 def split(data: Data) -> tuple[Data, Data]:
-    """Returns four fifths of the data, and the fifth held out; each digit has the same share in both."""
+    """Split the data into four fifths and a held-out fifth, with the same share of each digit."""
     from sklearn.model_selection import train_test_split
 
     x, y = data
-    kept, rest = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=0)
-    return (x[kept], y[kept]), (x[rest], y[rest])
+    first, rest = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=0)
+    return (x[first], y[first]), (x[rest], y[rest])
 
 
 def with_shifts(data: Data) -> Data:
-    """Returns the images, and each shifted by a pixel to the four sides: more ways to place the same digit."""
+    """Add copies of each image, shifted by a pixel to each of the four sides."""
     x, y = data
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     corners = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
@@ -70,7 +70,7 @@ def with_shifts(data: Data) -> Data:
 
 
 def trained(data: Data, args: argparse.Namespace):
-    """Returns the network's parameters after SGD with momentum, weight decay and a rate that rises, then falls."""
+    """Train by SGD with momentum, weight decay and a learning rate that rises, then falls; return the parameters."""
     steps = args.epochs * (len(data[0]) // BATCH_SIZE)
     rate = optax.warmup_cosine_decay_schedule(0.0, 0.03, steps // 10, steps)
     optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(rate, momentum=0.9))
@@ -80,7 +80,7 @@ def trained(data: Data, args: argparse.Namespace):
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Prints, and returns, the accuracy on the images trained on and on those held out."""
+    """Print and return the accuracy on the training images and on the held-out images."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)

@@ -22,17 +22,17 @@ from vjplib.lecture import figures
 
 
 def cost(w: Float[Array, ""]) -> Any:
-    """Returns (tanh(w) - 0.6)^2."""
+    """(tanh(w) - 0.6)^2."""
     return squared_error(tanh(w), 0.6)
 
 
 def descend(
     cost: Callable[..., Any], start: float, learning_rate: float, steps: int
 ) -> tuple[Float[np.ndarray, " steps+1"], Float[np.ndarray, " steps+1"]]:
-    """Returns the weights that `optax.sgd` passes through and the derivative of the cost at each.
+    """Compute the weights after each update of `optax.sgd`, and the derivative of the cost at each.
 
     Raises:
-        AssertionError: an update differs from Eq. 1, w - lr dl/dw, by as much as a bit.
+        AssertionError: an update differs from Eq. 1, w - lr dl/dw, in any bit.
     """
     optimizer, derivative = optax.sgd(learning_rate), jax.grad(cost)
     w = jnp.asarray(start, jnp.float32)
@@ -46,7 +46,7 @@ def descend(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the example with command-line arguments."""
+    """Run the example with command-line arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--learning-rate", type=float, default=0.5, help="lr of Eq. 1 (default: %(default)s)")
     parser.add_argument("--start", type=float, default=-1.5, help="the first weight (default: %(default)s)")

@@ -1,7 +1,7 @@
-"""Differentiates the lecture's network l = f(g(h(x))) at a million pixels, and prints what the other order would take.
+"""Differentiate the lecture's network l = f(g(h(x))) at a million pixels, and print the cost of the other order.
 
-h is a convolution with a kernel of three, g a softmax, whose Jacobian has not one zero in it, and f the squared error
-to a target image: the network of Example 4.1 (Eq. 31 to 33), its layers those of Examples 4.2 and 2.6.
+h is a convolution with a kernel of three, g a softmax, whose Jacobian has no zero entry, and f the squared error to a
+target image. This is the network of Example 4.1 (Eq. 31 to 33) with the layers of Examples 4.2 and 2.6.
 
     python examples/million_pixels.py [--n 1000000]
 """
@@ -30,25 +30,25 @@ from vjplib.jacobians import (
     forward_order,
 )
 
-RUNNABLE = 2**28  # bytes up to which the forward order is run as well
+RUNNABLE = 2**28  # the forward order also runs if it needs at most this many bytes
 
 
 def network(x: Float[Array, " n"], kernel: Float[Array, " k"], target: Float[Array, " n"]) -> Float[Array, ""]:
-    """Returns l(x) = f(g(h(x))), made of rules."""
+    """l(x) = f(g(h(x))), made of rules."""
     return jnp.sum(squared_error(softmax(conv1d(x, kernel)), target))
 
 
 def factors(
     x: Float[Array, " n"], kernel: Float[Array, " k"], target: Float[Array, " n"]
 ) -> tuple[Jacobian, Jacobian, Jacobian]:
-    """Returns f', g' and h', each at the input of its layer."""
+    """f', g' and h', each at the input of its layer."""
     y: Any = softmax(conv1d(x, kernel))
     row = 2 * (y - target)
     return Dense(row[None, :]), DiagonalMinusLowRank(y, y[:, None], y[:, None]), BandedToeplitz(kernel, x.size)
 
 
 class Run(NamedTuple):
-    """One way to the gradient: the gradient and what it took."""
+    """One computation of the gradient: its result, time and memory."""
 
     gradient: np.ndarray
     compile_seconds: float
@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The ways that were run, by name, and the work of both orders of Eq. 33."""
+    """The runs by name, and the cost of both orders of Eq. 33."""
 
     runs: dict[str, Run]
     backward: Chain
@@ -65,7 +65,7 @@ class Report(NamedTuple):
 
 
 def measure(gradient: Callable[..., Float[Array, " n"]], args: tuple[Any, ...], repeats: int = 9) -> Run:
-    """Compiles the function, runs it, and returns the median time and the bytes that the compiled program needs."""
+    """Compile the function, run it, and return the median time and the bytes that the compiled program needs."""
     start = time.perf_counter()
     compiled = jax.jit(gradient).lower(*args).compile()
     compile_seconds = time.perf_counter() - start
@@ -80,10 +80,10 @@ def measure(gradient: Callable[..., Float[Array, " n"]], args: tuple[Any, ...], 
 
 
 def differentiate(n: int) -> Report:
-    """Differentiates the network at n pixels in every way that fits in memory.
+    """Differentiate the network at n pixels by each method that fits in memory.
 
     Raises:
-        AssertionError: two ways disagree.
+        AssertionError: two methods disagree.
     """
     rng = np.random.default_rng(0)
     pixels = jnp.asarray(rng.standard_normal(n), jnp.float32)
@@ -93,15 +93,15 @@ def differentiate(n: int) -> Report:
     def along(order: Callable[[Sequence[Jacobian]], Chain]) -> Callable[..., Float[Array, " n"]]:
         return lambda *args: order(factors(*args)).jacobian.dense()[0]
 
-    # Traced on shapes alone, an order tells its work without doing it.
+    # Counted from shapes alone, without computing the products.
     backward, forward = (
         jax.eval_shape(lambda *args, order=order: order(factors(*args)), *args)
         for order in (backward_order, forward_order)
     )
-    ways = {"jax.grad of the rules": jax.grad(network), "(f' g') h', Eq. 33a": along(backward_order)}
+    methods = {"jax.grad of the rules": jax.grad(network), "(f' g') h', Eq. 33a": along(backward_order)}
     if forward.peak_bytes <= RUNNABLE:
-        ways["f' (g' h'), Eq. 33b"] = along(forward_order)
-    runs = {name: measure(way, args) for name, way in ways.items()}
+        methods["f' (g' h'), Eq. 33b"] = along(forward_order)
+    runs = {name: measure(method, args) for name, method in methods.items()}
 
     expected, *others = (run.gradient for run in runs.values())
     for gradient in others:
@@ -110,7 +110,7 @@ def differentiate(n: int) -> Report:
 
 
 def tables(n: int, report: Report) -> tuple[Table, Table]:
-    """Returns what was measured and what the two orders take."""
+    """Make the tables of measurements and of the cost of both orders."""
     measured = Table(title=f"l = f(g(h(x))) at n = {n:,} pixels, on {jax.devices()[0].device_kind}")
     for heading in ("gradient by", "compile", "one gradient", "memory of the program"):
         measured.add_column(heading, justify="left" if heading == "gradient by" else "right")
@@ -129,7 +129,7 @@ def tables(n: int, report: Report) -> tuple[Table, Table]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the demonstration with command-line arguments."""
+    """Run the demonstration with command-line arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=1_000_000, help="number of pixels (default: %(default)s)")
     n = parser.parse_args(argv).n

@@ -51,4 +51,4 @@ def test_bad_input_is_refused_by_name(example, x, error):
 def test_the_page_of_the_rule_holds_its_derivation(example):
     text = rule_pages.page(example.RULES[0])
     assert "g^T J = (g - mean(g * y) y) / r" in text
-    assert "`4*b*n + 4*b`, here 64, bytes" in text
+    assert "`4*b*n + 4*b` bytes, here 64" in text

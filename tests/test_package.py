@@ -1,34 +1,47 @@
 """The package as a whole: layers, imports, names, and records that live in a user's own package."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 import vjplib
 from vjplib.rule import find, rules, rules_in
 from vjplib.verification import verify_rule
+from vjplib.verification.registry import discover
 
 ROOT = Path(vjplib.__file__).parent
-# From the bottom up: a module may import those before it.
+# From the bottom up: a module may import those before it, and those of its own line.
 LAYERS = (
-    ("compat", "precision"),
+    ("compat",),
+    ("precision",),
     ("jacobians",),
     ("rule",),
-    ("convolution", "rules"),
-    ("verification", "debug"),
-    ("reports", "testing"),
-    ("auditing",),
-    ("bench", "mutation"),
+    ("rules", "verification"),
+    ("debug", "reports", "auditing"),
+    ("mutation", "testing"),
+    ("bench",),
     ("training",),
     ("lecture",),
     ("commands",),
     ("__main__",),
 )
-KNOWS_NO_RULE = ("verification",)
+STRANGERS = (("rules",), "verification"), (("verification",), "rules"), (("bench", "rules"), "rules")
+SHOWING = (
+    "reports",
+    "commands",
+    "mutation",
+    "auditing",
+    "training",
+    "lecture",
+    ("bench", "tables"),
+)  # which may import rich
 
 
 def modules():
@@ -38,24 +51,94 @@ def modules():
 
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vjplib"):
-            yield node.module
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from ([f"vjplib.{alias.name}" for alias in node.names] if node.module == "vjplib" else [node.module])
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("vjplib"))
+            yield from (alias.name for alias in node.names)
 
 
 def test_imports_point_down():
     height = {name: i for i, layer in enumerate(LAYERS) for name in layer}
     for path, parts in modules():
-        if parts == ("__init__",):
-            continue
         for name in imports(path):
-            below = name.split(".")[1] if "." in name else None
-            if below is None:
-                assert parts[0] in ("__main__", "commands"), f"{path} imports the whole package"
-            else:
-                assert height[below] <= height[parts[0]], f"{path} imports {name}, which stands above it"
-                assert not (parts[0] in KNOWS_NO_RULE and below == "rules"), f"{path} must see records only, not {name}"
+            below = name.split(".")[1] if name.startswith("vjplib.") else ""
+            if not below or name == "vjplib.__version__":
+                continue
+            assert height[below] <= height[parts[0]], f"{path} imports {name}, which stands above it"
+            for stranger, room in STRANGERS:
+                assert parts[: len(stranger)] != stranger or below != room, f"{path} must see records only, not {name}"
+
+
+def test_no_module_imports_the_whole_package():
+    for path, _ in modules():
+        assert "vjplib" not in imports(path), path
+
+
+def test_the_map_of_the_package_shows_every_room():
+    rooms = {parts[0] for _, parts in modules()} - {"__init__", "__main__"}
+    named = re.findall(r"^    (\w+) ", vjplib.__doc__ or "", re.M)
+    assert sorted(named) == sorted(rooms)
+    assert [name for layer in LAYERS for name in layer if name in named] == named
+    loose = [parts for _, parts in modules() if len(parts) == 1]
+    assert len(loose) <= 7
+
+
+def test_rich_is_imported_where_things_are_shown():
+    for path, parts in modules():
+        if any(name.partition(".")[0] == "rich" for name in imports(path)):
+            assert parts[0] in SHOWING or parts[:2] in SHOWING, path
+
+
+def test_no_two_public_classes_have_one_name():
+    seen = {}
+    for path, _ in modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                assert node.name not in seen, f"{path} and {seen[node.name]} both define {node.name}"
+                seen[node.name] = path
+
+
+def test_a_layer_needs_no_verifier():
+    program = """
+        import sys
+        import vjplib
+        vjplib.relu
+        loaded = {name for name in sys.modules if name.startswith(("vjplib.verification", "vjplib.auditing", "rich"))}
+        assert not loaded, loaded
+        assert vjplib.verify and "vjplib.verification" in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+
+
+def test_each_claim_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "my_claims").mkdir()
+    (tmp_path / "my_claims" / "__init__.py").touch()
+    (tmp_path / "my_claims" / "finite.py").write_text(textwrap.dedent(CLAIM), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    (claim,) = discover(importlib.import_module("my_claims"))
+    right = vjplib.verify(vjplib.tanh, (0.5,), claims=(claim,))
+    assert [(f.claim, f.level) for f in right.findings] == [("finite", "pass")]
+    wrong = vjplib.verify(jnp.log, (0.0,), claims=("contract", claim))
+    assert [f.claim for f in wrong.failures] == ["finite"]
+    assert "finite FAIL" in str(wrong)
+
+
+CLAIM = '''
+    """Finite: the outputs of the call are finite."""
+
+    import numpy as np
+
+    from vjplib.verification import Claim
+    from vjplib.verification.report import finding
+
+
+    def check(call):
+        for y in call.call(*call.leaves()):
+            yield finding("pass" if np.isfinite(y).all() else "fail", "wrong_value", "the output is finite")
+
+
+    CLAIM = Claim("finite", check, quick=check)
+'''
 
 
 def test_every_module_says_what_it_is():

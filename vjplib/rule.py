@@ -2,9 +2,9 @@
 
 Verification, pytest, bench and the documentation read them.
 
-Authors write inputs, the library writes assertions: a record holds what a rule is, what it must equal, what users
-would otherwise call, and the calls worth making. Shapes are strings of dimension names, as in jaxtyping, so that one
-`Case` serves as a concrete call, as a call at random sizes, as a symbolic call and as a benchmark.
+Authors write inputs, the library writes assertions: a record holds a rule's function, the reference it must equal, the
+baselines that users would otherwise call, and the calls to test. Shapes are strings of dimension names, as in
+jaxtyping, so that one `Case` gives a concrete call, calls at random sizes, a symbolic call and a benchmark.
 """
 
 import difflib
@@ -24,7 +24,7 @@ Draw = Callable[[np.random.Generator, tuple[int, ...], Dims], np.ndarray]
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
-    """Returns standard normal numbers of the shape; the draw of an argument given as a plain string."""
+    """Return standard normal numbers; the draw of an argument given as a plain string."""
     del dims
     return rng.standard_normal(shape)
 
@@ -32,11 +32,11 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.n
 class Input(NamedTuple):
     """One array argument of a case: its shape in dimension names, and how its numbers are drawn.
 
-    Floating draws are cast to the dtype under test; integers and booleans are passed on as drawn.
+    Floating numbers are cast to the dtype under test; integers and booleans are passed as drawn.
 
     Args:
         shape: names and integers separated by spaces: `"b n"`, `"n 3"`, `""` for a scalar.
-        draw: takes a NumPy generator, the concrete shape and the sizes of all dimensions; returns the array.
+        draw: a function of a NumPy generator, the concrete shape and the sizes of all dimensions; returns the array.
     """
 
     shape: str
@@ -44,27 +44,27 @@ class Input(NamedTuple):
 
 
 def index_below(dimension: str) -> Draw:
-    """Returns a draw of int32 indices into a dimension: `Input("b", index_below("n"))` are labels of n classes."""
+    """Return a draw of int32 indices into a dimension: `Input("b", index_below("n"))` are labels of n classes."""
     return lambda rng, shape, dims: rng.integers(0, dims[dimension], shape, dtype=np.int32)
 
 
 def random_mask(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
-    """Returns a boolean mask of which about two thirds, and the first place of each row, are True."""
+    """Return a boolean mask, True for about two thirds of the elements and for the first of each row."""
     del dims
-    kept = rng.random(shape) < 2 / 3
-    kept[..., :1] = True
-    return kept
+    mask = rng.random(shape) < 2 / 3
+    mask[..., :1] = True
+    return mask
 
 
 def distribution(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
-    """Returns probability vectors along the last axis, drawn uniformly from the simplex."""
+    """Return probability vectors along the last axis, drawn uniformly from the simplex."""
     del dims
     weights = rng.exponential(size=shape)
     return weights / np.maximum(weights.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
-class Call(NamedTuple):
-    """The concrete arguments of one call."""
+class Arguments(NamedTuple):
+    """The concrete positional and keyword arguments of one call."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -72,16 +72,16 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A family of calls that differ in sizes and numbers.
+    """A family of calls with different sizes and numbers.
 
     Args:
-        inputs: one `Input`, or its shape alone, per positional argument; None is passed on as it is.
-        dims: the size of each dimension named; pairwise distinct primes make a swapped axis show.
+        inputs: one `Input`, or only its shape, for each positional argument; None is passed as None.
+        dims: the size of each named dimension; pairwise distinct primes reveal a swapped axis.
         kwargs: keyword arguments, not differentiated; an `Input` among them is drawn.
-        fixed: dimensions that must stay as they are when sizes are varied (kernel lengths that unroll a loop).
-        valid: takes the sizes; False for those that the rule refuses.
-        growth: whether the case is examined at growing sizes.
-        label: what the case is called where its sizes alone do not tell, as in tables of benchmarks.
+        fixed: dimensions that keep their size when sizes are varied (kernel lengths that unroll a loop).
+        valid: a function of the sizes; False for sizes that the rule refuses.
+        growth: whether to measure the case at growing sizes.
+        label: a name for tables of benchmarks, where sizes alone are not clear.
 
     Example:
         >>> case = Case(("b n", Input("b", index_below("n"))), {"b": 2, "n": 5})
@@ -103,7 +103,7 @@ class Case:
 
     @property
     def arrays(self) -> tuple[Input | None, ...]:
-        """The inputs, plain strings made `Input`."""
+        """The inputs, with plain strings converted to `Input`."""
         return tuple(Input(i) if isinstance(i, str) else i for i in self.inputs)
 
     @property
@@ -111,15 +111,15 @@ class Case:
         """The shape of each input in dimension names."""
         return tuple(i.shape if i else None for i in self.arrays)
 
-    def call(self, rng: np.random.Generator, dtype: Any = np.float32, scale: float = 1.0, **sizes: int) -> Call:
-        """Returns concrete arguments, floating ones scaled and in the dtype, at these sizes in place of `dims`."""
+    def call(self, rng: np.random.Generator, dtype: Any = np.float32, scale: float = 1.0, **sizes: int) -> Arguments:
+        """Return concrete arguments, floating ones scaled and cast to dtype, at these sizes in place of `dims`."""
         dims = {**self.dims, **sizes}
         args = tuple(i and _array(i, rng, dims, dtype, scale) for i in self.arrays)
         drawn = {k: _array(v, rng, dims, dtype, scale) for k, v in self.kwargs.items() if isinstance(v, Input)}
-        return Call(args, {**self.kwargs, **drawn})
+        return Arguments(args, {**self.kwargs, **drawn})
 
     def avals(self, dims: Dims, dtype: Any = np.float32) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Returns the shapes and dtypes of the arguments, and of the drawn keyword arguments, at these sizes."""
+        """Return the shapes and dtypes of the arguments and of the drawn keyword arguments at these sizes."""
         drawn = self.call(np.random.default_rng(0), dtype)
 
         def aval(i: Input, value: np.ndarray) -> jax.ShapeDtypeStruct:
@@ -129,7 +129,7 @@ class Case:
         return args, {k: aval(v, drawn.kwargs[k]) for k, v in self.kwargs.items() if isinstance(v, Input)}
 
     def sizes(self, rng: np.random.Generator, largest: int = 9) -> dict[str, int]:
-        """Returns random valid sizes from 1 to the largest; those in `fixed` stay."""
+        """Return random valid sizes from 1 to the largest; those in `fixed` stay."""
         while True:
             drawn = {d: n if d in self.fixed else int(rng.integers(1, largest + 1)) for d, n in self.dims.items()}
             if self.valid(**drawn):
@@ -148,10 +148,10 @@ def _array(i: Input, rng: np.random.Generator, dims: Dims, dtype: Any, scale: fl
 
 
 class Edge(NamedTuple):
-    """A named input at which derivatives are easily wrong: a zero, a tie, an infinity, a mask with nothing left.
+    """A named input at which derivatives are easily wrong: a zero, a tie, an infinity, a mask that excludes all.
 
     Args:
-        name: what the input is, for the report.
+        name: a description of the input, for the report.
         args: positional arguments; floating ones are cast to the dtype under test.
         kwargs: keyword arguments.
     """
@@ -162,12 +162,12 @@ class Edge(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """A function to time at growing sizes, for the exponent of its growth.
+    """A function to time at growing sizes, to fit the exponent of its cost.
 
     Args:
         fn: a function of arrays.
-        case: the call; the size that it gives the growing dimension is not used.
-        sizes: the growing dimension's name, and its sizes in turn, at least two.
+        case: the call; its own size of the growing dimension is ignored.
+        sizes: the name of the growing dimension, and at least two sizes.
     """
 
     fn: Callable[..., Any]
@@ -176,10 +176,10 @@ class Scaling(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """A call whose exact cotangents are known to their last digit, however small they are.
+    """A call whose cotangents are known to full relative accuracy, however small they are.
 
     Args:
-        args: positional arguments; floating ones are cast to the dtype under test, which they must survive unrounded.
+        args: positional arguments; floating ones are cast to the dtype under test, and must be exact in it.
         g: the cotangent of the output.
         exact: the cotangent of each floating argument, in float64, computed without cancellation.
     """
@@ -191,16 +191,16 @@ class Tail(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """All that the library knows of one rule.
+    """The record of one rule.
 
     Args:
         fn: the public function.
         reference: the same function in plain jnp, with no custom rule inside: its autodiff in float64 is the oracle. It
-            must be stable wherever the rule claims to be, and states the rule's convention at kinks and ties.
-        baselines: what users would otherwise call, by name; the first is the one that claims compare with.
+            must be stable wherever the rule claims to be, and defines the convention at kinks and ties.
+        baselines: the functions that users would otherwise call, by name; claims compare with the first.
         cases: calls to verify; the first is the typical one.
         edges: inputs at the boundary of the domain.
-        bench: calls to time, large.
+        bench: large calls to time.
         scaling: functions to time at growing sizes, by name.
         residual_bytes: the bytes that float32 calls of the first case keep between forward and backward, a function of
             its sizes.
@@ -208,10 +208,10 @@ class Rule:
             (None for an argument whose Jacobian has no short form).
         reason: why the rule exists, in one sentence.
         source: where the mathematics is found.
-        order_two: whether second derivatives are offered; if not, that they are refused is verified.
-        tails: takes log-spaced numbers of both signs, (n,); returns the call made of them with its exact cotangents, by
-            which `vjplib bench` measures the largest relative error of the rule and of its baselines.
-        whole_array: whether no call of one vector is typical, so that no Jacobian is stated.
+        order_two: whether second derivatives are offered; if False, verification checks that they are refused.
+        tails: a function of log-spaced numbers of both signs, (n,), that returns a call with its exact cotangents, for
+            the largest relative error of the rule and its baselines.
+        whole_array: True for rules whose typical call is not of one vector, which state no Jacobian.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -250,13 +250,13 @@ _RULES = "vjplib.rules"
 
 
 def rules_in(module: ModuleType) -> tuple[Rule, ...]:
-    """Returns the records of a module.
+    """Return the records of a module.
 
     Args:
         module: a module with a tuple `RULES`.
 
     Raises:
-        ValueError: the module has no RULES, or something in it is not a `Rule`.
+        ValueError: the module has no RULES, or an entry that is not a `Rule`.
 
     Example:
         >>> import vjplib.rules.softmax
@@ -277,21 +277,20 @@ def rules() -> tuple[Rule, ...]:
 
 
 def _family(rule: Rule) -> str:
-    """Return the first word of the file's or folder's name in `vjplib.rules`."""
-    module = inspect.unwrap(rule.fn).__module__
-    return module.removeprefix(f"{_RULES}.").partition(".")[0].partition("_")[0]
+    """Return the name of the rule's file or folder in `vjplib.rules`."""
+    return inspect.unwrap(rule.fn).__module__.removeprefix(f"{_RULES}.").partition(".")[0]
 
 
 def find(target: str) -> tuple[Rule, ...]:
-    """Returns the records that a command-line target names.
+    """Return the records that a command-line target names.
 
     Args:
-        target: the name of a rule of the library; the name of a file or folder of `vjplib.rules`, or its first word,
-            for all rules there, such as `convolution`; `package.module` for all records of a module, or
+        target: the name of a rule of the library; the name of a file or folder of `vjplib.rules` for all rules
+            there, such as `convolution`; `package.module` for all records of a module, or
             `package.module:name` for one.
 
     Raises:
-        ValueError: nothing answers to the target; the message lists what does.
+        ValueError: the target names nothing; the message lists the names there are.
 
     Example:
         >>> [rule.name for rule in find("vjplib.rules.softmax:log_softmax")]

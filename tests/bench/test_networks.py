@@ -86,7 +86,7 @@ def test_the_command_prints_times_and_names_what_it_refuses(linear, tmp_path, ca
         "linear",
         "4x3",
         "jax.lax",
-        "wrong is not timed: ValueError: wrong: jax and vjplib must compute one step",
+        "wrong is not timed: ValueError: wrong: jax and vjplib must compute the same",
     ):
         assert word in printed
     written = json.loads((tmp_path / "models.json").read_text())

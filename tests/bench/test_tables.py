@@ -7,7 +7,7 @@ from rich.console import Console
 
 from vjplib.bench import Cost, Growth, Row, rules, tables
 from vjplib.bench.sweep import Trial
-from vjplib.bench.training_steps import Step
+from vjplib.bench.training_steps import TrainingStep
 
 
 def cost(median):
@@ -53,7 +53,7 @@ def test_a_slower_rule_is_red():
 
 
 def test_training_steps():
-    step = Step("MobileNetV2-like", (16, 56, 56, 32), cost(1.2345), cost(0.25), cost(0.0991))
+    step = TrainingStep("MobileNetV2-like", (16, 56, 56, 32), cost(1.2345), cost(0.25), cost(0.0991))
     text = shown(tables.of_steps([step, replace(step, model="ConvNeXt-like", torch=None)]))
     for word in ("MobileNetV2-like", "16x56x56x32", "1234 ±15%", "4.94 x", "0.396 x", "0.41+1.25", "549.2", "423.9"):
         assert word in text

@@ -12,7 +12,13 @@ MNIST1D = runpy.run_path(str(EXAMPLES / "mnist1d.py"))
 DIGITS = runpy.run_path(str(EXAMPLES / "digits.py"))
 
 
-def test_mnist1d_prints_its_accuracies_beside_the_papers(capsys):
+@pytest.fixture(scope="module")
+def mnist1d():
+    return MNIST1D["load"]()
+
+
+def test_mnist1d_prints_its_accuracies_beside_the_papers(mnist1d, monkeypatch, capsys):
+    monkeypatch.setitem(MNIST1D["main"].__globals__, "load", lambda: mnist1d)
     results = MNIST1D["main"](["--epochs", "2", "--seeds", "2", "--no-progress"])
     assert {name: len(accuracies) for name, accuracies in results.items()} == {"logistic": 2, "mlp": 2, "cnn": 2}
     assert results["logistic"][0] > 20  # ten classes: twice as good as guessing, after two epochs
@@ -41,8 +47,8 @@ def test_mnist1d_chose_among_what_it_searched(name):
     assert model.chosen in model.searched
 
 
-def test_mnist1d_is_the_papers_data_set():
-    (x, y), (x_test, y_test) = MNIST1D["load"]()
+def test_mnist1d_is_the_papers_data_set(mnist1d):
+    (x, y), (x_test, y_test) = mnist1d
     assert (x.shape, x_test.shape) == ((4000, 40, 1), (1000, 40, 1))
     assert set(np.bincount(np.concatenate([y, y_test]))) == {500}
 

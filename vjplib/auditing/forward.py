@@ -8,8 +8,9 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.verification.call import CallUnderTest, Leaves, normal_of
+from vjplib.verification.oracle import DRAWS
 from vjplib.verification.report import Finding, failed, noted, passed
-from vjplib.verification.tolerance import DRAWS, HALF_THE_DIGITS, error, relative_gap, unit_of, wide
+from vjplib.verification.tolerance import HALF_THE_DIGITS, error, relative_gap, unit_of, wide
 
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:

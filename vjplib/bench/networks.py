@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from vjplib.rules.convolution_general import conv_general_dilated
+from vjplib.rules.convolution.general import conv_general_dilated
 from vjplib.rules.pooling.pooling import max_pool
 
 CLASSES = 10
@@ -145,7 +145,7 @@ MODELS = {
 """The networks timed."""
 
 
-class State(NamedTuple):
+class NetworkState(NamedTuple):
     """The state of training.
 
     Args:
@@ -159,11 +159,11 @@ class State(NamedTuple):
     optimizer: optax.OptState
 
 
-def start(network: nn.Module, x: Float[Array, "batch ..."]) -> State:
+def start(network: nn.Module, x: Float[Array, "batch ..."]) -> NetworkState:
     """Initialize a network's state with key 0 and x's dtype."""
     drawn = jax.tree.map(lambda a: a.astype(x.dtype), jax.jit(network.init)(jax.random.key(0), x))
     params = drawn.pop("params")
-    return State(params, drawn, OPTIMIZER.init(params))
+    return NetworkState(params, drawn, OPTIMIZER.init(params))
 
 
 def loss(
@@ -175,8 +175,8 @@ def loss(
 
 
 def training_step(
-    network: nn.Module, state: State, x: Float[Array, "batch ..."], labels: Int[Array, " batch"]
-) -> tuple[State, Float[Array, ""]]:
+    network: nn.Module, state: NetworkState, x: Float[Array, "batch ..."], labels: Int[Array, " batch"]
+) -> tuple[NetworkState, Float[Array, ""]]:
     """Take one step of gradient descent; return the new state, and the loss before the step.
 
     Args:
@@ -189,4 +189,4 @@ def training_step(
         state.params, network, state.statistics, x, labels
     )
     updates, optimizer = OPTIMIZER.update(gradients, state.optimizer)
-    return State(optax.apply_updates(state.params, updates), statistics, optimizer), value
+    return NetworkState(optax.apply_updates(state.params, updates), statistics, optimizer), value

@@ -15,7 +15,7 @@ from vjplib.bench.sweep import REPEATS, SLOW, WRONG, Trial
 from vjplib.bench.timing import Cost
 
 if TYPE_CHECKING:  # its networks need flax
-    from vjplib.bench.training_steps import Step
+    from vjplib.bench.training_steps import TrainingStep
 
 LOWEST = 10
 """The number of slowest random convolutions shown."""
@@ -31,7 +31,7 @@ def of_rules(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> Iterator[Ta
         yield _growth(growths)
 
 
-def of_steps(steps: Sequence["Step"]) -> Iterator[Table]:
+def of_steps(steps: Sequence["TrainingStep"]) -> Iterator[Table]:
     """Yield the table of training steps, unless there are none."""
     if not steps:
         return

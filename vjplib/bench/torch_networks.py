@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vjplib.bench.networks import LEARNING_RATE, State
+from vjplib.bench.networks import LEARNING_RATE, NetworkState
 from vjplib.bench.torch_ops import import_torch
 
 Tensor = Any
@@ -84,7 +84,7 @@ NETWORKS: dict[str, Callable[[Any, Tensors, Tensors, Tensor], Tensor]] = {
 """The networks of `vjplib.bench.networks.MODELS` in torch: f(functional, params, statistics, x)."""
 
 
-def loss_and_gradients(name: str, state: State, x: jax.Array, labels: jax.Array) -> dict[str, Any]:
+def loss_and_gradients(name: str, state: NetworkState, x: jax.Array, labels: jax.Array) -> dict[str, Any]:
     """Compute a network's loss and gradients in torch, as NumPy arrays in the layout of flax's parameters.
 
     Args:
@@ -103,7 +103,7 @@ def loss_and_gradients(name: str, state: State, x: jax.Array, labels: jax.Array)
     return {"loss": computed.detach().numpy(), "gradients": jax.tree.map(lambda w: _to_flax(w.grad), params)}
 
 
-def training_step(name: str, state: State, x: jax.Array, labels: jax.Array) -> Callable[[], None]:
+def training_step(name: str, state: NetworkState, x: jax.Array, labels: jax.Array) -> Callable[[], None]:
     """Return a function without arguments that takes one step of gradient descent in torch.
 
     Args:
@@ -127,7 +127,9 @@ def training_step(name: str, state: State, x: jax.Array, labels: jax.Array) -> C
     return step
 
 
-def _loss(torch: Any, name: str, state: State, x: jax.Array, labels: jax.Array) -> tuple[Tensors, Callable[[], Tensor]]:
+def _loss(
+    torch: Any, name: str, state: NetworkState, x: jax.Array, labels: jax.Array
+) -> tuple[Tensors, Callable[[], Tensor]]:
     """Return the parameters as leaves that take gradients, and the loss as a function without arguments."""
     F = torch.nn.functional
     params = jax.tree.map(lambda a: _from_flax(torch, a).requires_grad_(), state.params)

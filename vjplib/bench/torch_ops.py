@@ -69,19 +69,12 @@ def with_torch(rule: Rule, rows: Sequence[Row], *, seconds: float) -> list[Row]:
         ImportError: torch is not installed.
         ValueError: torch's call and the baseline do not compute the same.
     """
-    torch = import_torch()
-    cases = iter(rule.bench)
-    merged = []
-    for _, group in groupby(rows, key=lambda row: row.case):
-        of_case, case = list(group), next(cases)
-        costs = _costs(torch, rule, case, seconds)
-        first = of_case[0].baseline
-        merged += of_case
-        merged += [
-            Row(row.rule, row.case, "torch", row.measure, row.ours, costs[row.measure], row.reason)
-            for row in of_case
-            if row.baseline == first and row.measure in costs
-        ]
+    torch, merged = import_torch(), []
+    for case, (_, group) in zip(rule.bench, groupby(rows, key=lambda row: row.case), strict=False):
+        merged += (of_case := list(group))
+        for measure, cost in _costs(torch, rule, case, seconds).items():
+            row = next(row for row in of_case if row.measure == measure)
+            merged.append(Row(rule.name, row.case, "torch", measure, row.ours, cost, rule.reason))
     return merged
 
 

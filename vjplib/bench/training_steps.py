@@ -21,7 +21,7 @@ from vjplib.verification.claims.residuals import residual_bytes
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """One training step of a network.
 
     Args:
@@ -33,7 +33,7 @@ class Step:
 
     Example:
         >>> fast, slow = (Cost(s, s, s, 9, 0.1, 0.1, 0, 0) for s in (0.05, 0.2))
-        >>> Step("net", (8, 28, 28, 1), theirs=slow, ours=fast).ratio
+        >>> TrainingStep("net", (8, 28, 28, 1), theirs=slow, ours=fast).ratio
         4.0
     """
 
@@ -49,7 +49,7 @@ class Step:
         return self.theirs.median / self.ours.median
 
 
-def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = False) -> Step:
+def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = False) -> TrainingStep:
     """Time a training step of a network in float32, after a check in float64 that all versions compute the same.
 
     Args:
@@ -66,11 +66,11 @@ def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = 
         step = bench_model("LeNet-like", vjplib.bench.networks.MODELS["LeNet-like"])
         print(step.ratio)
     """
-    require_agreement(name, model, torch=torch)
+    _require_agreement(name, model, torch)
     (theirs, kept), (ours, kept_ours) = (_compiled(model, ops) for ops in (JAX, VJPLIB))
     times = interleaved([theirs.run, ours.run], seconds)
     costs = cost(times[0], theirs, kept), cost(times[1], ours, kept_ours)
-    return Step(name, model.shape, *costs, _torch_cost(name, model, seconds) if torch else None)
+    return TrainingStep(name, model.shape, *costs, _torch_cost(name, model, seconds) if torch else None)
 
 
 def _compiled(model: Model, ops: Ops) -> tuple[Compiled, int]:
@@ -87,14 +87,8 @@ def _batch(model: Model, dtype: Any) -> tuple[jax.Array, jax.Array]:
     return jax.device_put((x, labels))
 
 
-def require_agreement(name: str, model: Model, *, torch: bool) -> None:
-    """Raise ValueError unless all versions to be timed have the same loss and gradients in float64.
-
-    Args:
-        name: the network's name.
-        model: the network and the shape of its batch.
-        torch: if True, PyTorch is compared too.
-    """
+def _require_agreement(name: str, model: Model, torch: bool) -> None:
+    """Raise ValueError unless all versions to be timed have the same loss and gradients in float64."""
     with x64():
         x, labels = _batch(model, np.float64)
         state = start(model.network(JAX), x)
@@ -117,7 +111,7 @@ def _require_equal(name: str, other: str, expected: Any, given: Any) -> None:
         if gap := difference(np.asarray(a), np.asarray(b)):
             where = jax.tree_util.keystr(path, simple=True, separator=" ")
             raise ValueError(
-                f"{name}: jax and {other} must compute one step to be timed side by side, but {where} {gap}"
+                f"{name}: jax and {other} must compute the same to be timed side by side, but {where} {gap}"
             )
 
 
@@ -128,6 +122,6 @@ def _torch_cost(name: str, model: Model, seconds: float) -> Cost:
     return time_alone(torch_step(name, start(model.network(JAX), x), x, labels), seconds)
 
 
-def to_dict(steps: Sequence[Step]) -> dict[str, Any]:
+def to_dict(steps: Sequence[TrainingStep]) -> dict[str, Any]:
     """Return steps and the environment in plain types, as `vjplib bench --models --json` writes them."""
     return {"environment": environment(), "models": [{**asdict(step), "ratio": step.ratio} for step in steps]}

@@ -1,7 +1,8 @@
-"""What a layer's derivative looks like: small frozen pytrees that multiply vectors without forming the matrix.
+"""Structured Jacobians of layers: small frozen pytrees that multiply vectors without forming the matrix.
 
-One kind of structure a file. Each stores what tells its entries apart and no more, and offers `shape`, `nbytes`, the
-products `vjp(g)` = g^T J and `jvp(t)` = J t, the matrix itself as `dense()`, and the chain rule as `left @ right`.
+Each file holds one structure. A structure stores the fewest numbers that determine its entries. It offers `shape`,
+`nbytes`, the products `vjp(g)` = g^T J and `jvp(t)` = J t, the matrix as `dense()`, and the chain rule as
+`left @ right`.
 """
 
 from vjplib.jacobians.chain import Chain as Chain

@@ -1,4 +1,4 @@
-"""The product f' g' h' of the chain rule in both orders, each counting what it does."""
+"""The product f' g' h' of the chain rule in both orders, with the operations and bytes of each step."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -18,10 +18,9 @@ class Step(NamedTuple):
         left: the shape of the left factor.
         right: the shape of the right factor.
         product: the shape of their product.
-        multiplications: those that the product took.
-        nbytes: the product's own bytes.
-        held: the bytes of all factors not yet used up, these two included, and of the product. What a product needs
-            while it is computed comes on top.
+        multiplications: the number of multiplications.
+        nbytes: the bytes of the product.
+        held: the bytes of all remaining factors, including these two, and of the product, without temporaries.
     """
 
     left: tuple[int, int]
@@ -35,11 +34,11 @@ class Step(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Chain:
-    """A product of Jacobians and how it came about; the steps are static, so they outlive tracing.
+    """A product of Jacobians and its steps, which are static, so that they outlive tracing.
 
     Args:
         jacobian: the product.
-        steps: the products of two that led to it, in order.
+        steps: the pairwise products that led to it, in order.
     """
 
     jacobian: Jacobian
@@ -52,18 +51,18 @@ class Chain:
 
     @property
     def peak_bytes(self) -> int:
-        """The most bytes held at any step, as counted in `Step.held`."""
+        """The largest `Step.held` of all steps."""
         return max((s.held for s in self.steps), default=self.jacobian.nbytes)
 
 
 def backward_order(jacobians: Sequence[Jacobian]) -> Chain:
-    """(f' g') h': multiplies from the loss backwards, which leaves a row vector after every step.
+    """(f' g') h': multiply from the loss backwards, which leaves a row vector after every step.
 
     Args:
-        jacobians: those of the layers, the last applied first, as in f' g' h'; at least one.
+        jacobians: the layers' Jacobians, at least one, the last layer first, as in f' g' h'.
 
     Returns:
-        The product with its steps. Under `jax.eval_shape` only the steps are worked out, and no array is made.
+        The product with its steps. Under `jax.eval_shape` only the steps are computed, and no array is made.
 
     Raises:
         ValueError: jacobians is empty, or neighbours differ in size.
@@ -83,13 +82,13 @@ def backward_order(jacobians: Sequence[Jacobian]) -> Chain:
 
 
 def forward_order(jacobians: Sequence[Jacobian]) -> Chain:
-    """f' (g' h'): multiplies from the input forwards, through products as large as two layers are wide.
+    """f' (g' h'): multiply from the input forwards, through matrices with the widths of two layers as their sizes.
 
     Args:
-        jacobians: those of the layers, the last applied first, as in f' g' h'; at least one.
+        jacobians: the layers' Jacobians, at least one, the last layer first, as in f' g' h'.
 
     Returns:
-        The product with its steps. Under `jax.eval_shape` only the steps are worked out, and no array is made.
+        The product with its steps. Under `jax.eval_shape` only the steps are computed, and no array is made.
 
     Raises:
         ValueError: jacobians is empty, or neighbours differ in size.
@@ -110,7 +109,7 @@ def forward_order(jacobians: Sequence[Jacobian]) -> Chain:
 
 
 def _multiply(jacobians: Sequence[Jacobian], place: Callable[[list[Jacobian]], int]) -> Chain:
-    """Multiplies neighbours, those at place(factors) and the next, until one factor is left."""
+    """Multiply the factors at place(factors) and the next, until one factor is left."""
     factors, steps = list(jacobians), []
     if not factors:
         raise ValueError("jacobians must hold at least one Jacobian, got none")
@@ -126,17 +125,17 @@ def _multiply(jacobians: Sequence[Jacobian], place: Callable[[list[Jacobian]], i
 
 
 def multiplications(fn: Callable[..., Any], *args: Any) -> int:
-    """Return the number of floating-point multiplications in the program that JAX traces fn to.
+    """Return the number of floating-point multiplications of fn, counted in its jaxpr.
 
-    Elementwise and matrix products and convolutions count: in a loop of known length as often as it runs, and of
-    several branches those of the dearest (`jax.lax.platform_dependent` makes one branch a platform).
+    It counts elementwise and matrix products and convolutions: in a loop of known length for every iteration, and of
+    branches (`jax.lax.platform_dependent` makes one a platform) the most expensive one.
 
     Args:
         fn: the function.
-        *args: its arguments: pytrees of arrays, or of `jax.ShapeDtypeStruct`.
+        *args: its arguments: pytrees of arrays or of `jax.ShapeDtypeStruct`.
 
     Raises:
-        ValueError: fn holds a `while`, whose work depends on numbers.
+        ValueError: fn holds a while loop, whose number of iterations depends on values.
 
     Example:
         >>> import jax.numpy as jnp
@@ -147,5 +146,5 @@ def multiplications(fn: Callable[..., Any], *args: Any) -> int:
     """
     cost = cost_of(jax.make_jaxpr(fn)(*args).jaxpr)
     if not cost.decided:
-        raise ValueError("fn must do work that its shapes tell, got a while")
+        raise ValueError("fn must do an amount of work that its shapes determine, got a while loop")
     return cost.multiplications

@@ -1,4 +1,4 @@
-"""Jacobian, what every structure offers; and Dense, the structure that stores every entry."""
+"""Jacobian, the interface of all structures; and Dense, the structure that stores every entry."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from vjplib.precision import upcast
 
 
 class Jacobian(ABC):
-    """The m x n matrix of partial derivatives dy_i/dx_j of a layer y = f(x), in whatever form multiplies cheaply.
+    """The m x n matrix of partial derivatives dy_i/dx_j of a layer y = f(x), in a form that multiplies cheaply.
 
-    A structure is one subclass, a frozen dataclass registered as a pytree. It need not be told about the other ones:
-    composition asks the left factor, then the right one, for a product that keeps structure.
+    A structure is one subclass, a frozen dataclass registered as a pytree. It need not know the other structures: `@`
+    asks the left factor, then the right one, for a product that keeps structure.
 
     Example:
         >>> from vjplib.jacobians import Diagonal
@@ -31,15 +31,15 @@ class Jacobian(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """(m, n): the numbers of outputs and of inputs."""
+        """(m, n): the number of outputs and of inputs."""
 
     @abstractmethod
     def vjp(self, g: Float[Array, " m"]) -> Float[Array, " n"]:
-        """g^T J, the cotangent of the input; of the dtype that J and g promote to."""
+        """g^T J, the cotangent of the input, in the dtype that J and g promote to."""
 
     @abstractmethod
     def jvp(self, t: Float[Array, " n"]) -> Float[Array, " m"]:
-        """J t, the tangent of the output; of the dtype that J and t promote to."""
+        """J t, the tangent of the output, in the dtype that J and t promote to."""
 
     @abstractmethod
     def dense(self) -> Float[Array, "m n"]:
@@ -47,11 +47,11 @@ class Jacobian(ABC):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the arrays stored, traced or abstract ones included."""
+        """The bytes of the stored arrays, including traced and abstract ones."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
 
     def __matmul__(self, right: "Jacobian") -> "Jacobian":
-        """The Jacobian of the composition: self is that of the layer applied last."""
+        """The Jacobian of the composition; self belongs to the layer that is applied last."""
         if not isinstance(right, Jacobian):
             return NotImplemented
         if self.shape[1] != right.shape[0]:
@@ -63,19 +63,19 @@ class Jacobian(ABC):
         return right._times_from_left(self) if product is NotImplemented else product
 
     def _times(self, right: "Jacobian") -> Any:
-        """Returns self @ right, or NotImplemented to let the right factor choose."""
+        """Return self @ right, or NotImplemented to let the right factor choose."""
         del right
         return NotImplemented
 
     def _times_from_left(self, left: "Jacobian") -> "Jacobian":
-        """Returns left @ self where left made no offer; a matrix, unless overridden."""
+        """Return left @ self where left returned NotImplemented; a dense matrix, unless overridden."""
         return left @ Dense(self.dense())
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Dense(Jacobian):
-    """J itself; that of y = W x + b is W.
+    """J as a matrix; the Jacobian of y = W x + b is W.
 
     Args:
         matrix: m x n, floating.
@@ -123,7 +123,7 @@ class Dense(Jacobian):
 
 
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns a @ b, summed in float32 or wider at full precision, in the dtype that both promote to.
+    """Return a @ b, summed in float32 or wider at full precision, in the dtype that both promote to.
 
     Example:
         >>> matmul(jnp.ones((2, 300), jnp.bfloat16), jnp.ones(300, jnp.bfloat16))
@@ -133,12 +133,12 @@ def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."
 
 
 def shape_of(name: str, x: Array, rank: int) -> tuple[int, ...]:
-    """Returns the shape of a Jacobian's array of this rank, or refuses it by name.
+    """Return the shape of an array of a Jacobian, after a check of its rank.
 
-    It is asked for when a Jacobian is used, not when it is made: one that `jax.vmap` returns holds a batch.
+    The check runs when a Jacobian is used, not when it is made, because one that `jax.vmap` returns holds a batch.
 
     Raises:
-        ValueError: x is of another rank.
+        ValueError: x has a different rank.
 
     Example:
         >>> shape_of("diagonal", jnp.ones((2, 3)), 1)
@@ -151,7 +151,7 @@ def shape_of(name: str, x: Array, rank: int) -> tuple[int, ...]:
 
 
 def operand(name: str, x: Array, size: int, jacobian: Jacobian) -> jax.Array:
-    """Returns the vector that a Jacobian is to multiply, or refuses it by name.
+    """Return the vector that a Jacobian multiplies, after checks of its dtype and shape.
 
     Raises:
         TypeError: x is not floating.

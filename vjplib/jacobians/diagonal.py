@@ -1,4 +1,4 @@
-"""Diagonal: the Jacobian of a function of one number, applied to every element."""
+"""Diagonal: the Jacobian of an elementwise function."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from vjplib.precision import upcast
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Diagonal(Jacobian):
-    """diag(d): output i depends on input i alone.
+    """diag(d): output i depends on input i only.
 
     Args:
         diagonal: the n derivatives, floating.
@@ -52,7 +52,7 @@ class Diagonal(Jacobian):
 
 
 def scale(x: Float[Array, "..."], d: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns x d elementwise, computed in float32 or wider, in the dtype that both promote to.
+    """Return x d elementwise, computed in float32 or wider, in the dtype that both promote to.
 
     Example:
         >>> scale(jnp.ones(2, jnp.bfloat16), jnp.full(2, 3, jnp.bfloat16))

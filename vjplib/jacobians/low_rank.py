@@ -1,4 +1,4 @@
-"""DiagonalMinusLowRank: the Jacobian of the softmax family, diagonal but for what a normalising sum ties together."""
+"""DiagonalMinusLowRank: the Jacobian of functions with a normalising sum, such as softmax."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ from vjplib.precision import upcast
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DiagonalMinusLowRank(Jacobian):
-    """diag(d) - U V^T: every entry may differ from zero, yet n (1 + 2 r) numbers hold them all.
+    """diag(d) - U V^T: all entries may differ from zero, and n (1 + 2 r) numbers determine them.
 
-    That of softmax is diag(y) - y y^T, of log_softmax I - 1 y^T with y the softmax.
+    Softmax has diag(y) - y y^T, log_softmax has I - 1 y^T with y the softmax.
 
     Args:
         diagonal: d, n numbers, floating.
@@ -42,7 +42,7 @@ class DiagonalMinusLowRank(Jacobian):
         (n,) = shape_of("diagonal", self.diagonal, 1)
         U, V = shape_of("U", self.U, 2), shape_of("V", self.V, 2)
         if U != V or U[0] != n:
-            raise ValueError(f"U and V must be of one shape, with {n} rows as the diagonal has, got {U} and {V}")
+            raise ValueError(f"U and V must have one shape, with {n} rows like the diagonal, got {U} and {V}")
         return n, n
 
     def vjp(self, g: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -74,7 +74,7 @@ class DiagonalMinusLowRank(Jacobian):
 
 
 def _lifted(jacobian: Diagonal | DiagonalMinusLowRank) -> DiagonalMinusLowRank:
-    """Returns a diagonal as diagonal minus rank 0."""
+    """Return a diagonal as diagonal minus rank 0."""
     if isinstance(jacobian, DiagonalMinusLowRank):
         return jacobian
     nothing = jnp.zeros((jacobian.shape[0], 0), jacobian.diagonal.dtype)

@@ -15,9 +15,9 @@ from vjplib.precision import upcast
 class BandedToeplitz(Jacobian):
     """J_ij = h_{j - i + (k - 1) // 2} within the band, 0 outside: constant along each of its k diagonals.
 
-    It is the Jacobian of y_i = sum_p x_{i + p - (k - 1) // 2} h_p, with x taken as 0 beyond its ends: for k = 3 the
-    matrix with h_2 (counted from 1) on the diagonal, h_1 below it and h_3 above. As the ends cut the band off, no
-    product with it is a Toeplitz matrix: all are dense.
+    It is the Jacobian of y_i = sum_p x_{i + p - (k - 1) // 2} h_p, with x zero beyond its ends: for k = 3 the matrix
+    with h_2 (counted from 1) on the diagonal, h_1 below it and h_3 above. The ends cut the band off, so products with
+    other Jacobians are not Toeplitz matrices; they are dense.
 
     Args:
         kernel: the k entries of a row's band, from left to right; floating.
@@ -47,7 +47,7 @@ class BandedToeplitz(Jacobian):
         return _correlate(g, self.kernel[::-1], self.kernel.size // 2)
 
     def jvp(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """J t, in k n multiplications: the convolution of t itself, which is linear."""
+        """J t, in k n multiplications: the convolution of t, since the layer is linear."""
         t = operand("t", t, self.shape[1], self)
         return _correlate(t, self.kernel, (self.kernel.size - 1) // 2)
 
@@ -62,7 +62,7 @@ class BandedToeplitz(Jacobian):
 #   v_j = sum_q g_{j + q - (k - 1 - c)} h_{k - 1 - q},
 # so both products are one sum over shifted copies; the vjp flips the kernel and puts k - 1 - c = k // 2 for c.
 def _correlate(x: Float[Array, " n"], kernel: Float[Array, " k"], centre: int) -> Float[Array, " n"]:
-    """Returns y_i = sum_p x_{i + p - centre} h_p, x being 0 beyond its ends."""
+    """Return y_i = sum_p x_{i + p - centre} h_p, with x zero beyond its ends."""
     (n,) = x.shape
     total = jnp.zeros(n, upcast(x).dtype)
     for p, h in enumerate(upcast(kernel)):

@@ -1,6 +1,6 @@
-"""The lecture's figures, drawn from running code: every curve, number and size in them is computed by the library.
+"""The lecture's figures: the library computes every curve, number and size in them.
 
-One function a figure, each returning a matplotlib figure that belongs to no window and no global state; `draw_all`
+Each figure is a function that returns a matplotlib figure, which belongs to no window and no global state. `draw_all`
 saves all of them.
 """
 
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from rich.filesize import decimal
 
 from vjplib.compat import x64
 from vjplib.jacobians import BandedToeplitz, Chain, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# From the palette of Okabe and Ito (Color Universal Design, 2008), told apart under every common colour deficiency.
+# From the palette of Okabe and Ito (Color Universal Design, 2008), for readers of every common colour vision.
 BLACK, BLUE, VERMILION = "#000000", "#0072B2", "#D55E00"
 PALE_BLUE, PALE_VERMILION = "#DCEBF7", "#F9D9C3"
 DPI = 150
 
 
 def draw_all(directory: str | Path) -> list[Path]:
-    """Returns the paths of the figures, drawn into a directory as PNG files; the same run gives the same bytes.
+    """Draw all figures into a directory as PNG files and return their paths; the bytes are the same in each run.
 
     Args:
         directory: made if it does not exist; files of the same names are overwritten.
@@ -52,7 +51,7 @@ def draw_all(directory: str | Path) -> list[Path]:
 
 
 def save(figure: "Figure", path: str | Path) -> None:
-    """Writes a figure to a file, without the version of matplotlib in it."""
+    """Write a figure to a file, without metadata about matplotlib."""
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
 
 
@@ -60,7 +59,7 @@ def save(figure: "Figure", path: str | Path) -> None:
 
 
 def one_weight_loss(w: Float[Array, ""]) -> Float[Array, ""]:
-    """(tanh(w) - 0.6)^2: the loss of a network of one weight, whose input is 1 and whose target is 0.6.
+    """(tanh(w) - 0.6)^2: the loss of a network of one weight with input 1 and target 0.6.
 
     Example:
         >>> round(float(one_weight_loss(0.0)), 6)
@@ -72,7 +71,7 @@ def one_weight_loss(w: Float[Array, ""]) -> Float[Array, ""]:
 def descent(
     cost: Callable[..., Any], start: float, learning_rate: float = 0.5, steps: int = 12
 ) -> Float[np.ndarray, " steps+1"]:
-    """Returns the weights that `optax.sgd` passes through, the start included.
+    """Compute the weights after each update of `optax.sgd`, the start included.
 
     Args:
         cost: a function of one number.
@@ -107,8 +106,8 @@ def gradient_descent(
 
     Args:
         cost: a function of one number.
-        path: the weights passed through; None runs `descent` from -1.5.
-        learning_rate: the one that the path was made with.
+        path: the weights after each update; None runs `descent` from -1.5.
+        learning_rate: the learning rate of the path.
     """
     path = descent(cost, -1.5, learning_rate) if path is None else path
     margin = 0.35 * np.ptp(path)
@@ -119,8 +118,7 @@ def gradient_descent(
     heights = np.asarray(jax.vmap(cost)(path))
     axes.plot(path, heights, "o", color=BLUE, ms=6, label=f"updates, lr = {learning_rate:g}", zorder=3)
     for i in range(len(path) - 1):
-        arrow = {"arrowstyle": "-|>", "color": BLUE, "lw": 1, "shrinkA": 3, "shrinkB": 3}
-        axes.annotate("", (path[i + 1], heights[i + 1]), (path[i], heights[i]), arrowprops=arrow)
+        _arrow(axes, (path[i], heights[i]), (path[i + 1], heights[i + 1]), shrink=3, color=BLUE, lw=1)
     last = len(path) - 1
     axes.annotate(f"$w_0 = {path[0]:g}$", (path[0], heights[0]), (8, 6), textcoords="offset points")
     axes.annotate(rf"$w_{{{last}}} = {path[-1]:.3f}$", (path[-1], heights[-1]), (8, 12), textcoords="offset points")
@@ -133,7 +131,7 @@ def gradient_descent(
 
 
 def activations() -> "Figure":
-    """Fig. 2: relu, tanh and sigmoid with their derivatives, which `jax.grad` takes through the rules."""
+    """Fig. 2: relu, tanh and sigmoid with their derivatives, by `jax.grad` of the rules."""
     figure = _figure(10, 3.4)
     x = jnp.linspace(-4, 4, 801)
     drawn = (
@@ -143,7 +141,7 @@ def activations() -> "Figure":
     )
     for axes, (name, f, formula) in zip(figure.subplots(1, 3), drawn, strict=True):
         slope = np.array(jax.vmap(jax.grad(f))(x))
-        slope[np.flatnonzero(np.abs(np.diff(slope)) > 0.5)] = np.nan  # a jump is no line
+        slope[np.flatnonzero(np.abs(np.diff(slope)) > 0.5)] = np.nan  # draws no line across a jump
         axes.plot(x, f(x), color=BLUE, lw=2, label="function")
         axes.plot(x, slope, color=VERMILION, lw=2, ls="--", label=f"derivative: {formula}")
         axes.set(title=name, xlabel="$x$", ylim=(-1.25, 2.25))
@@ -166,7 +164,7 @@ def product_surface() -> "Figure":
 
 
 def _surface(f: Callable[..., Any], formula: str, at: tuple[float, float], extent: float) -> "Figure":
-    """Returns the surface over a square, with the tangents along x and y at a point: their slopes are the partials."""
+    """Draw a surface over a square, with the tangents at a point, whose slopes are the partial derivatives."""
     (x0, y0), z0 = at, float(f(*at))
     slopes = [float(d) for d in jax.grad(f, argnums=(0, 1))(*at)]
     side = jnp.linspace(-extent, extent, 41)
@@ -196,7 +194,7 @@ def computational_graphs(n: int = 1_000_000) -> "Figure":
     """Fig. 5: the derivative of f(g(h(x))) multiplied from the loss backwards, and from the input forwards.
 
     f is a loss, g a softmax and h a convolution with three taps, of n numbers each. Sizes and multiplications are those
-    that `backward_order` and `forward_order` count, from shapes alone.
+    that `backward_order` and `forward_order` count from shapes alone.
 
     Args:
         n: the number of inputs.
@@ -217,20 +215,19 @@ def computational_graphs(n: int = 1_000_000) -> "Figure":
 
 
 def _graph(axes: "Axes", factors: Any, chain: Chain, names: tuple[str, str], columns: tuple[float, float]) -> None:
-    """Draws the layers, their Jacobians below, and below them the products of an order, the last one framed.
+    """Draw the layers, their Jacobians below, and below them the products of an order, the last one framed.
 
-    The first product stands midway between its factors: from its column they are told.
+    The first product stands midway between its two factors, so that its column identifies them.
     """
     axes.set(xlim=(-0.55, 3.3), ylim=(-0.35, 3.3))
     axes.axis("off")
     for column, value in enumerate(("$x$", "$h(x)$", "$g(h(x))$", "$l$")):
         _node(axes, (column, 3), value, "white")
         if column:
-            arrow = {"arrowstyle": "-|>", "color": BLACK, "shrinkA": 24, "shrinkB": 24}
-            axes.annotate("", (column, 3), (column - 1, 3), arrowprops=arrow)
+            _arrow(axes, (column - 1, 3), (column, 3), shrink=24)
             axes.text(column - 0.5, 3.08, "hgf"[column - 1], ha="center", style="italic")
     for column, (name, factor) in enumerate(zip(("$h'$", "$g'$", "$f'$"), reversed(factors), strict=True)):
-        _node(axes, (column, 2), f"{name}   {_shape(factor.shape)}\n{decimal(factor.nbytes)}", PALE_BLUE)
+        _node(axes, (column, 2), f"{name}   {_shape(factor.shape)}\n{_bytes(factor.nbytes)}", PALE_BLUE)
         _edge(axes, (column, 3), (column, 2))
 
     first, operands = columns[0], {0, 1, 2}
@@ -239,7 +236,7 @@ def _graph(axes: "Axes", factors: Any, chain: Chain, names: tuple[str, str], col
     sources = [[(column, 2) for column in pair], [(other, 2), (first, 1)]]
     for row, (step, name, column) in enumerate(zip(chain.steps, names, columns, strict=True)):
         work = f"{_number(step.multiplications)} multiplications"
-        text = f"{name}   {_shape(step.product)}\n{decimal(step.nbytes)}\n{work}"
+        text = f"{name}   {_shape(step.product)}\n{_bytes(step.nbytes)}\n{work}"
         _node(axes, (column, 1 - row), text, PALE_VERMILION if step.product[0] > 1 else PALE_BLUE, framed=row == 1)
         for source in sources[row]:
             _edge(axes, source, (column, 1 - row))
@@ -251,19 +248,28 @@ def _node(axes: "Axes", at: tuple[float, int], text: str, colour: str, framed: b
 
 
 def _edge(axes: "Axes", start: tuple[float, int], end: tuple[float, int]) -> None:
-    """Draws an arrow from the lower side of a node to the upper side of one in a row below."""
+    """Draw an arrow from the lower side of a node to the upper side of a node in a row below."""
     half_height = (0.23, 0.23, 0.17, 0.1)  # of the nodes in rows 0 to 3: three lines of text, three, two and one
     below, above = start[1] - half_height[start[1]], end[1] + half_height[end[1]]
-    arrow = {"arrowstyle": "-|>", "color": BLACK, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (end[0], above), (start[0], below), arrowprops=arrow)
+    _arrow(axes, (start[0], below), (end[0], above), shrink=0)
+
+
+def _arrow(axes: "Axes", start: tuple[float, float], end: tuple[float, float], shrink: float, **style: Any) -> None:
+    style = {"arrowstyle": "-|>", "color": BLACK, "shrinkA": shrink, "shrinkB": shrink} | style
+    axes.annotate("", end, start, arrowprops=style)
 
 
 def _shape(shape: tuple[int, int]) -> str:
     return rf"{_number(shape[0])} $\times$ {_number(shape[1])}"
 
 
+def _bytes(n: int) -> str:
+    power = min((len(str(n)) - 1) // 3, 4)
+    return f"{n / 1000**power:.1f} {('', 'k', 'M', 'G', 'T')[power]}B" if power else f"{n} bytes"
+
+
 def _number(n: int) -> str:
-    """Returns an integer for a label, large ones as a power of ten."""
+    """Format an integer for a label, a large one as a power of ten."""
     if n < 10_000:
         return str(n)
     digits, exponent = f"{n:.1e}".split("e+")
@@ -277,13 +283,13 @@ def _number(n: int) -> str:
 def finite_difference_errors(
     f: Callable[..., Any], at: float, steps: np.ndarray, dtype: Any, central: bool
 ) -> Float[np.ndarray, " steps"]:
-    """Returns the relative errors of difference quotients of f, computed in a dtype, against `jax.grad` in float64.
+    """Compute the relative errors of difference quotients of f in a dtype, against `jax.grad` in float64.
 
     Args:
         f: a function of one number.
         at: where to differentiate.
         steps: the step sizes.
-        dtype: what x, the step and f are rounded to.
+        dtype: the dtype of x, of the step and of f.
         central: (f(x + h) - f(x - h)) / 2h instead of (f(x + h) - f(x)) / h.
 
     Example:
@@ -304,7 +310,7 @@ def finite_difference_errors(
 
 
 def finite_differences() -> "Figure":
-    """Error of finite differences against step: truncation falls with the step, round-off rises as it shrinks."""
+    """Error of finite differences by step: truncation falls with the step, round-off rises as the step shrinks."""
     steps = np.logspace(-15, 0, 181)
     figure = _figure(7.5, 4.8)
     axes = figure.subplots()
@@ -332,7 +338,7 @@ def finite_differences() -> "Figure":
 
 
 def jacobians() -> "Figure":
-    """The Jacobian of each structure as an image of its values: positive and negative in two colours, zero white."""
+    """The values of a Jacobian of each structure, as an image: positive and negative in two colours, zero in white."""
     figure = _figure(11, 3.8)
     from matplotlib.colors import AsinhNorm
 
@@ -362,7 +368,7 @@ def jacobians() -> "Figure":
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """Returns an empty figure of a size in inches."""
+    """Make an empty figure of a size in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,9 +1,9 @@
-"""Pages of the rules: each is written from the rule's record and its own file, so that nothing is written twice.
+"""Pages of the rules, each written from the rule's record and its file, so that nothing is written twice.
 
-    python -m vjplib.lecture.rule_pages DIRECTORY [TARGET ...]
+    python -m vjplib.lecture.rule_pages DIRECTORY [RULE ...]
 
-writes a Markdown page for each rule and an index of them; a target is what `vjplib.rule.find` takes. Without one,
-the pages are those of the library's own rules.
+writes a Markdown page for each rule, and an index. RULE is an argument of `vjplib.rule.find`; by default, pages are
+written for all rules of the library.
 """
 
 import argparse
@@ -28,22 +28,22 @@ from vjplib.compat import recorded_custom_vjps
 from vjplib.rule import Case, Edge, Input, Rule, find
 from vjplib.rule import rules as own_rules
 
-# What Markdown would take for the start of emphasis or of a tag, or for a link, in prose full of formulas.
+# Characters in formulas that Markdown would read as the start of emphasis, of a tag or of a link.
 _MARKUP = re.compile(r"(?<!\w)_(?=\S)|\*(?=\S)|<(?=[A-Za-z/!?])|(?<=\])\(")
 
 
 def page(rule: Rule) -> str:
-    """Returns the Markdown page of a rule: what it is, how its backward is derived, what is verified of it.
+    """Return the Markdown page of a rule: what it computes, how its backward is derived, and what is verified.
 
-    The docstring gives formula, arguments and example; the comment directly above each backward the derivation; the
-    record the rest. Backwards are those of the `jax.custom_vjp` that the first case reaches, as far as they are defined
-    in the file that defines the public function.
+    The docstring gives formula, arguments and example; the comment directly above each backward gives the derivation;
+    the record gives the rest. The backwards are those of each `jax.custom_vjp` that the first case calls, if they are
+    defined in the folder of the public function.
 
     Args:
-        rule: a record, of the library or of anyone.
+        rule: a record, of this library or any other.
 
     Raises:
-        OSError: the source of the public function cannot be found; one typed at a prompt has none.
+        OSError: the public function has no source, such as a function typed at a prompt.
 
     Example:
         >>> from vjplib.rule import find
@@ -55,7 +55,7 @@ def page(rule: Rule) -> str:
 
 
 def pages(rules: Iterable[Rule]) -> dict[str, str]:
-    """Returns the text of each page by its file's name: one a rule, and `index.md` with a line on each.
+    """Return the text of each page by its file name: one page per rule, and `index.md` with a line on each.
 
     Args:
         rules: the records.
@@ -78,10 +78,10 @@ def pages(rules: Iterable[Rule]) -> dict[str, str]:
 
 
 def write_pages(directory: str | Path, rules: Iterable[Rule] | None = None) -> list[Path]:
-    """Returns the paths of the pages, written into a directory.
+    """Write the pages into a directory, and return their paths.
 
     Args:
-        directory: made if it does not exist; files of the same names are overwritten, others left.
+        directory: made if it does not exist; files of the same names are overwritten, others stay.
         rules: the records; None for the library's own.
 
     Raises:
@@ -132,7 +132,7 @@ def _derivations(rule: Rule) -> Iterator[str]:
 
 
 def _backwards(rule: Rule) -> list[Callable[..., Any]]:
-    """Returns the distinct backwards that a call reaches and that a file beside the rule's own defines."""
+    """Return the distinct backwards of the first case that are defined in the folder of the rule's file."""
     call = rule.cases[0].call(np.random.default_rng(0))
     with recorded_custom_vjps() as calls:
         jax.eval_shape(lambda: rule.fn(*call.args, **call.kwargs))
@@ -151,7 +151,7 @@ def _forms(rule: Rule) -> Iterator[str]:
 
 
 def _shown(rule: Rule, fn: Any) -> str:
-    """Returns a function's source where the rule's own file holds it, and its name where a library does."""
+    """Return a function's source if it is in the rule's file, else its qualified name."""
     if _file(fn) == _file(rule.fn):
         return _fence("python", inspect.getsource(inspect.unwrap(fn)))
     return _fence("python", f"{getattr(fn, '__module__', '')}.{getattr(fn, '__qualname__', repr(fn))}".lstrip("."))
@@ -160,14 +160,14 @@ def _shown(rule: Rule, fn: Any) -> str:
 def _verified(rule: Rule) -> Iterator[str]:
     yield "## What is verified"
     yield _fence("sh", f"vjplib verify {rule.fn.__module__}:{rule.name}")
-    yield "At these calls and, with `--deep`, each at random sizes:"
+    yield "At these calls; with `--deep`, at random sizes too:"
     yield _table(("arguments", "sizes", "keywords"), (_case_row(rule, case) for case in rule.cases))
     if rule.edges:
         yield "At these edges:"
         yield _table(("edge", "call"), ((_cell(edge.name), f"`{_edge_call(rule, edge)}`") for edge in rule.edges))
     if rule.residual_bytes is not None:
-        yield f"Kept between forward and backward, in float32 at the first call: {_residuals(rule)} bytes."
-    yield f"Second derivatives are {'offered' if rule.order_two else 'refused'}, which is verified too."
+        yield f"Residuals between forward and backward, in float32 at the first call: {_residuals(rule)}."
+    yield f"Second derivatives are {'supported' if rule.order_two else 'refused'}, which is verified too."
     if rule.baselines:
         names = ", ".join(f"`{name}`" for name in rule.baselines)
         yield f"Compared, in residual bytes and in time, with JAX's derivative of {names}."
@@ -206,9 +206,9 @@ def _residuals(rule: Rule) -> str:
     try:
         symbols = jax.export.symbolic_shape(", ".join(dims))
         formula = str(rule.residual_bytes(**dict(zip(dims, symbols, strict=True))))
-    except InconclusiveDimensionOperation:  # a claim that compares sizes has no one formula
-        return number
-    return f"`{formula}`, here {number}," if dims else number
+    except InconclusiveDimensionOperation:  # the function compares sizes, so that there is no single formula
+        return f"{number} bytes"
+    return f"`{formula}` bytes, here {number}" if dims else f"{number} bytes"
 
 
 # ------------------------------------------------------------------------------------------------------ from the source
@@ -217,7 +217,7 @@ def _residuals(rule: Rule) -> str:
 def _file(fn: Callable[..., Any]) -> str | None:
     try:
         return inspect.getsourcefile(inspect.unwrap(fn))
-    except TypeError:  # neither a function nor a wrapper of one
+    except TypeError:  # neither a function nor a wrapper of a function
         return None
 
 
@@ -227,17 +227,17 @@ def _folder(fn: Callable[..., Any]) -> str | None:
 
 
 def _signature(fn: Callable[..., Any]) -> str:
-    """Returns the lines of a function from its def to its colon, as they are written."""
+    """Return the source of a function's signature, from its def to its colon."""
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(fn)))
     node = next((n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)), None)
-    if node is None:  # Python 3.13 finds other text than the function's where that came from a string
+    if node is None:  # Python 3.13 finds wrong source for a function made from a string
         raise OSError(f"could not get source code of {fn.__name__}")
     lines = source.splitlines()[node.lineno - 1 : max(node.lineno, node.body[0].lineno - 1)]
     return "\n".join(lines).removesuffix(":")
 
 
 def _derivation(comment: str) -> str:
-    """Returns a comment as prose, its indented lines as formulas."""
+    """Return a comment as prose, with its indented lines as formulas."""
     lines = (line.lstrip().removeprefix("#").removeprefix(" ") for line in comment.splitlines())
     parts = groupby(lines, key=lambda line: line.startswith("  "))
     texts = ((formula, "\n".join(part)) for formula, part in parts)
@@ -245,7 +245,7 @@ def _derivation(comment: str) -> str:
 
 
 def _sections(doc: str) -> dict[str, str]:
-    """Returns the sections of a Google docstring by title, what precedes the first under the empty one."""
+    """Return the sections of a Google docstring by title; the text before the first section has the title ""."""
     before, *titled = re.split(r"^(\w+):$", doc, flags=re.MULTILINE)
     texts = zip(titled[::2], titled[1::2], strict=True)
     return {"": before.strip(), **{title: textwrap.dedent(text).strip() for title, text in texts}}
@@ -253,7 +253,7 @@ def _sections(doc: str) -> dict[str, str]:
 
 def _section(fn: Callable[..., Any], title: str, text: str) -> str:
     if ">>> " in text:
-        # The blank line ends the output expected of the last statement: a doctest knows nothing of fences.
+        # doctest ignores fences, so that a blank line must end the expected output of the last statement.
         return _fence("python", "\n".join([*_imports(fn, text), text, "\n"]))
     if title in ("Args", "Raises"):
         items = re.split(r"\n(?=\S)", text)
@@ -268,7 +268,7 @@ def _item(item: str) -> str:
 
 
 def _imports(fn: Callable[..., Any], example: str) -> list[str]:
-    """Returns the statements that bring in what an example takes from the module of the function."""
+    """Return import statements for the names that an example takes from the function's module."""
     scope = getattr(inspect.unwrap(fn), "__globals__", {})
     trees = (ast.parse(e.source) for e in DocTestParser().get_examples(example))
     names = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
@@ -283,7 +283,7 @@ def _imports(fn: Callable[..., Any], example: str) -> list[str]:
 
 
 def _home(fn: Callable[..., Any], name: str, value: Any) -> str:
-    """Returns the module to import a name from: the package that offers it, else the one that defines it."""
+    """Return the module to import a name from: the package if it offers the name, else the defining module."""
     candidates = (fn.__module__.partition(".")[0], getattr(value, "__module__", ""))
     offering = (m for m in candidates if getattr(sys.modules.get(m), name, None) is value)
     return next(offering, fn.__module__)
@@ -293,7 +293,7 @@ def _home(fn: Callable[..., Any], name: str, value: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    """Returns text in which Markdown sees code between backticks and no other markup."""
+    """Escape text so that Markdown sees no markup but code between backticks."""
     pieces = re.split(r"(`[^`]*`)", text)
     return "".join(p if p.startswith("`") else _MARKUP.sub(r"\\\g<0>", p) for p in pieces)
 
@@ -321,8 +321,8 @@ def _index(rules: Sequence[Rule]) -> str:
     return "\n\n".join(
         [
             "# Rules",
-            "Each page is made of its rule's record and file by `vjplib.lecture.rule_pages`.",
-            _table(("rule", "what it is", "why it exists"), rows),
+            "`vjplib.lecture.rule_pages` writes each page from the record and the file of its rule.",
+            _table(("rule", "formula", "why it exists"), rows),
             "```{toctree}\n:hidden:\n\n" + names + "\n```\n",
         ]
     )

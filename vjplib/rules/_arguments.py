@@ -1,4 +1,4 @@
-"""Arguments: converted to arrays, and refused by name where they do not fit."""
+"""Convert arguments to arrays and tuples; raise TypeError or ValueError by the argument's name if one does not fit."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -19,14 +19,7 @@ PADDINGS = ("SAME", "SAME_LOWER", "VALID")
 
 
 def as_array(name: str, x: ArrayLike) -> jax.Array:
-    """Return x as an array: numbers, lists and tuples of numbers become one.
-
-    Args:
-        name: the argument's name, for the message.
-        x: the argument.
-
-    Raises:
-        TypeError: x is not an array of numbers.
+    """Return x as an array; numbers, lists and tuples of numbers are converted.
 
     Example:
         >>> as_array("x", "text")
@@ -44,13 +37,6 @@ def as_array(name: str, x: ArrayLike) -> jax.Array:
 def as_inexact(name: str, x: ArrayLike) -> jax.Array:
     """Return x as an array of a floating or complex dtype: integers and booleans become JAX's default float.
 
-    Args:
-        name: the argument's name, for the message.
-        x: the argument.
-
-    Raises:
-        TypeError: x is not an array of numbers.
-
     Example:
         >>> as_inexact("x", [1, 2]).dtype
         dtype('float32')
@@ -64,13 +50,6 @@ def as_inexact(name: str, x: ArrayLike) -> jax.Array:
 def as_floating(name: str, x: ArrayLike) -> jax.Array:
     """Return x as an array of a real floating dtype.
 
-    Args:
-        name: the argument's name, for the message.
-        x: the argument.
-
-    Raises:
-        TypeError: x is not an array of a real floating dtype.
-
     Example:
         >>> as_floating("x", 1)
         Traceback (most recent call last):
@@ -83,14 +62,14 @@ def as_floating(name: str, x: ArrayLike) -> jax.Array:
 
 
 def by_rule(rule: Callable[..., jax.Array], incumbent: Callable[..., jax.Array], **arguments: ArrayLike) -> jax.Array:
-    """Return rule(*arguments) where the result is real and floating, incumbent(*arguments) where it is not.
+    """Return rule(*arguments) if the result is real and floating, else incumbent(*arguments).
 
-    Integers and booleans are converted to the result's dtype before the rule, and Python scalars lose their weak type
-    there: the rule sees floating arrays alone, and JAX itself differentiates the conversions. An integer result has no
-    derivative and a complex one another derivative than the rule's: both are the incumbent's.
+    The rule gets floating arrays only: integers, booleans and weakly typed scalars are first converted to the result's
+    dtype, and JAX differentiates the conversions. Integer results have no derivative, and the derivative of complex
+    ones is not the rule's, so the incumbent computes both.
 
     Args:
-        rule: a function of arrays, a custom_vjp or one that calls it.
+        rule: a function of arrays that is a custom_vjp or calls one.
         incumbent: the function that users would otherwise call; the result has its dtype and weak type.
         **arguments: the arrays by name, in the order in which both functions take them.
 
@@ -118,15 +97,7 @@ def by_rule(rule: Callable[..., jax.Array], incumbent: Callable[..., jax.Array],
 
 
 def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    """Returns the axes named by axis, as sorted non-negative numbers.
-
-    Args:
-        axis: one axis, several, or None for all; negative ones count from the end.
-        ndim: the rank they index.
-
-    Raises:
-        TypeError: an axis is not an integer.
-        ValueError: an axis is out of range or named twice.
+    """Return the axes that the argument `axis` names (None for all), sorted and non-negative.
 
     Example:
         >>> normalize_axes((-1, 0), 3)
@@ -146,10 +117,7 @@ def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ..
 
 
 def broadcast_shapes(**arrays: jax.Array) -> tuple[int, ...]:
-    """Returns the shape that the arrays broadcast to, or refuses them by name.
-
-    Raises:
-        ValueError: the shapes do not broadcast together.
+    """Return the shape that the arrays broadcast to.
 
     Example:
         >>> broadcast_shapes(x=jnp.ones((2, 3)), y=jnp.ones((4,)))
@@ -164,14 +132,14 @@ def broadcast_shapes(**arrays: jax.Array) -> tuple[int, ...]:
 
 
 def broadcast_mask(where: ArrayLike | None, **arguments: ArrayLike) -> tuple[jax.Array, jax.Array | None]:
-    """Return an array and a mask over it, broadcast together; the array itself and None where there is no mask.
+    """Return an array and a mask, broadcast together; without a mask the array itself and None.
 
     Args:
         where: booleans, or None.
-        **arguments: one array, by the name that its argument has.
+        **arguments: the array, by the name of its argument.
 
     Raises:
-        TypeError: the array is not one of numbers, or where not boolean.
+        TypeError: the array is not an array of numbers, or where is not boolean.
         ValueError: where and the array do not broadcast together.
 
     Example:
@@ -193,17 +161,17 @@ def broadcast_mask(where: ArrayLike | None, **arguments: ArrayLike) -> tuple[jax
     return jnp.broadcast_to(x, shape), jnp.broadcast_to(mask, shape)
 
 
-# ---------------------------------------- convolutions and poolings: what jax.lax refuses unclearly, or not at all
+# ----------------------------------------- convolution and pooling: checks that jax.lax makes unclearly, or not at all
 
 
 def convolution_arguments(**given: Any) -> dict[str, Any]:
-    """Return the arguments of a convolution of `jax.lax`, by name, with sequences as tuples; lax checks the rest.
+    """Return the arguments of one of `jax.lax`'s convolutions with sequences as tuples; lax checks the rest.
 
     Args:
-        **given: lhs, an array or a `jax.ShapeDtypeStruct`, rhs where the function has one, and all other arguments.
+        **given: all arguments by name: lhs (an array or a `jax.ShapeDtypeStruct`), rhs if the function has one, ...
 
     Raises:
-        TypeError: an argument is not of the type that it must have.
+        TypeError: an argument has a wrong type.
         ValueError: an argument does not fit the rank of lhs, or is not positive.
 
     Example:
@@ -215,7 +183,7 @@ def convolution_arguments(**given: Any) -> dict[str, Any]:
     if lhs.ndim < 2:
         raise ValueError(f"lhs must have at least 2 dimensions, batch and channels, got shape {lhs.shape}")
     if given.get("rhs", lhs).ndim != lhs.ndim:
-        return given  # lax refuses such ranks
+        return given  # lax raises for these ranks
     for name, value in given.items():
         if name in ("filter_shape", "window_strides", "strides") or (name.endswith("_dilation") and value is not None):
             given[name] = positive(name, value, lhs.ndim - 2)
@@ -231,19 +199,7 @@ def convolution_arguments(**given: Any) -> dict[str, Any]:
 def reduce_window_arguments(
     ndim: int, sizes: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
 ) -> Any:
-    """Return the arguments of `lax.reduce_window` that follow its reduction, as tuples.
-
-    Args:
-        ndim: the rank of the operand.
-        sizes: window_dimensions.
-        strides: window_strides, None for ones.
-        padding: a string, or a pair for each dimension.
-        base_dilation: None for ones.
-        window_dilation: None for ones.
-
-    Raises:
-        TypeError: an argument is not of the type that it must have.
-        ValueError: an argument does not fit the rank of the operand, or is not positive.
+    """Return the arguments of `lax.reduce_window` after its reduction, as tuples; None becomes ones.
 
     Example:
         >>> reduce_window_arguments(1, [3], None, "same", None, None)
@@ -260,27 +216,12 @@ def reduce_window_arguments(
 
 
 def shaped(name: str, x: Any) -> Any:
-    """Return x if it has a shape and a dtype, as a `jax.ShapeDtypeStruct` has, else x as an array.
-
-    Args:
-        name: the argument's name, for the message.
-        x: the argument.
-
-    Raises:
-        TypeError: x is not an array of numbers.
-    """
+    """Return x if it has a shape and a dtype, such as a `jax.ShapeDtypeStruct`, else x as an array."""
     return x if hasattr(x, "shape") and hasattr(x, "dtype") else as_array(name, x)
 
 
 def integers(name: str, given: Any) -> tuple[Any, ...]:
-    """Return a sequence of integers as a tuple.
-
-    Args:
-        name: the argument's name, for the message.
-        given: the argument; symbolic dimensions of `jax.export` are integers.
-
-    Raises:
-        TypeError: given is not a sequence of integers.
+    """Return a sequence of integers as a tuple; symbolic dimensions of `jax.export` count as integers.
 
     Example:
         >>> integers("window_strides", 2)
@@ -294,16 +235,7 @@ def integers(name: str, given: Any) -> tuple[Any, ...]:
 
 
 def positive(name: str, given: Any, count: int) -> tuple[Any, ...]:
-    """Return a sequence of positive integers, one for each of `count` dimensions, as a tuple.
-
-    Args:
-        name: the argument's name, for the messages.
-        given: the argument; symbolic dimensions of `jax.export` are taken to be positive.
-        count: the number of dimensions.
-
-    Raises:
-        TypeError: given is not a sequence of integers.
-        ValueError: given has another length, or an entry that is not positive.
+    """Return a sequence of `count` positive integers as a tuple; symbolic dimensions count as positive.
 
     Example:
         >>> positive("window_strides", (0,), 1)
@@ -317,15 +249,7 @@ def positive(name: str, given: Any, count: int) -> tuple[Any, ...]:
 
 
 def pads(given: Any, count: int) -> str | tuple[tuple[Any, Any], ...]:
-    """Return the argument `padding`: a string that lax knows, in any case, or a tuple of pairs.
-
-    Args:
-        given: the argument.
-        count: the number of dimensions.
-
-    Raises:
-        TypeError: given is neither a string nor a sequence of pairs of integers.
-        ValueError: given is another string, or does not have two integers for each dimension.
+    """Return the argument `padding`: one of lax's strings, in upper or lower case, or a tuple of pairs.
 
     Example:
         >>> pads("FULL", 2)
@@ -341,7 +265,7 @@ def pads(given: Any, count: int) -> str | tuple[tuple[Any, Any], ...]:
         pairs = tuple((_index(low), _index(high)) for low, high in given)
     except TypeError:
         raise TypeError(message) from None
-    except ValueError:  # not two of them
+    except ValueError:  # not a pair
         raise ValueError(message) from None
     if len(pairs) != count:
         raise ValueError(message)
@@ -349,14 +273,7 @@ def pads(given: Any, count: int) -> str | tuple[tuple[Any, Any], ...]:
 
 
 def dimension_order(given: Any, ndim: int) -> None:
-    """Refuse a `lax.ConvDimensionNumbers` that does not order the axes of arrays of rank `ndim`.
-
-    Args:
-        given: the argument `dimension_numbers`; lax checks the other forms that it takes.
-        ndim: the rank of x and of the kernel.
-
-    Raises:
-        ValueError: a specification does not name each axis once.
+    """Raise if a `lax.ConvDimensionNumbers` does not permute the axes of rank `ndim`; lax checks the other forms.
 
     Example:
         >>> dimension_order(lax.ConvDimensionNumbers((0, 1, 2), (0, 1, 2), (0, 1, 1)), 3)
@@ -371,13 +288,7 @@ def dimension_order(given: Any, ndim: int) -> None:
 
 
 def element_type(given: Any) -> None:
-    """Refuse a `preferred_element_type` that is neither None nor a dtype.
-
-    Args:
-        given: the argument.
-
-    Raises:
-        TypeError: given is not a dtype.
+    """Raise if the argument `preferred_element_type` is neither None nor a dtype.
 
     Example:
         >>> element_type("float99")

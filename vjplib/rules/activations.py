@@ -1,4 +1,4 @@
-"""Functions of one number at a time: their Jacobians are diagonal, and their backward rules one product.
+"""Elementwise functions: their Jacobians are diagonal, and their backward rules are one product.
 
 relu, tanh and sigmoid are the activations of the lecture's Example 2.1; quadratic is the function of its Example 2.2.
 """
@@ -26,9 +26,9 @@ def relu(x: Shaped[ArrayLike, "..."], derivative_at_zero: int = 1) -> Shaped[Arr
     """max(x, 0), elementwise; its derivative is 1 where x > 0, 0 where x < 0, and a choice at 0.
 
     Args:
-        x: any shape and dtype; what is not real and floating is `jax.nn.relu`'s to serve.
+        x: any shape and dtype; integer and complex ones go to `jax.nn.relu`.
         derivative_at_zero: 1, the lecture's convention and the default, or 0, that of `jax.nn.relu`. Any number in
-            [0, 1] is a subgradient there. It applies to 0.0 and -0.0 alike.
+            [0, 1] is a subgradient at 0. It applies to 0.0 and -0.0 alike.
 
     Returns:
         An array of x's shape and dtype, in [0, inf]. NaN gives NaN, with cotangent 0.
@@ -86,12 +86,12 @@ def tanh(x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     """tanh(x), elementwise; its derivative is 1 - tanh(x)^2.
 
     Args:
-        x: any shape and dtype; complex numbers are `jnp.tanh`'s to serve.
+        x: any shape and dtype; complex numbers go to `jnp.tanh`.
 
     Returns:
-        An array of x's shape and dtype, of JAX's default float for integers, in [-1, 1]; -1 and 1 at the infinities,
-        with cotangent 0. NaN gives NaN. The cotangent keeps its relative accuracy where y rounds to -1 or 1, and the
-        second derivative near 0 too.
+        An array of x's shape and dtype (JAX's default float for integers), in [-1, 1]; -1 and 1 at the infinities, with
+        cotangent 0. NaN gives NaN. The cotangent keeps its relative accuracy where y rounds to -1 or 1, and so does the
+        second derivative near 0.
 
     Raises:
         TypeError: x is not an array of numbers.
@@ -158,12 +158,12 @@ def sigmoid(x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
     """1 / (1 + exp(-x)), elementwise; its derivative is sigmoid(x) (1 - sigmoid(x)).
 
     Args:
-        x: any shape and dtype; complex numbers are `jax.nn.sigmoid`'s to serve.
+        x: any shape and dtype; complex numbers go to `jax.nn.sigmoid`.
 
     Returns:
-        An array of x's shape and dtype, of JAX's default float for integers, in [0, 1]; 0 and 1 at the infinities, with
-        cotangent 0. NaN gives NaN. The cotangent keeps its relative accuracy where y rounds to 1, and the second
-        derivative near 0 too.
+        An array of x's shape and dtype (JAX's default float for integers), in [0, 1]; 0 and 1 at the infinities, with
+        cotangent 0. NaN gives NaN. The cotangent keeps its relative accuracy where y rounds to 1, and so does the
+        second derivative near 0.
 
     Raises:
         TypeError: x is not an array of numbers.
@@ -230,11 +230,11 @@ def quadratic(x: Shaped[ArrayLike, "..."], y: Shaped[ArrayLike, "..."]) -> Shape
     """4 x + 7 y^2, elementwise; its partial derivatives are 4 and 14 y.
 
     Args:
-        x: of any shape that broadcasts with y's, and any dtype.
-        y: any dtype. Where both promote to an integer or complex dtype, the result is the plain expression's.
+        x: any shape that broadcasts with y's, and any dtype.
+        y: any dtype. If both promote to an integer or complex dtype, the plain expression is computed.
 
     Returns:
-        An array of the broadcast shape, of the dtype that both promote to. NaN and infinities follow arithmetic.
+        An array of the broadcast shape, in the dtype that both promote to. NaN and infinities follow arithmetic.
 
     Raises:
         TypeError: an argument is not an array of numbers.
@@ -314,7 +314,7 @@ RULES = (
         bench=(_LARGE,),
         residual_bytes=lambda b, n: b * n,
         jacobian=jacobian_relu,
-        reason="a layer of the lecture; keeps one byte an element",
+        reason="a layer of the lecture; keeps one byte per element",
         source="Example 2.1",
     ),
     Rule(
@@ -356,7 +356,7 @@ RULES = (
         bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
         residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_quadratic,
-        reason="the lecture's first function of two variables; keeps y alone",
+        reason="the lecture's first function of two variables; keeps only y",
         source="Example 2.2",
     ),
 )

@@ -22,18 +22,18 @@ def linear(
 
     Args:
         x: (..., n), any batch axes and any dtype.
-        W: (m, n). Nothing else is taken for a matrix: `x @ W.T` of a vector would have no output axis.
-        b: (m,), or None for no bias. Whatever else broadcasts with the output is added to it.
+        W: (m, n). A vector is refused: `x @ W.T` would then have no output axis.
+        b: (m,), or None for no bias. Any other shape that broadcasts with the output is added to it.
 
     Returns:
-        (..., m), of the dtype that the arguments promote to; half precision accumulates in float32. An integer or
-        complex output is that of the plain expression. NaN and infinities follow arithmetic. An empty batch gives an
+        (..., m), in the dtype that the arguments promote to; half precision accumulates in float32. Integer and complex
+        outputs are computed by the plain expression. NaN and infinities follow arithmetic. An empty batch gives an
         empty output and zero cotangents of W and b; n = 0 gives b.
 
     Raises:
         TypeError: an argument is not an array of numbers.
-        ValueError: x is a scalar, W not a matrix with a column for each feature of x, or b does not broadcast with the
-            output.
+        ValueError: x is a scalar, W is not a matrix with a column for each feature of x, or b does not broadcast with
+            the output.
 
     Example:
         >>> import jax

@@ -1,4 +1,4 @@
-"""The losses a classifier or a regression ends in, with optax's signatures."""
+"""Losses of classifiers and regressions, with optax's signatures."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -33,18 +33,19 @@ def softmax_cross_entropy(
 
     Args:
         logits: any shape, floating: unnormalised log probabilities.
-        labels: any dtype, of a shape that broadcasts with logits': a distribution along axis, for instance one-hot. It
+        labels: any dtype and any shape that broadcasts with logits': a distribution along axis, such as one-hot. It
             need not sum to one.
         axis: the class axis or axes; None for all.
-        where: booleans that broadcast with logits, or of its shape less axis: the elements to include.
+        where: booleans that broadcast with logits, or of its shape without axis: the elements to include.
 
     Returns:
-        The broadcast shape less axis, in the dtype that both promote to; in [0, inf] for distributions. A slice wholly
-        masked gives 0. A label of 0 on a logit of -inf is 0 times inf, NaN, as in optax: exclude it by where. Both
-        cotangents keep their relative accuracy where one class is all but certain; a loss below the rounding of 1 is 0.
+        The broadcast shape without axis, in the dtype that both promote to; in [0, inf] for distributions. A wholly
+        masked slice gives 0. A label of 0 at a logit of -inf is 0 times inf, NaN, as in optax: exclude it by where.
+        Both cotangents keep their relative accuracy where one class is almost certain; a loss below the rounding error
+        of 1 is 0.
 
     Raises:
-        TypeError: logits are not floating, as in optax, labels not an array of numbers, or where not boolean.
+        TypeError: logits are not floating, as in optax, labels are not numbers, or where is not boolean.
         ValueError: labels or where do not broadcast with logits, or axis does not fit.
 
     Example:
@@ -62,7 +63,7 @@ def softmax_cross_entropy(
     shape = broadcast_shapes(logits=logits, labels=labels)
     shared = shape != logits.shape or (where is not None and broadcast_shapes(logits=logits, where=where) != shape)
     if shared or any(logits.shape[i] == 0 for i in axes):
-        # Several distributions share logits, whose logarithm is computed once, or there is no class.
+        # Several label distributions share the logits (their log_softmax is computed once), or there is no class.
         return -jnp.sum(multiply(labels, log_softmax(logits, axis, where)), axis, where=where)
     _, mask = broadcast_mask(where, logits=logits)
     return by_rule(
@@ -129,7 +130,7 @@ def jacobian_softmax_cross_entropy(logits, labels, axis=-1, where=None):
 
 
 def _over_classes(where, logits, axis):
-    """Returns the mask with the class axes put back where it lacks them, as optax does."""
+    """Return the mask with the class axes inserted if it lacks them, as optax does."""
     axes = normalize_axes(axis, logits.ndim)
     where = as_array("where", where)
     if where.ndim > logits.ndim:
@@ -150,23 +151,23 @@ def softmax_cross_entropy_with_integer_labels(
 
     Args:
         logits: any shape, floating: unnormalised log probabilities.
-        labels: integers, of logits' shape less axis or one of the same rank that broadcasts with it: the right classes,
-            in [-n, n), negative ones counted from the end. Over several axes they index the flattened product, in the
-            order of axis.
-        axis: the class axis, or a tuple of them.
-        where: booleans that broadcast with logits, or of its shape less axis: the elements of the sum to include.
+        labels: integers, of logits' shape without axis or a shape of the same rank that broadcasts with it: the right
+            classes, in [-n, n), negative ones counted from the end. For several axes they index the flattened classes,
+            in the order of axis.
+        axis: the class axis, or a tuple of axes.
+        where: booleans that broadcast with logits, or of its shape without axis: the elements of the sum to include.
 
     Returns:
-        The broadcast shape of logits less axis and labels, in logits' dtype; in [0, inf] if the label is not masked. A
-        label out of range gives NaN, as in optax, for values cannot raise under jit; its cotangent is that of a loss
-        without a label, g y. A slice wholly masked gives 0, with cotangent 0, and no class -inf. A logit of -inf is a
-        class without part; NaN, +inf or a slice of -inf alone give NaN. Every component of the cotangent keeps its
-        relative accuracy where the label is all but certain; a loss below the rounding of 1 is 0.
+        The broadcast shape of labels and of logits without axis, in logits' dtype; in [0, inf] if the label is not
+        masked. A label out of range gives NaN, as in optax (values cannot raise under jit), and the cotangent g y, that
+        of a loss without a label. A wholly masked slice gives 0, with cotangent 0; no classes at all give -inf. A logit
+        of -inf excludes its class; NaN, +inf or a slice of -inf alone give NaN. Every component of the cotangent keeps
+        its relative accuracy where the label is almost certain; a loss below the rounding error of 1 is 0.
 
     Raises:
-        TypeError: logits are not floating, labels not integers, both as in optax, where is not boolean, or axis neither
-            an integer nor a tuple.
-        ValueError: labels' shape does not broadcast with logits' less axis, or axis or where do not fit.
+        TypeError: logits are not floating or labels are not integers, both as in optax, where is not boolean, or axis
+            is neither an integer nor a tuple.
+        ValueError: labels' shape does not broadcast with logits' without axis, or axis or where does not fit.
 
     Example:
         >>> jax.grad(softmax_cross_entropy_with_integer_labels)(jnp.array([0.0, 0.0]), 1).tolist()
@@ -199,7 +200,7 @@ def softmax_cross_entropy_with_integer_labels(
         batch = None
     if batch is None or len(batch) != labels.ndim or len(batch) != logits.ndim - 1:
         raise ValueError(
-            f"labels must have logits' shape less axis {axis}, or broadcast with it, got {labels.shape} and {given}"
+            f"labels must have logits' shape without axis {axis}, or broadcast with it, got {labels.shape} and {given}"
         )
     if not batch == labels.shape == logits.shape[:-1]:
         labels, logits = jnp.broadcast_to(labels, batch), jnp.broadcast_to(logits, (*batch, logits.shape[-1]))
@@ -212,7 +213,7 @@ def softmax_cross_entropy_with_integer_labels(
 
 
 def _classes_last(x, axes):
-    """Returns x with its class axes, in this order, made one last axis."""
+    """Return x with its class axes moved last, in this order, and flattened to one."""
     x = jnp.moveaxis(x, axes, range(-len(axes), 0))
     return x if len(axes) == 1 else x.reshape(*x.shape[: x.ndim - len(axes)], -1)
 
@@ -244,20 +245,20 @@ def bwd_integer_cross_entropy(res, g):
     is_label = lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
     y = jnp.exp(upcast(logits) - shift) / total
     others = jnp.where(is_label if mask is None else is_label | ~mask, 0, upcast(g)[..., None] * y)
-    places = jnp.where(labels < 0, classes, labels)  # negative places would be counted from the end once more
-    return like_primal(_put(others, places, -jnp.sum(others, -1)), logits), None, None
+    positions = jnp.where(labels < 0, classes, labels)  # a scatter counts negative positions from the end
+    return like_primal(_set_in_rows(others, positions, -jnp.sum(others, -1)), logits), None, None
 
 
-def _put(x, places, values):
-    """Return x with a value put at a place of each row, none where the place is out of range.
+def _set_in_rows(x, positions, values):
+    """Return x with one value written at one position of each row; positions out of range are dropped.
 
-    Rows are mapped over, not indexed, so that rows of several devices stay where they are; and the place is written in
-    x itself: a comparison with the places would read and write all of it once more.
+    Rows are mapped over by vmap, not indexed, so that sharded rows stay on their devices. A scatter writes in place,
+    where a comparison with all positions would read and write x once more.
     """
-    put = lambda row, place, value: row.at[place].set(value, mode="drop")  # noqa: E731
+    put = lambda row, position, value: row.at[position].set(value, mode="drop")  # noqa: E731
     for _ in range(x.ndim - 1):
         put = jax.vmap(put)
-    return put(x, places, values)
+    return put(x, positions, values)
 
 
 _integer_cross_entropy.defvjp(fwd_integer_cross_entropy, bwd_integer_cross_entropy)
@@ -272,8 +273,8 @@ def reference_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1,
     shift = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True, where=mask, initial=-jnp.inf))
     shift = jnp.where(jnp.any(mask, -1, keepdims=True), shift, 0)
     total = jnp.sum(jnp.where(mask, jnp.exp(jnp.where(mask, logits - shift, 0)), 0), -1)
-    places = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    is_label = jnp.asarray(labels, jnp.int32)[..., None] % logits.shape[-1] == places
+    positions = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    is_label = jnp.asarray(labels, jnp.int32)[..., None] % logits.shape[-1] == positions
     loss = jnp.log(total) - jnp.sum(jnp.where(is_label, logits - shift, 0), -1)
     return jnp.where(jnp.any(mask, -1), loss, 0)
 
@@ -293,16 +294,16 @@ def squared_error(
 
     Args:
         predictions: any shape, floating.
-        targets: any dtype, of the same shape; None stands for zeros.
+        targets: any dtype, of the same shape; None means zeros.
 
     Returns:
-        An array of that shape, in the dtype that both promote to; in [0, inf]. There is no factor 1/2 and no
-        reduction: see `optax.l2_loss` and `jnp.mean`. NaN and infinities follow arithmetic.
+        An array of that shape, in the dtype that both promote to, in [0, inf]. For a factor 1/2 see `optax.l2_loss`,
+        for a reduction `jnp.mean`. NaN and infinities follow arithmetic.
 
     Raises:
-        TypeError: predictions are not floating, as in optax, or targets not an array of numbers.
-        ValueError: the shapes differ. As in optax they are not broadcast: (n, 1) against (n,) is a mistake too often
-            made.
+        TypeError: predictions are not floating, as in optax, or targets are not numbers.
+        ValueError: the shapes differ. As in optax they are not broadcast, because (n, 1) against (n,) is a common
+            mistake.
 
     Example:
         >>> jax.grad(squared_error)(5.0, 2.0).item()
@@ -327,22 +328,19 @@ def _squared_error(predictions, targets):
 
 def fwd_squared_error(predictions, targets):
     if targets is None:
-        return jnp.square(upcast(predictions)).astype(predictions.dtype), (
-            upcast(predictions),
-            aval_token(predictions),
-            None,
-        )
-    difference = upcast(predictions) - upcast(targets)
-    loss = jnp.square(difference).astype(jnp.result_type(predictions, targets))
-    return loss, (difference, aval_token(predictions), aval_token(targets))
+        difference, dtype, targets_token = upcast(predictions), predictions.dtype, None
+    else:
+        difference, dtype = upcast(predictions) - upcast(targets), jnp.result_type(predictions, targets)
+        targets_token = aval_token(targets)
+    return jnp.square(difference).astype(dtype), (difference, aval_token(predictions), targets_token)
 
 
 # With e = p - t: d(e^2)/dp = 2 e and d(e^2)/dt = -2 e. The difference is all that is kept of both.
 #   g^T J_p = 2 g * e,   g^T J_t = -2 g * e
 def bwd_squared_error(res, g):
-    difference, predictions, targets = res
+    difference, predictions_token, targets_token = res
     d = 2 * upcast(g) * difference
-    return like_primal(d, predictions), None if targets is None else like_primal(-d, targets)
+    return like_primal(d, predictions_token), None if targets_token is None else like_primal(-d, targets_token)
 
 
 _squared_error.defvjp(fwd_squared_error, bwd_squared_error)
@@ -401,8 +399,8 @@ RULES = (
         bench=(Case(("b n", _SOFT), _LARGE),),
         residual_bytes=lambda b, n: 4 * (2 * b * n + 2 * b),
         jacobian=jacobian_softmax_cross_entropy,
-        reason="accuracy: both gradients at a class that is all but certain, which autodiff loses, are right to 4e-06; "
-        "keeps two numbers a slice beside its arguments",
+        reason="accuracy: both gradients at a class that is almost certain, which autodiff loses, are right to 4e-06; "
+        "keeps its arguments and two numbers per slice",
         source="Example 2.6",
         tails=_tails_of_softmax_cross_entropy,
     ),
@@ -428,8 +426,8 @@ RULES = (
         bench=(Case(("b n", _LABELS), _LARGE),),
         residual_bytes=lambda b, n: 4 * (b * n + 3 * b),
         jacobian=jacobian_softmax_cross_entropy_with_integer_labels,
-        reason="accuracy: the gradient at a label that is all but certain, which autodiff loses, is right to 4e-06; "
-        "keeps two numbers a slice beside its arguments",
+        reason="accuracy: the gradient at a label that is almost certain, which autodiff loses, is right to 4e-06; "
+        "keeps its arguments and two numbers per slice",
         source="Example 2.6",
         tails=_tails_of_integer_cross_entropy,
     ),
@@ -442,7 +440,7 @@ RULES = (
         bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
         residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_squared_error,
-        reason="the loss of a regression; keeps the difference alone",
+        reason="the loss of a regression; keeps only the difference",
         source="Eq. 1",
     ),
 )

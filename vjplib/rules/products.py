@@ -24,11 +24,11 @@ def multiply(x: Shaped[ArrayLike, "..."], y: Shaped[ArrayLike, "..."]) -> Shaped
     """x y, elementwise; its partial derivatives are y and x.
 
     Args:
-        x: of any shape that broadcasts with y's, and any dtype.
-        y: any dtype. Where both promote to an integer or complex dtype, the result is `jnp.multiply`'s.
+        x: any shape that broadcasts with y's, and any dtype.
+        y: any dtype. If both promote to an integer or complex dtype, `jnp.multiply` is called.
 
     Returns:
-        An array of the broadcast shape, of the dtype that both promote to. NaN and infinities follow arithmetic.
+        An array of the broadcast shape, in the dtype that both promote to. NaN and infinities follow arithmetic.
 
     Raises:
         TypeError: an argument is not an array of numbers.
@@ -89,23 +89,23 @@ def prod(
 ) -> Shaped[Array, "..."]:
     """prod_i a_i along axes; its i-th partial derivative is the product of the others, prod_{j != i} a_j.
 
-    All products of the others together take O(n) time and memory, and no division: zeros are right (beside one zero,
-    only its own partial derivative differs from zero; beside several, none does), and so are totals that underflow.
+    All n products of the others together take O(n) time and memory, and no division. So zeros are right (with one zero,
+    only its own partial derivative differs from zero; with several, none does), and so are totals that underflow.
 
     Args:
-        a: any shape and dtype; where the result is an integer or complex, it is `jnp.prod`'s.
+        a: any shape and dtype; integer and complex results are computed by `jnp.prod`.
         axis: the axis or axes to multiply along; None for all.
         dtype: the dtype of the result; None for a's. Half precision multiplies in float32.
-        out: None; arrays of JAX cannot be written to.
+        out: None; JAX arrays are immutable.
         keepdims: whether the axes stay, with size 1.
-        initial: a number that every product is multiplied by.
+        initial: a scalar that every product is multiplied by.
         where: booleans that broadcast with a: the elements to include. None includes all.
-        promote_integers: whether a product of small integers is an integer of JAX's default dtype.
+        promote_integers: whether small integers are multiplied in JAX's default integer dtype.
 
     Returns:
-        An array of a's dtype, or of the one given. Along an empty axis, or one wholly masked, the product is 1, or
-        initial. NaN in a makes NaN of the product and of every partial derivative but its own; an infinity beside a
-        zero gives NaN, as in arithmetic. What is masked has cotangent 0.
+        An array in the given dtype, by default a's. Along an empty or wholly masked axis the product is 1, or initial.
+        NaN in a makes the product NaN, and every partial derivative but its own; an infinity and a zero give NaN, as in
+        arithmetic. Masked elements have cotangent 0.
 
     Raises:
         TypeError: a is not an array of numbers, where not boolean, or axis not an integer.
@@ -123,7 +123,7 @@ def prod(
     x = as_array("a", a)
     axes = normalize_axes(axis, x.ndim)
     if out is not None:
-        raise ValueError(f"out must be None, for arrays of JAX cannot be written to, got {out!r}")
+        raise ValueError(f"out must be None, JAX arrays are immutable, got {out!r}")
     if initial is not None and (initial := as_array("initial", initial)).ndim:
         raise ValueError(f"initial must be a scalar, got shape {initial.shape}")
     x, included = broadcast_mask(where, a=x)
@@ -172,7 +172,7 @@ def bwd_prod(axes, keepdims, res, g):
 
 def _products_of_others(x: jax.Array) -> jax.Array:
     if not isinstance(x.shape[-1], int):
-        return _products_of_symbolically_many_others(x)
+        return _products_of_others_at_symbolic_size(x)
     levels = [_halves(x)]
     while levels[-1][0].shape[-1] > 1:
         left, right = levels[-1]
@@ -184,10 +184,10 @@ def _products_of_others(x: jax.Array) -> jax.Array:
     return others[..., : x.shape[-1]]
 
 
-def _products_of_symbolically_many_others(x: jax.Array) -> jax.Array:
-    """Return the products of those before and of those after: a tree of unknown size, as in `jax.export`, is not built.
+def _products_of_others_at_symbolic_size(x: jax.Array) -> jax.Array:
+    """Return the products of all earlier and all later elements, for symbolic sizes, where no tree can be built.
 
-    XLA computes a cumulative product in n log n steps; JAX differentiates it at known sizes alone.
+    XLA computes a cumulative product in n log n steps; JAX differentiates it at static sizes only.
     """
     axis, one = x.ndim - 1, jnp.ones((), x.dtype)
     unmoved = [(0, 0, 0)] * axis
@@ -219,7 +219,7 @@ def jacobian_prod(x, axis=None, keepdims=False):
 
 
 def _near_one(rng, shape, dims):
-    """Returns factors whose product, of thousands, is still of size one."""
+    """Return factors near 1, so that a product of thousands neither overflows nor underflows."""
     del dims
     return np.exp(0.02 * rng.standard_normal(shape))
 

@@ -22,16 +22,16 @@ from vjplib.rules._cotangents import aval_token, like_primal
 def max_shifted_exp(
     x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns exp(x - shift), its sum along axes and the shift, which is the maximum along axes.
+    """Return exp(x - shift), its sum along axes, and the shift, which is the maximum along axes.
 
-    No exponential overflows, and the largest is 1, so that no sum of them is 0. The shift cancels in whatever is made
-    of all three, and is not differentiated.
+    No exponential overflows, and the largest is 1, so no sum is 0. The shift is not differentiated: it must cancel in
+    the caller's result.
 
     Args:
         x: the array.
-        axes: the axes to sum along; they stay, with size 1.
-        mask: booleans of x's shape, True for what is included, or None. The rest counts 0; a slice wholly masked has
-            shift 0 and sum 1.
+        axes: the axes to sum along; they are kept with size 1.
+        mask: booleans of x's shape, True for the elements to include, or None. Masked exponentials are 0; a wholly
+            masked slice has shift 0 and sum 1.
 
     Example:
         >>> e, total, shift = max_shifted_exp(jnp.array([1000.0, 1000.0]), (0,), None)
@@ -57,19 +57,19 @@ def softmax(
     """exp(x_i) / sum_j exp(x_j); its Jacobian diag(y) - y y^T acts on a cotangent as y (g - <g, y>).
 
     Args:
-        x: any shape and dtype. Integers are converted to floats before they are subtracted, for unsigned ones wrap
-            around in `jax.nn.softmax`. Complex numbers are `jax.nn.softmax`'s to serve.
+        x: any shape and dtype. Integers become floats before they are subtracted (in `jax.nn.softmax` unsigned ones
+            wrap around). Complex numbers go to `jax.nn.softmax`.
         axis: the axis or axes that sum to one; None for all.
         where: booleans that broadcast with x: the elements to include. None includes all.
 
     Returns:
-        An array of x's shape and dtype, of JAX's default float for integers, in [0, 1], summing to 1 along axis, 0
-        where masked. Logits are shifted by their maximum, so large ones do not overflow. -inf gives 0; NaN, +inf or a
-        slice of -inf alone make their slice NaN. A slice that is wholly masked is 0, with cotangent 0, and an empty one
-        is empty. Every component of the cotangent keeps its relative accuracy where one class is all but certain.
+        An array of x's shape and dtype (JAX's default float for integers), in [0, 1], summing to 1 along axis, 0 where
+        masked. Logits are shifted by their maximum, so large ones do not overflow. -inf gives 0; NaN, +inf or a slice
+        of -inf alone make their slice NaN. A wholly masked slice is 0, with cotangent 0, and an empty slice is empty.
+        Every component of the cotangent keeps its relative accuracy where one class is almost certain.
 
     Raises:
-        TypeError: x is not an array of numbers, or where not boolean.
+        TypeError: x is not an array of numbers, or where is not boolean.
         ValueError: an axis is out of range or named twice, or where does not broadcast with x.
 
     Example:
@@ -113,7 +113,7 @@ def bwd_softmax(axes, res, g):
 
 
 def _finite(correction):
-    """Return a correction, 0 in its place where an infinite cotangent made it infinite or NaN."""
+    """Return a correction, replaced by 0 where an infinite cotangent made it infinite or NaN."""
     return jnp.where(jnp.isfinite(correction), correction, 0)
 
 
@@ -142,20 +142,20 @@ def log_softmax(
     """x_i - log sum_j exp(x_j); its Jacobian I - 1 s^T, s the softmax, acts on a cotangent as g - s sum(g).
 
     Args:
-        x: any shape and dtype. Integers are converted to floats before they are subtracted, for unsigned ones wrap
-            around in `jax.nn.log_softmax`. Complex numbers are `jax.nn.log_softmax`'s to serve.
+        x: any shape and dtype. Integers become floats before they are subtracted (in `jax.nn.log_softmax` unsigned ones
+            wrap around). Complex numbers go to `jax.nn.log_softmax`.
         axis: the axis or axes whose exponentials sum to one; None for all.
         where: booleans that broadcast with x: the elements to include. None includes all.
 
     Returns:
-        An array of x's shape and dtype, of JAX's default float for integers, in [-inf, 0], -inf where masked or where x
+        An array of x's shape and dtype (JAX's default float for integers), in [-inf, 0], -inf where masked or where x
         is -inf. Logits are shifted by their maximum, so large ones neither overflow nor lose the difference between
-        them. NaN, +inf or a slice of -inf alone make their slice NaN. Cotangents of masked elements are not used, and
-        theirs are 0. Every component of the cotangent keeps its relative accuracy where one class is all but certain;
-        an output below the rounding of 1 is 0.
+        them. NaN, +inf or a slice of -inf alone make their slice NaN. Output cotangents of masked elements are ignored,
+        and their input cotangents are 0. Every component of the cotangent keeps its relative accuracy where one class
+        is almost certain; an output below the rounding error of 1 is 0.
 
     Raises:
-        TypeError: x is not an array of numbers, or where not boolean.
+        TypeError: x is not an array of numbers, or where is not boolean.
         ValueError: an axis is out of range or named twice, or where does not broadcast with x.
 
     Example:
@@ -242,7 +242,7 @@ _LARGE = (Case(("b n",), {"b": 1024, "n": 1024}),)
 def saturating(t):
     """Return logits of three classes, the first t above the second, with their softmax y and 1 - y in float64.
 
-    What y_i lacks to 1 is a sum of the others: no digit is lost by a subtraction.
+    1 - y_i is computed as the sum of the others, so that no digit is lost by cancellation.
     """
     x = np.stack([t, np.zeros_like(t), np.full_like(t, -1.5)], -1)
     e = np.exp(x - x.max(-1, keepdims=True))

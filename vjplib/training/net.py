@@ -1,16 +1,15 @@
 """Networks as pairs of pure functions: layers made of the rules, and combinators that compose them.
 
-A `Layer` is two pure functions and holds no state. `init` draws parameters from a key and promises the shape of the
+A `Layer` is two pure functions and holds no state. `init` draws parameters from a key and returns the shape of the
 output; `apply` maps parameters and input to the output, and works under `jax.jit`, `jax.vmap` and `jax.grad`:
 
     network = serial(conv1d(32, kernel_size=5), relu, mean_pool(), linear(10))
     shape, params = network.init(jax.random.key(0), (40, 1))
     logits = network.apply(params, x)
 
-Linear maps, convolutions and activations are the rules'; reshaping, swapping, averaging and adding are plain JAX.
+Linear maps, convolutions and activations are rules of vjplib; reshaping, swapping, averaging and adding are plain JAX.
 
-Layers look at the last axes only. Those before them are batch axes, any number of them, as they are for the rules, and
-the shape given to `init` may hold them or leave them out.
+A layer works on the last axes. All axes before them are batch axes, and the shape given to `init` may include them.
 """
 
 import math
@@ -22,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vjplib.rules import activations, convolution
+from vjplib.rules import activations
 from vjplib.rules import linear as linear_rules
 from vjplib.rules import softmax as softmax_rules
+from vjplib.rules.convolution.conv1d import conv1d as conv1d_rule
 
 Shape = tuple[int, ...]
 Params = Any
@@ -35,9 +35,9 @@ class Layer(NamedTuple):
     """A function with parameters, as two pure functions.
 
     Attributes:
-        init: `init(key, input_shape) -> (output_shape, params)`. Raises ValueError where the layer cannot take an input
-            of that shape. params is any pytree of arrays, `()` where there are none.
-        apply: `apply(params, x) -> y`, where x of shape `(*batch, *input_shape)` gives y of shape
+        init: `init(key, input_shape) -> (output_shape, params)`. Raises ValueError if the layer refuses inputs of that
+            shape. params is any pytree of arrays, `()` if there are none.
+        apply: `apply(params, x) -> y`, from x of shape `(*batch, *input_shape)` to y of shape
             `(*batch, *output_shape)`.
 
     Example:
@@ -59,8 +59,8 @@ def linear(features: int, *, initializer: Initializer = jax.nn.initializers.he_n
 
     Args:
         features: the size of y's last axis.
-        initializer: draws W, called as `initializer(in_axis=1, out_axis=0)`: He's by default, which keeps the variance
-            through a ReLU; `jax.nn.initializers.glorot_normal` keeps it where no ReLU follows. b starts at zero.
+        initializer: draws W, called as `initializer(in_axis=1, out_axis=0)`. The default, He's, keeps the variance
+            through a ReLU; `jax.nn.initializers.glorot_normal` keeps it without one. b starts at zero.
 
     Returns:
         A layer from (..., n) to (..., features).
@@ -98,7 +98,7 @@ def conv1d(
 
     Args:
         channels: the size of y's last axis.
-        kernel_size: the number k of positions that the kernel h spans; zeros pad the ends.
+        kernel_size: the number k of positions in the kernel h; zeros pad the ends.
         stride: keeps every stride-th position.
         initializer: draws h, called as `initializer(in_axis=1, out_axis=2)`. b starts at zero.
 
@@ -128,7 +128,7 @@ def conv1d(
         return (*batch, -(-n // stride), channels), {"h": h, "b": jnp.zeros(channels)}
 
     def apply(params: Params, x: Float[Array, "... n c"]) -> Float[Array, "... m channels"]:
-        return convolution.conv1d(x, params["h"], params["b"], stride=stride)
+        return conv1d_rule(x, params["h"], params["b"], stride=stride)
 
     return Layer(init, apply)
 
@@ -140,7 +140,7 @@ def activation(fn: Callable[..., Any]) -> Layer:
     """y = fn(x), for a pure fn that keeps the shape.
 
     Args:
-        fn: from an array to an array of the same shape, for instance a rule of `vjplib`.
+        fn: a function from an array to an array of the same shape, such as a rule of `vjplib`.
 
     Returns:
         A layer from any shape to the same shape.
@@ -157,7 +157,6 @@ def activation(fn: Callable[..., Any]) -> Layer:
 relu = activation(activations.relu)
 tanh = activation(activations.tanh)
 sigmoid = activation(activations.sigmoid)
-# Along the last axis, so that one is needed.
 softmax = Layer(
     lambda _, input_shape: (_at_least(1, "softmax", "(..., n)", input_shape), ()),
     lambda _, x: softmax_rules.softmax(x),
@@ -165,10 +164,10 @@ softmax = Layer(
 
 
 def flatten(axes: int = 2) -> Layer:
-    """y holds the elements of x's last axes in one axis, in row-major order.
+    """y has the last axes of x in one, in row-major order.
 
     Args:
-        axes: how many axes become one.
+        axes: the number of axes that become one.
 
     Returns:
         A layer from (..., n_1, ..., n_axes) to (..., n_1 * ... * n_axes).
@@ -194,24 +193,24 @@ def flatten(axes: int = 2) -> Layer:
 
 
 def swap_axes(axis1: int, axis2: int) -> Layer:
-    """y is x with two axes exchanged; between two `conv1d`, the second runs along the other axis of an image.
+    """y is x with two axes exchanged; after it, a `conv1d` runs along the other axis of an image.
 
     Args:
-        axis1: an axis, negative: counted from the end, so that batch axes do not shift it.
-        axis2: the other, negative too.
+        axis1: a negative axis, counted from the end, so that batch axes do not shift it.
+        axis2: the other negative axis.
 
     Returns:
         A layer from (..., a, ..., b, ...) to (..., b, ..., a, ...).
 
     Raises:
         TypeError: an axis is not an integer.
-        ValueError: an axis is not negative, or, from `init`, the input lacks it.
+        ValueError: an axis is not negative, or, from `init`, the input does not have it.
 
     Example:
         >>> swap_axes(-3, -2).init(jax.random.key(0), (4, 8, 1))[0]
         (8, 4, 1)
     """
-    axis1, axis2 = _integers("swap_axes", axis1=axis1, axis2=axis2)
+    axis1, axis2 = integer("swap_axes: axis1", axis1), integer("swap_axes: axis2", axis2)
     if axis1 >= 0 or axis2 >= 0:
         raise ValueError(f"swap_axes: axis1 and axis2 must be negative, got {axis1} and {axis2}")
     needed = max(-axis1, -axis2)
@@ -225,17 +224,17 @@ def swap_axes(axis1: int, axis2: int) -> Layer:
 
 
 def mean_pool(axes: int = 1) -> Layer:
-    """y is the mean of x over all positions, one number a channel.
+    """y is the mean of x over all positions, one number per channel.
 
     Args:
-        axes: how many axes before the last are positions: 1 for a sequence, 2 for an image.
+        axes: the number of axes of positions before the last axis: 1 for a sequence, 2 for an image.
 
     Returns:
         A layer from (..., n_1, ..., n_axes, c) to (..., c).
 
     Raises:
         TypeError: axes is not an integer.
-        ValueError: axes is not positive, or, from `init`, the input has no more than axes or no position to average.
+        ValueError: axes is not positive, or, from `init`, the input has too few axes or no position to average.
 
     Example:
         >>> mean_pool().init(jax.random.key(0), (40, 32))[0]
@@ -260,14 +259,14 @@ def serial(*layers: Layer) -> Layer:
     """y = layer_n(... layer_2(layer_1(x))), the composition of layers, the first applied first.
 
     Args:
-        *layers: the layers; none makes the identity.
+        *layers: the layers; without any, the identity.
 
     Returns:
-        A layer whose params are the tuple of theirs.
+        A layer whose params are the tuple of the layers' params.
 
     Raises:
-        ValueError: from `init`, a layer cannot take what the one before it gives; a note tells which. From `apply`,
-            params is not one entry a layer.
+        ValueError: from `init`, a layer refuses the output shape of the previous one; a note names the layer. From
+            `apply`, params does not have one entry per layer.
 
     Example:
         >>> shape, params = serial(linear(4), tanh, linear(2)).init(jax.random.key(0), (3,))
@@ -306,10 +305,10 @@ def residual(*layers: Layer) -> Layer:
         *layers: layers whose composition keeps the shape.
 
     Returns:
-        A layer from any shape that they take to the same shape; its params are those of `serial(*layers)`.
+        A layer from any shape that the layers take to the same shape; its params are those of `serial(*layers)`.
 
     Raises:
-        ValueError: from `init`, the composition gives another shape than it is given.
+        ValueError: from `init`, the composition changes the shape.
 
     Example:
         >>> residual(linear(3), relu).init(jax.random.key(0), (3,))[0]
@@ -332,17 +331,17 @@ def residual(*layers: Layer) -> Layer:
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
-def _integers(layer: str, **numbers: Any) -> list[int]:
-    for name, number in numbers.items():
-        try:
-            operator.index(number)
-        except TypeError:
-            raise TypeError(f"{layer}: {name} must be an integer, got {number!r}") from None
-    return [operator.index(number) for number in numbers.values()]
+def integer(name: str, number: Any) -> int:
+    """Return number as an int, or raise TypeError by name."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {number!r}") from None
 
 
 def _positive(layer: str, **sizes: Any) -> list[int]:
-    for name, size in zip(sizes, given := _integers(layer, **sizes), strict=True):
+    given = [integer(f"{layer}: {name}", size) for name, size in sizes.items()]
+    for name, size in zip(sizes, given, strict=True):
         if size < 1:
             raise ValueError(f"{layer}: {name} must be positive, got {size}")
     return given

@@ -1,13 +1,12 @@
 """Training: `fit` runs a jitted optax step over shuffled batches, evaluates, keeps a history and can be resumed.
 
-The loss is any pure function `loss(params, *batch) -> scalar`, the optimizer any optax one. A step is one compiled
-program, and Python waits for the device once an epoch. The steps are not scanned: XLA:CPU runs a convolution many times
-slower inside a loop of its own. Nothing depends on which device it is.
+The loss is any pure function `loss(params, *batch) -> scalar`, the optimizer any optimizer of optax. A step is one
+compiled program, and Python waits for the device once per epoch. The steps are not in a `lax.scan`, because XLA:CPU
+runs a convolution many times slower inside a loop. Everything works on any device.
 """
 
 import hashlib
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
@@ -24,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vjplib.rules.losses import softmax_cross_entropy_with_integer_labels
+from vjplib.training.net import integer
 
 Params = Any
 Batch = tuple[Array, ...]
@@ -33,14 +33,14 @@ Evaluate = Callable[[Params], Mapping[str, ArrayLike]]
 
 
 class State(NamedTuple):
-    """What a step changes: the parameters, and the optimizer's state."""
+    """The state of training: the parameters, and the optimizer's state."""
 
     params: Params
     opt_state: optax.OptState
 
 
 class Record(NamedTuple):
-    """One epoch: its number from 1, the mean loss over its steps, and the metrics on the held-out data after it."""
+    """One epoch: its number from 1, the mean loss of its steps, and the metrics on held-out data after it."""
 
     epoch: int
     loss: float
@@ -48,7 +48,7 @@ class Record(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """What `fit` returns: the state after the last epoch, and one record an epoch."""
+    """The result of `fit`: the state after the last epoch, and one record per epoch."""
 
     state: State
     history: tuple[Record, ...]
@@ -85,7 +85,7 @@ def cross_entropy(logits: Float[Array, "*b n"], labels: Int[Array, "*b"]) -> Flo
     """Mean over the examples of -log softmax(logits)[label].
 
     Args:
-        logits: floating, one score a class along the last axis.
+        logits: floating, the scores of the classes along the last axis.
         labels: integers, the right class of each example.
 
     Returns:
@@ -107,7 +107,7 @@ def accuracy(logits: Float[Array, "*b n"], labels: Int[Array, "*b"]) -> Float[Ar
     """Mean over the examples of [argmax(logits) = label]; the first of equal scores counts.
 
     Args:
-        logits: one score a class along the last axis.
+        logits: the scores of the classes along the last axis.
         labels: integers, the right class of each example.
 
     Returns:
@@ -137,7 +137,7 @@ def step(
         loss: `loss(params, *batch) -> scalar`, pure. It and the optimizer are static: the step compiles once for each.
         optimizer: any optax optimizer.
         state: parameters and optimizer state; donated, so its arrays cannot be used afterwards.
-        batch: the arrays that the loss takes after params.
+        batch: the arguments of the loss after params.
 
     Returns:
         The new state, and the loss before the update.
@@ -170,35 +170,32 @@ def fit(
     checkpoint_dir: str | PathLike | None = None,
     progress: bool = True,
 ) -> Fit:
-    """Returns params after epochs passes of optimizer steps over data in shuffled batches, with the history.
+    """Train params by optimizer steps on shuffled batches of data, and return the final state with the history.
 
     Args:
         loss: `loss(params, *batch) -> scalar`, pure; batch holds batch_size examples of each array of data.
-        optimizer: any optax optimizer. A schedule counts steps, of which an epoch has `examples // batch_size`.
-        params: any pytree of floating arrays. They are copied: the caller's stay usable.
-        data: arrays whose first axis is the examples, for instance `(x, y)`.
-        epochs: how many epochs in all, those of an earlier run that is resumed included.
-        batch_size: examples a step; those that do not fill a batch sit the epoch out.
-        seed: of the shuffling. The same seed gives the same history, bit for bit on CPU.
-        evaluate: gives the metrics of an epoch's record from the parameters after it, as scalars by name; see
-            `evaluator`.
-        checkpoint_dir: where to save state and history after each epoch. If it holds an earlier run, this one goes on
-            from there and gives what it would have given uninterrupted. Compared with that run are data, seed,
-            batch_size, and the shapes and dtypes of parameters and optimizer state. Functions cannot be compared: give
-            the same loss, evaluate and optimizer, whose learning rate and other numbers are part of its functions. The
-            saved parameters replace params, whose numbers are not compared.
-        progress: whether to show a progress bar.
+        optimizer: any optax optimizer. A schedule counts steps; an epoch has `examples // batch_size` of them.
+        params: any pytree of floating arrays. They are copied, so that the caller's arrays stay usable.
+        data: arrays whose first axis is the examples, such as `(x, y)`.
+        epochs: the total number of epochs, including those of an earlier run that is resumed.
+        batch_size: examples per step. Examples that do not fill a batch are left out of the epoch.
+        seed: seed of the shuffling. The same seed gives the same history, bit for bit on CPU.
+        evaluate: maps the parameters after an epoch to the metrics of its record, scalars by name; see `evaluator`.
+        checkpoint_dir: folder for the state and history after each epoch. If it holds an earlier run, training resumes
+            from there, and its result is the same as without the interruption. Data, seed, batch_size, and the shapes
+            and dtypes of parameters and optimizer state must be those of the earlier run. Functions cannot be compared:
+            pass the same loss, evaluate and optimizer, learning rate included. The saved parameters replace params.
+        progress: if True, a progress bar is shown.
 
     Returns:
-        The state, whose parameters are also `.params`, and one `Record` an epoch.
+        The state, whose parameters are also `.params`, and one `Record` per epoch.
 
     Raises:
-        DivergenceError: a loss or an updated parameter is NaN or infinite; the error holds what was reached before.
+        DivergenceError: a loss or an updated parameter is NaN or infinite; the error holds the last finite state.
         ImportError: checkpoint_dir is given and orbax-checkpoint is not installed.
-        TypeError: data is not a sequence of arrays, epochs, batch_size or seed is not an integer, or evaluate gives
+        TypeError: data is not a sequence of arrays; epochs, batch_size or seed is not an integer; or evaluate returns
             something that is not a scalar.
-        ValueError: data is empty or of unequal lengths, a number is out of range, or checkpoint_dir holds another run,
-            as far as runs are compared.
+        ValueError: data is empty or of unequal lengths, a number is out of range, or checkpoint_dir holds another run.
 
     Example:
         >>> x = jnp.arange(8.0)
@@ -210,9 +207,10 @@ def fit(
     Source:
         Eq. 1 of the lecture, on batches.
     """
-    epochs, batch_size, seed = _integer("epochs", epochs), _integer("batch_size", batch_size), _integer("seed", seed)
-    arrays = _examples("data", data, batch_size)
-    _positive("epochs", epochs)
+    epochs, batch_size, seed = integer("epochs", epochs), integer("batch_size", batch_size), integer("seed", seed)
+    arrays = _examples(data, batch_size)
+    if epochs < 1:
+        raise ValueError(f"epochs must be positive, got {epochs}")
     run = Fit(jax.tree.map(_copy, State(params, optimizer.init(params))), ())
     fixed = {"seed": seed, "batch_size": batch_size, **_forms(run.state)}
     with _checkpoints(checkpoint_dir, fixed, arrays) as (resume, save), _bar(epochs, progress) as show:
@@ -230,28 +228,28 @@ def fit(
 def evaluator(
     metrics: Mapping[str, Metric], data: Sequence[ArrayLike], *, batch_size: int | None = None
 ) -> Callable[[Params], dict[str, float]]:
-    """Returns the function from params to each metric's mean over data, for `fit` to call after each epoch.
+    """Make the argument `evaluate` of `fit`: a function from params to the mean of each metric over data.
 
     Args:
         metrics: functions `metric(params, *batch) -> scalar` by name, each a mean over the examples of its batch.
-        data: arrays whose first axis is the examples, as for `fit`, but held out from it.
-        batch_size: how many examples to evaluate at a time; None for all at once. The last batch may be smaller.
+        data: held-out arrays whose first axis is the examples.
+        batch_size: the number of examples to evaluate at a time; None for all at once. The last batch may be smaller.
 
     Returns:
-        A function that gives a float for each name.
+        A function that returns a float for each name.
 
     Raises:
-        TypeError: data is not a sequence of arrays, batch_size is not an integer, or, from the function returned, a
+        TypeError: data is not a sequence of arrays, batch_size is not an integer, or, when the function is called, a
             metric is not a scalar.
-        ValueError: arrays of data are empty or of different lengths, or batch_size is not positive or exceeds it.
+        ValueError: arrays of data are empty or of different lengths, or batch_size is not in [1, examples].
 
     Example:
         >>> evaluate = evaluator({"mean": lambda w, x: jnp.mean(w * x)}, (jnp.arange(5.0),), batch_size=2)
         >>> evaluate(jnp.array(10.0))
         {'mean': 20.0}
     """
-    batch_size = None if batch_size is None else _integer("batch_size", batch_size)
-    arrays, named = _examples("data", data, batch_size), tuple(metrics.items())
+    batch_size = None if batch_size is None else integer("batch_size", batch_size)
+    arrays, named = _examples(data, batch_size), tuple(metrics.items())
     n = len(arrays[0])
     size = batch_size or n
     batches = [tuple(a[i : i + size] for a in arrays) for i in range(0, n, size)]
@@ -269,8 +267,8 @@ def evaluator(
 def _epoch(
     run: Fit, guarded_step: Callable[..., tuple[State, Array, Array]], arrays: Batch, batch_size: int, seed: int
 ) -> tuple[State, float]:
-    """Returns the state after one more epoch, and the mean loss of its steps."""
-    # The order depends on the epoch's number alone, so that a resumed run shuffles as an uninterrupted one does.
+    """Train for one more epoch; return the state and the mean loss of its steps."""
+    # The order depends on seed and epoch alone, so that a resumed run shuffles like an uninterrupted one.
     n, key = len(arrays[0]), jax.random.fold_in(jax.random.key(seed), len(run.history))
     order = np.asarray(jax.random.permutation(key, n))
     state, good, steps = run.state, jnp.array(True), []
@@ -293,7 +291,7 @@ def _guarded_step(
     arrays: Batch,
     rows: Int[Array, " b"],
 ) -> tuple[State, Bool[Array, ""], Float[Array, ""]]:
-    """Takes a step on the examples in rows, which changes nothing once a loss or a parameter was not finite."""
+    """Take a step on the examples in rows; once a loss or a parameter is not finite, nothing changes any more."""
     new, value = step(loss, optimizer, state, tuple(a[rows] for a in arrays))
     good &= _finite((value, new.params))
     return jax.tree.map(partial(jnp.where, good), new, state), good, value
@@ -310,8 +308,8 @@ def _finite(tree: Any) -> Bool[Array, ""]:
 
 
 def _copy(a: ArrayLike) -> Array:
-    # Steps donate their state: the caller's arrays must outlive that, and none shared within it be donated twice.
-    # Naming the dtype makes a weak type a strong one, as every step's output is: else the step would compile twice.
+    # Steps donate their state: copies keep the caller's arrays alive, and donate no shared array twice.
+    # An explicit dtype makes a weak type strong, like every step's output: otherwise the step would compile twice.
     return jnp.array(a, dtype=jnp.asarray(a).dtype)
 
 
@@ -319,12 +317,12 @@ def _copy(a: ArrayLike) -> Array:
 
 
 def _forms(state: State) -> dict[str, str]:
-    """Returns the dtype and shape of each array of the state, by its place."""
+    """Return the dtype and shape of each array of the state, by its path."""
     return {jax.tree_util.keystr(path): f"{a.dtype}{list(a.shape)}" for path, a in jax.tree.leaves_with_path(state)}
 
 
 def _content(array: Array) -> str:
-    """Returns the dtype and shape of an array, and a digest of its bytes."""
+    """Return the dtype and shape of an array, and a digest of its bytes."""
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return f"{array.dtype}{list(array.shape)} of digest {hashlib.sha256(data.data).hexdigest()[:16]}"
 
@@ -337,7 +335,7 @@ Save = Callable[[Fit], None]
 def _checkpoints(
     directory: str | PathLike | None, fixed: dict[str, Any], arrays: Batch
 ) -> Iterator[tuple[Resume, Save]]:
-    """Yields `resume(run, epochs) -> run` and `save(run)`, which do nothing where there is no directory."""
+    """Provide `resume(run, epochs) -> run` and `save(run)`, which do nothing without a directory."""
     if directory is None:
         yield (lambda run, epochs: run), (lambda run: None)
         return
@@ -346,7 +344,7 @@ def _checkpoints(
     except ImportError as e:
         raise ImportError("checkpoint_dir needs orbax-checkpoint: pip install 'vjplib[examples]'") from e
     fixed = {**fixed, **{f"data[{i}]": _content(a) for i, a in enumerate(arrays)}}
-    # Saving in the background would read arrays that the next epoch is given to overwrite.
+    # Saving in the background would read arrays that the next epoch overwrites.
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
 
     def resume(run: Fit, epochs: int) -> Fit:
@@ -374,7 +372,7 @@ def _checkpoints(
 
 @contextmanager
 def _bar(epochs: int, progress: bool) -> Iterator[Callable[[Record], None]]:
-    """Yields `show(record)`, which moves the bar to the record's epoch."""
+    """Provide `show(record)`, which moves the bar to the record's epoch."""
     columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
         task = bar.add_task("", total=epochs)
@@ -390,25 +388,18 @@ def _bar(epochs: int, progress: bool) -> Iterator[Callable[[Record], None]]:
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
-def _examples(name: str, data: Sequence[ArrayLike], batch_size: int | None) -> Batch:
+def _examples(data: Sequence[ArrayLike], batch_size: int | None) -> Batch:
     if not isinstance(data, tuple | list):
-        raise TypeError(f"{name} must be a tuple or list of arrays, got {type(data).__name__}")
+        raise TypeError(f"data must be a tuple or list of arrays, got {type(data).__name__}")
     arrays = tuple(jnp.asarray(a) for a in data)
     shapes = [a.shape for a in arrays]
     if not arrays or any(len(shape) == 0 or shape[0] == 0 for shape in shapes):
-        raise ValueError(f"{name} must hold arrays of at least one example each, got shapes {shapes}")
+        raise ValueError(f"data must hold arrays of at least one example each, got shapes {shapes}")
     if len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(f"arrays of {name} must have the same number of examples, got shapes {shapes}")
+        raise ValueError(f"arrays of data must have the same number of examples, got shapes {shapes}")
     if batch_size is not None and not 0 < batch_size <= len(arrays[0]):
         raise ValueError(f"batch_size must lie in [1, {len(arrays[0])}], the number of examples, got {batch_size}")
     return arrays
-
-
-def _integer(name: str, number: Any) -> int:
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {number!r}") from None
 
 
 def _scalar(name: str, value: Any) -> float:
@@ -421,14 +412,9 @@ def _scalar(name: str, value: Any) -> float:
         raise refusal from None
 
 
-def _positive(name: str, number: int) -> None:
-    if number < 1:
-        raise ValueError(f"{name} must be positive, got {number}")
-
-
 def _matching(logits: Array, labels: Array) -> None:
     if logits.ndim < 1 or logits.shape[:-1] != labels.shape or labels.size == 0:
         raise ValueError(
-            "labels must have the shape of logits less the last axis, and an example, "
+            "labels must have the shape of logits less the last axis, and at least one example, "
             f"got labels {labels.shape} and logits {logits.shape}"
         )

@@ -17,7 +17,7 @@ from vjplib.verification.claim import Claim, Effort
 from vjplib.verification.isolation import TIME_LIMIT, as_finding, detect_side_effects, run_with_timeout
 from vjplib.verification.registry import CLAIMS, order, selected
 from vjplib.verification.report import Finding, Report
-from vjplib.verification.runner import Job, Run
+from vjplib.verification.runner import Job, Runner
 
 QUICK_CASES = 2  # whose values are compared in "quick"
 RANDOM_SIZES = 20  # at each case in "deep"
@@ -99,7 +99,7 @@ def verify(
         "hurried": effort == "quick",
     }
     _check_seed(seed)
-    chosen, run = selected(effort, claims, record=False), Run(time_limit)
+    chosen, run = selected(effort, claims, record=False), Runner(time_limit)
     with detect_side_effects((fn,), run.outside):
         subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, **options)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
@@ -111,14 +111,14 @@ def _names(effort: str, claims: Sequence[str | Claim] | None, record: bool = Tru
     return set(CLAIMS) if claims is None else {claim.name for claim, _ in selected(effort, claims, record)}
 
 
-def _report(name: str, findings: Sequence[Finding], run: Run, start: float, claims: set[str]) -> Report:
+def _report(name: str, findings: Sequence[Finding], run: Runner, start: float, claims: set[str]) -> Report:
     outside = [f for f in run.outside if f.claim in claims]
     ordered = sorted([*findings, *outside], key=lambda f: order(f.claim))
     return Report(name, tuple(ordered), time.perf_counter() - start)
 
 
 def _at_call(
-    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], run: Run, **options: Any
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], run: Runner, **options: Any
 ) -> CallUnderTest:
     """Returns the subject that a user's call makes, or refuses it."""
     if not callable(fn):
@@ -213,7 +213,7 @@ def verify_part(
     """
     start = time.perf_counter()
     _check_seed(seed)
-    chosen, run = selected(effort, claims), Run(time_limit)
+    chosen, run = selected(effort, claims), Runner(time_limit)
     with detect_side_effects((rule.fn,), run.outside):
         jobs = []
         for i, case in enumerate(rule.cases):
@@ -258,7 +258,7 @@ def examine(
 ) -> list[Finding]:
     """Returns the findings of each claim on one subject, in the order of the claims; arguments as `verify` has them."""
     jobs = [Job(claim, check, subject) for claim, check in selected(effort, claims)]
-    return Run(time_limit).all(jobs)
+    return Runner(time_limit).all(jobs)
 
 
 def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTest:

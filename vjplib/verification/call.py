@@ -13,12 +13,12 @@ import numpy as np
 from vjplib.compat import fast_compile_options, programs, strip_custom_rules, unclose, x64
 from vjplib.rule import Tail
 from vjplib.verification.report import describe_error
+from vjplib.verification.tolerance import HALF_THE_DIGITS
 
 Leaves = tuple[Any, ...]
 T = TypeVar("T")
 SMALL = 100_000  # elements
 SCALES = (1.0, 1e-3, 30.0)  # factors of the inputs at which values are compared
-HALF_THE_DIGITS = float(np.sqrt(np.finfo(np.float64).eps))
 
 
 @jax.tree_util.register_pytree_node_class

@@ -20,7 +20,7 @@ class Job(NamedTuple):
     subject: CallUnderTest
 
 
-class Run:
+class Runner:
     """The jobs of one report.
 
     Args:

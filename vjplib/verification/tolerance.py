@@ -8,22 +8,15 @@ one rounding of a number of the usual size is no fault. Nothing here is set by h
 real and the imaginary part are two numbers.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import x64
-from vjplib.verification.call import HALF_THE_DIGITS as HALF_THE_DIGITS
-from vjplib.verification.call import CallUnderTest, Leaves
-
+HALF_THE_DIGITS = float(np.sqrt(np.finfo(np.float64).eps))  # relative, of float64
 SLACK = 8.0
 UNSTABLE = 64.0
-ROUNDINGS = 64.0  # halves of a unit in the last place of the usual size that answers in float64 may differ by
-DRAWS = 4
 MANIFEST = 0.1  # relative, an error that is more than that of few digits
 
 
@@ -62,87 +55,6 @@ class Error:
         if self.unstable:
             return "no worse than autodiff of the reference, which is unstable there"
         return "no more than the rounding of numbers as large as the inputs, which the rule may keep, explains"
-
-
-class Oracle(NamedTuple):
-    """The oracle's outputs and cotangents in float64, and their changes under rounding of the inputs."""
-
-    values: Leaves
-    draws: tuple[Leaves, ...]
-
-
-def evaluate_oracle(subject: CallUnderTest, leaves: Leaves, gs: Leaves, unit: float, tied: bool = False) -> Oracle:
-    """Returns the oracle's answer at the exact upcasts of leaves and cotangents, and at four roundings of them.
-
-    Args:
-        subject: what to examine.
-        leaves: the differentiated leaves, in the working dtype.
-        gs: the output cotangents, in the working dtype.
-        unit: half a unit in the last place of the working dtype, relative.
-        tied: whether equal numbers of an array are rounded alike, so that ties stay.
-    """
-    rng = np.random.default_rng((subject.seed, 2))
-    exact = [[wide(np.asarray(a)) for a in part] for part in (leaves, gs)]
-
-    def rounded(a: np.ndarray) -> np.ndarray:
-        if np.iscomplexobj(a):  # a product would move infinities from one part to the other
-            return np.stack((rounded(np.real(a)), rounded(np.imag(a))), axis=-1).view(a.dtype)[..., 0]
-        noise = rng.uniform(-1, 1, (DRAWS, *a.shape))
-        if tied:
-            _, first, which = np.unique(a, return_index=True, return_inverse=True)
-            noise = noise.reshape(DRAWS, -1)[:, first[which.ravel()]].reshape(noise.shape)
-        return np.concatenate((a[None], a[None] * (1 + unit * noise)))
-
-    with x64():
-        stacks = (tuple(rounded(a) for a in exact[0]), tuple(rounded(a) for a in exact[1]))
-        pairs = [tuple(tuple(a[k] for a in part) for part in stacks) for k in range(1 + DRAWS)]
-        answers = [[np.asarray(a) for a in itertools.chain(*subject.truths(*pair))] for pair in pairs]
-        rows = [np.stack(row) for row in zip(*answers, strict=True)]
-    with np.errstate(invalid="ignore"):
-        draws = tuple(tuple(a[1 + k] - a[0] for a in rows) for k in range(DRAWS))
-    return Oracle(tuple(a[0] for a in rows), draws)
-
-
-def typical_magnitude(
-    subject: CallUnderTest,
-    leaves: Leaves,
-    gs: Leaves,
-    of: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]] | None = None,
-) -> Leaves:
-    """Returns the oracle's outputs and cotangents, in float64, at inputs where a function is not saturated yet.
-
-    Args:
-        subject: what to examine.
-        leaves: the differentiated leaves as given.
-        gs: the output cotangents.
-        of: another pullback than the oracle's.
-
-    Returns:
-        Of each array the larger of two: that at the leaves, and that at the leaves shrunk to a root mean square of one.
-    """
-    exact, cotangents = (tuple(wide(np.asarray(a)) for a in part) for part in (leaves, gs))
-    sizes = [_rms(as_parts(a) if np.iscomplexobj(a) else np.where(np.isfinite(a), a, 0.0)) for a in exact]
-    shrunk = tuple(a / n if n > 1 else a for a, n in zip(exact, sizes, strict=True))
-    with x64():
-        given, other = (
-            [np.asarray(a) for a in itertools.chain(*(of or subject.truths)(at, cotangents))]
-            for at in ((exact, shrunk) if any(n > 1 for n in sizes) else (exact, exact))
-        )
-    return tuple(b if size_of(b) > size_of(a) else a for a, b in zip(given, other, strict=True))
-
-
-def roundings(
-    subject: CallUnderTest,
-    leaves: Leaves,
-    gs: Leaves,
-    of: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]] | None = None,
-) -> list[float]:
-    """Returns of each output and cotangent the size of which half the digits are what rounding may take in float64.
-
-    It is far below the typical magnitude, and matters only where a function saturates so far that little is left.
-    """
-    unit = ROUNDINGS * subject.eps / 2
-    return [unit * size_of(a) / float(np.sqrt(subject.eps)) for a in typical_magnitude(subject, leaves, gs, of)]
 
 
 def unit_of(leaves: Sequence[np.ndarray]) -> float:
@@ -200,7 +112,7 @@ def error(
         given = scale if typical is None else np.where(np.isfinite(typical), typical, 0.0)
     worst = tuple(int(i) for i in np.unravel_index(np.argmax(np.where(np.isnan(wrong), np.inf, wrong)), wrong.shape))
     ratios, excused, unstable = [], [], False
-    for norm in (_rms, _max):
+    for norm in (root_mean_square, _max):
         floor = max([unit * norm(scale), unit * norm(given), tiny, *(norm(d) for d in changes)])
         autodiff = norm(of_autodiff)
         tolerance = max(floor, autodiff) if np.isfinite(autodiff) else floor
@@ -208,7 +120,7 @@ def error(
         if autodiff > UNSTABLE * floor:
             unstable, tolerance = True, floor
         ratios.append(norm(wrong) / (SLACK * tolerance))
-    ours, theirs = _rms(wrong), _rms(of_autodiff)
+    ours, theirs = root_mean_square(wrong), root_mean_square(of_autodiff)
     relative = ours / theirs if theirs else (np.inf if ours else 1.0)
     return Error(
         max(ratios),
@@ -218,8 +130,8 @@ def error(
         not np.isfinite(theirs),
         unstable,
         float(np.mean(known)),
-        ours / (_rms(scale) or 1.0),
-        theirs / (_rms(scale) or 1.0),
+        ours / (root_mean_square(scale) or 1.0),
+        theirs / (root_mean_square(scale) or 1.0),
     )
 
 
@@ -279,7 +191,8 @@ def size_of(x: np.ndarray) -> float:
     return _max(np.where(np.isfinite(x), x, 0.0))
 
 
-def _rms(x: np.ndarray) -> float:
+def root_mean_square(x: np.ndarray) -> float:
+    """Return the root mean square, without overflow."""
     largest = _max(x)
     return largest if largest in (0.0, np.inf) else largest * float(np.sqrt(np.mean((x / largest) ** 2)))
 

@@ -15,8 +15,8 @@ from vjplib.rule import Tail
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.value import compare
+from vjplib.verification.oracle import typical_magnitude
 from vjplib.verification.report import Finding, describe_error, finding, skipped
-from vjplib.verification.tolerance import typical_magnitude
 
 DTYPES = ("float32", "bfloat16", "float16")
 TAILS = np.outer((-1.0, 1.0), np.geomspace(1e-3, 80.0, 200)).ravel()

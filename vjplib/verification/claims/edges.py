@@ -13,8 +13,9 @@ from vjplib.verification.call import CallUnderTest, Leaves, as_taken_by_jax, kin
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.value import compare, right
 from vjplib.verification.explain import shrink
+from vjplib.verification.oracle import typical_magnitude
 from vjplib.verification.report import Finding, Level, finding, noted, passed
-from vjplib.verification.tolerance import size_of, typical_magnitude, wide
+from vjplib.verification.tolerance import size_of, wide
 
 KINK = 1e-5
 STEP = 1e-6

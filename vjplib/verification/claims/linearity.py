@@ -16,8 +16,9 @@ from vjplib.compat import x64
 from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import lower_precision
+from vjplib.verification.oracle import roundings
 from vjplib.verification.report import Finding, failed, passed
-from vjplib.verification.tolerance import HALF_THE_DIGITS, roundings, size_of
+from vjplib.verification.tolerance import HALF_THE_DIGITS, size_of
 
 POWER, POWER_OF_FLOAT16 = 40, 8  # of two; float16 overflows at 16
 FLOAT16 = float(jnp.finfo(jnp.float16).eps)

@@ -12,8 +12,9 @@ from vjplib.compat import x64
 from vjplib.verification.call import Answers, CallUnderTest, Leaves, normal_of
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import lower_precision, optimizes_remat, raised
+from vjplib.verification.oracle import DRAWS, roundings
 from vjplib.verification.report import Finding, describe_error, failed, noted, passed
-from vjplib.verification.tolerance import DRAWS, SLACK, relative_gap, roundings, size_of
+from vjplib.verification.tolerance import SLACK, relative_gap, size_of
 
 _REVERSE, _FORWARD = "reverse over reverse", "forward over reverse"
 

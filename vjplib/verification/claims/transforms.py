@@ -17,8 +17,9 @@ from vjplib.compat import x64
 from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import raised, refused_by_jax, takes_symbolic_zeros
+from vjplib.verification.oracle import roundings
 from vjplib.verification.report import Finding, describe_error, failed, finding, noted, passed
-from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, roundings
+from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap
 
 MOST_OUTPUTS = 3  # of which each is tried alone
 Pull = Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]

@@ -13,20 +13,9 @@ from vjplib.verification.claim import Claim
 from vjplib.verification.explain import diagnose
 from vjplib.verification.explain.jacobian_picture import jacobians
 from vjplib.verification.explain.locate import explain
+from vjplib.verification.oracle import evaluate_oracle, roundings, typical_magnitude
 from vjplib.verification.report import Finding, Level, finding, noted, skipped
-from vjplib.verification.tolerance import (
-    HALF_THE_DIGITS,
-    SLACK,
-    Error,
-    error,
-    evaluate_oracle,
-    reach_of,
-    relative_gap,
-    roundings,
-    size_of,
-    typical_magnitude,
-    unit_of,
-)
+from vjplib.verification.tolerance import HALF_THE_DIGITS, SLACK, Error, error, reach_of, relative_gap, size_of, unit_of
 
 
 def check(

@@ -1,4 +1,4 @@
-"""The transposed convolution of `jax.lax`: a convolution of the input with zeros between its places."""
+"""The transposed convolution of `jax.lax`: a convolution of the dilated input."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.convolution.xla import conv_transpose as lax_conv_transpose
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
-from vjplib.rules.convolution_general import Padding, conv_general_dilated
+from vjplib.rules.convolution.call import lax_conv_transpose
+from vjplib.rules.convolution.general import Padding, conv_general_dilated
 
 
 def conv_transpose(
@@ -37,14 +37,14 @@ def conv_transpose(
         padding: "SAME" or "VALID", of the convolution whose transpose this is; or n pairs, of the dilated x unless
             use_consistent_padding.
         rhs_dilation: r, n integers; None for ones.
-        dimension_numbers: as for `conv_general_dilated`; None for ("NHWC", "HWIO", "NHWC") and its like.
-        transpose_kernel: whether the kernel is turned round and its features exchanged, as in Keras.
+        dimension_numbers: as for `conv_general_dilated`; None for channels last, as ("NHWC", "HWIO", "NHWC").
+        transpose_kernel: True to reverse the kernel in space and exchange its channels and features, as in Keras.
         precision: as in lax.
-        preferred_element_type: dtype of the result, None for that of the arguments.
-        use_consistent_padding: whether pairs, too, are those of the convolution whose transpose this is.
+        preferred_element_type: dtype of the result, None for the dtype of the arguments.
+        use_consistent_padding: True if pairs, too, are the padding of the convolution whose transpose this is.
 
     Returns:
-        y, with the shape and dtype that lax gives it.
+        y, with the shape and dtype of lax's result.
 
     Raises:
         TypeError: an argument has a wrong type, or dtypes differ; the message names it.
@@ -61,9 +61,13 @@ def conv_transpose(
     lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
     if lhs.ndim != rhs.ndim or lhs.ndim < 2:  # lax asserts it
         raise ValueError(f"lhs and rhs must have the same rank of at least 2, got shapes {lhs.shape} and {rhs.shape}")
-    given = convolution_arguments(**locals())
-    strides, padding, rhs_dilation = given["strides"], given["padding"], given["rhs_dilation"]
-    jax.eval_shape(lambda lhs, rhs: lax_conv_transpose(**(given | {"lhs": lhs, "rhs": rhs})), lhs, rhs)
+    window = {"strides": strides, "padding": padding, "rhs_dilation": rhs_dilation}
+    checked = {"dimension_numbers": dimension_numbers, "preferred_element_type": preferred_element_type}
+    given = convolution_arguments(lhs=lhs, rhs=rhs, **window, **checked)
+    strides, padding, rhs_dilation = (given[name] for name in window)
+    options = (dimension_numbers, transpose_kernel, precision, preferred_element_type, use_consistent_padding)
+    theirs = lambda lhs, rhs: lax_conv_transpose(lhs, rhs, strides, padding, rhs_dilation, *options)  # noqa: E731
+    jax.eval_shape(theirs, lhs, rhs)  # raises what lax raises
     if dimension_numbers is None:
         space = {0: "", 1: "H", 2: "HW", 3: "HWD"}[lhs.ndim - 2]
         dimension_numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
@@ -76,21 +80,12 @@ def conv_transpose(
         padding = tuple(map(_transposed_padding, window, strides, pads))
     if transpose_kernel:
         rhs = jnp.swapaxes(lax.rev(rhs, spatial), *dimensions.rhs_spec[:2])
-    return conv_general_dilated(
-        lhs,
-        rhs,
-        (1,) * len(spatial),
-        padding,
-        strides,
-        dilation,
-        dimensions,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
+    window = ((1,) * len(spatial), padding, strides, dilation, dimensions)
+    return conv_general_dilated(lhs, rhs, *window, 1, 1, precision, preferred_element_type)
 
 
 def _transposed_padding(window: int, stride: int, padding: Any) -> tuple[int, int]:
-    """Returns the padding of the dilated x that belongs to a padding of the convolution that is transposed."""
+    """Return the padding of the dilated x from the padding of the convolution whose transpose this is."""
     match padding:
         case "SAME":
             low = window - 1 if stride > window - 1 else -(-(window + stride - 2) // 2)
@@ -104,16 +99,16 @@ def _transposed_padding(window: int, stride: int, padding: Any) -> tuple[int, in
 
 
 def reference(lhs, rhs, strides, padding):
-    # The transpose of the convolution by k turned round: what each x feeds, added up where windows overlap.
+    # The transpose of the convolution by the reversed k: the products of each x, added where windows overlap.
     k, s = rhs.shape[0], strides[0]
     size = lhs.shape[1]
     low, high = _transposed_padding(k, s, padding)
-    places = low + np.arange(size)[:, None] * s - np.arange(k)
+    positions = low + np.arange(size)[:, None] * s - np.arange(k)
     parts = jnp.einsum("nli,jio->nljo", lhs, rhs)
     out = (size - 1) * s + 1 + low + high - k + 1
-    kept = (places >= 0) & (places < out)
+    inside = (positions >= 0) & (positions < out)
     y = jnp.zeros((lhs.shape[0], out, rhs.shape[-1]), parts.dtype)
-    return y.at[:, jnp.where(kept, places, out)].add(parts, mode="drop")
+    return y.at[:, jnp.where(inside, positions, out)].add(parts, mode="drop")
 
 
 def _square(label, size, channels, kernel, features):
@@ -134,7 +129,7 @@ RULES = (
             Case(("2 4 7", "2 7 2"), {}, {"strides": (2,), "padding": "VALID"}, growth=False),
         ),
         edges=(
-            Edge("one place", (np.ones((1, 1, 1)), np.ones((2, 1, 1))), {"strides": (2,), "padding": "SAME"}),
+            Edge("one element", (np.ones((1, 1, 1)), np.ones((2, 1, 1))), {"strides": (2,), "padding": "SAME"}),
             Edge("empty batch", (np.ones((0, 3, 1)), np.ones((2, 1, 1))), {"strides": (2,), "padding": "SAME"}),
         ),
         bench=(
@@ -148,7 +143,7 @@ RULES = (
             ),
         ),
         residual_bytes=lambda n, m, i, o: 4 * (n * m * i + 3 * i * o),
-        reason="the transposed convolution; on CPU no zero between the places of x is multiplied",
+        reason="the transposed convolution; on CPU no zero of the dilated x is multiplied",
         source="Example 4.2, transposed",
     ),
 )

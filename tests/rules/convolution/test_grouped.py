@@ -6,60 +6,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from convolution_calls import differences
+from convolution_calls import differences, random_call
 from jax import lax
 
 import vjplib
-from vjplib.convolution import grouped
-from vjplib.convolution.choice import kernel_formulation, output_formulation
-from vjplib.convolution.problem import Problem
+from vjplib.rules.convolution.algorithms import grouped
+from vjplib.rules.convolution.dispatch import forward_algorithm, weight_grad_algorithm
+from vjplib.rules.convolution.problem import Problem
 
 ULPS = 1e-12  # float64 sums of some hundred terms in another order
 CALL = {"window_strides": (1,), "padding": "SAME", "dimension_numbers": ("NWC", "WIO", "NWC"), "feature_group_count": 3}
-
-
-def _grouped_call(rng, ndim):
-    """Returns shapes and arguments of a call with groups of features or, one time in five, of the batch."""
-
-    def each(low, high):
-        return tuple(int(n) for n in rng.integers(low, high + 1, ndim))
-
-    groups, depth, width = (int(n) for n in rng.integers(2, 6, 3))
-    of_batch = rng.random() < 0.2
-    strides, lhs_dilation, rhs_dilation = (each(1, 3) if rng.random() < 0.4 else (1,) * ndim for _ in range(3))
-    space = "DHW"[3 - ndim :]
-    x = (2 * groups if of_batch else 2, *each(4, 7), depth if of_batch else depth * groups)
-    padding = tuple(zip(each(-1, 3), each(2, 6), strict=True))
-    return (
-        x,
-        (*each(1, 3), depth, width * groups),
-        {
-            "window_strides": strides,
-            "padding": padding,
-            "lhs_dilation": lhs_dilation,
-            "rhs_dilation": rhs_dilation,
-            "dimension_numbers": (f"N{space}C", f"{space}IO", f"N{space}C"),
-            "feature_group_count": 1 if of_batch else groups,
-            "batch_group_count": groups if of_batch else 1,
-        },
-    )
 
 
 @pytest.mark.parametrize(("ndim", "seed"), [(1, 0), (1, 1), (2, 2), (2, 3), (2, 4), (3, 5)])
 def test_random_grouped_calls_agree_with_lax(ndim, seed):
     rng = np.random.default_rng(seed)
     for _ in range(3):
-        call = _grouped_call(rng, ndim)
+        call = random_call(rng, 6, {"grouped": 0.8, "batch": 0.2}, ndim)
         assert max(differences(rng, *call)) < ULPS, call
 
 
 # The library keeps each call's program: x has another size for each of these.
 @pytest.mark.parametrize(("numbers", "block", "size"), [(1, 1, 6), (50, 8, 7)])
 def test_parts_of_any_size_add_up_to_the_whole(monkeypatch, numbers, block, size):
-    monkeypatch.setattr(grouped, "MOST_NUMBERS", numbers)
-    monkeypatch.setattr(grouped, "BLOCK", block)
-    monkeypatch.setattr(grouped, "FEW", 2)
-    monkeypatch.setattr(grouped, "SMALL", 0)
+    monkeypatch.setattr(grouped, "MAX_KERNEL_NUMBERS", numbers)
+    monkeypatch.setattr(grouped, "BLOCK_FEATURES", block)
+    monkeypatch.setattr(grouped, "FEW_GROUP_CHANNELS", 2)
+    monkeypatch.setattr(grouped, "SMALL_OUTPUT", 0)
     for depth, stride in itertools.product((2, 3), (1, 2)):
         call = (
             (2, 5, size, 5 * depth),
@@ -109,8 +82,8 @@ def test_no_grouped_problem_falls_to_xlas_grouped_convolution():
     for depth, strides, dilation, k in itertools.product((2, 4, 32), (1, 2), (1, 2), (1, 3, 7)):
         p = Problem(2, (9, 9), 4 * depth, (k, k), 4 * depth, (strides,) * 2, (1, 1), (dilation,) * 2, (1, 1), 4, (5, 5))
         for problem in (p, p.transposed):
-            assert output_formulation(problem).run is not None
-            assert kernel_formulation(problem).run is not None
+            assert forward_algorithm(problem).run is not None
+            assert weight_grad_algorithm(problem).run is not None
 
 
 def _loss(x, k):

@@ -1,9 +1,9 @@
-"""XLA's own convolution, as `jax.lax` calls it, and the way from its arguments to a `Problem` and back."""
+"""One call of `lax.conv_general_dilated`: its static arguments, its canonical layout, and XLA's own convolution."""
 
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -12,34 +12,40 @@ import numpy as np
 from jax import lax
 
 from vjplib.compat import is_symbolic, separate_call
-from vjplib.convolution.problem import Problem
+from vjplib.rules._arguments import convolution_arguments
+from vjplib.rules.convolution.problem import Problem
 
-# Taken once: `vjplib.use_in_lax` puts this library's functions in their places.
-conv_general_dilated = lax.conv_general_dilated
-conv_transpose = lax.conv_transpose
+# Bound at import: `vjplib.use_in_lax` puts this library's functions in their places.
+lax_convolution = lax.conv_general_dilated
+lax_conv_transpose = lax.conv_transpose
+lax_patches = lax.conv_general_dilated_patches
 conv_dimension_numbers = lax.conv_dimension_numbers
-conv_general_dilated_patches = lax.conv_general_dilated_patches
 
 Array = jax.Array
+PARAMETERS = (
+    *("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers"),
+    *("feature_group_count", "batch_group_count", "precision", "preferred_element_type", "out_sharding"),
+)
 
 
 @dataclass(frozen=True)
-class Call:
-    """The static arguments of one `lax.conv_general_dilated`, and the shapes it is called with.
+class ConvCall:
+    """The static arguments of one `lax.conv_general_dilated`, and the shapes and dtype of its arrays; hashable.
 
     Args:
         lhs: shape of x.
         rhs: shape of the kernel.
         out: shape of y.
-        strides: one a spatial dimension.
-        padding: (low, high) a spatial dimension, or the string given.
-        lhs_dilation: one a spatial dimension.
-        rhs_dilation: one a spatial dimension.
-        dimensions: where batch, features and space lie in the three arrays.
+        strides: one for each spatial dimension.
+        padding: (low, high) for each spatial dimension, or the string given.
+        lhs_dilation: one for each spatial dimension.
+        rhs_dilation: one for each spatial dimension.
+        dimensions: the axes of batch, features and space in the three arrays.
         feature_groups: feature_group_count.
         batch_groups: batch_group_count.
-        precision: for platforms that know several.
-        preferred_element_type: dtype of y, None for that of x.
+        dtype: dtype of x and of the kernel.
+        precision: as in lax.
+        preferred_element_type: dtype of y, None for the dtype of x.
         out_sharding: sharding of y under explicit axes, or None.
     """
 
@@ -53,44 +59,40 @@ class Call:
     dimensions: lax.ConvDimensionNumbers
     feature_groups: int
     batch_groups: int
-    precision: Any
-    preferred_element_type: Any
+    dtype: Any
+    precision: Any = None
+    preferred_element_type: Any = None
     out_sharding: Any = None
 
     def __call__(self, x: Array, k: Array) -> Array:
-        """Return y by XLA's convolution, of an x padded outside of it where XLA:CPU would misread pads.
+        """Return y by XLA's convolution; x is padded before it where XLA:CPU would misread the pads.
 
-        On other platforms too: inside of `lax.platform_dependent` XLA:CPU may run a convolution a hundred times slower.
+        This holds on every platform: inside `lax.platform_dependent` XLA:CPU may run a convolution a hundred times
+        slower.
         """
         call = self.within_reach
-        return conv_general_dilated(
-            self.pad(x),
-            k,
-            call.strides,
-            call.padding,
-            call.lhs_dilation,
-            call.rhs_dilation,
-            call.dimensions,
-            call.feature_groups,
-            call.batch_groups,
-            call.precision,
-            call.preferred_element_type,
-            call.out_sharding,
-        )
+        groups = (call.feature_groups, call.batch_groups)
+        options = (call.precision, call.preferred_element_type, call.out_sharding)
+        return lax_convolution(self.pad(x), k, *call.window, *groups, *options)
 
-    def input_cotangent(self, g: Array, k: Array, x: Array) -> Array:
-        """Return dx by XLA's convolution, as JAX transposes it; of x only shape and dtype count."""
+    @property
+    def window(self) -> tuple[Any, Any, Any, Any, Any]:
+        """The arguments window_strides to dimension_numbers of lax's functions, in their order."""
+        return self.strides, self.padding, self.lhs_dilation, self.rhs_dilation, self.dimensions
+
+    def input_grad(self, g: Array, k: Array, x: Array) -> Array:
+        """Return dx by XLA's convolution, as JAX transposes it; only the shape and dtype of x are used."""
         (dx,) = jax.linear_transpose(lambda x: self(x, k), x)(g)
         return dx
 
-    def kernel_cotangent(self, g: Array, x: Array, k: Array) -> Array:
-        """Return dk by XLA's convolution, as JAX transposes it; of k only shape and dtype count."""
+    def weight_grad(self, g: Array, x: Array, k: Array) -> Array:
+        """Return dk by XLA's convolution, as JAX transposes it; only the shape and dtype of k are used."""
         (dk,) = jax.linear_transpose(lambda k: self(x, k), k)(g)
         return dk
 
     @cached_property
     def pads(self) -> tuple[tuple[int, int], ...]:
-        """The padding as (low, high) a spatial dimension."""
+        """The padding as (low, high) for each spatial dimension."""
         if not isinstance(self.padding, str):
             return self.padding
         kernel = (self.rhs[i] for i in self.dimensions.rhs_spec[2:])
@@ -99,8 +101,8 @@ class Call:
         return tuple(lax.padtype_to_pads(sizes, window, self.strides, self.padding))
 
     @cached_property
-    def within_reach(self) -> "Call":
-        """The convolution of `pad(x)` that gives the same y, and that XLA:CPU computes rightly."""
+    def within_reach(self) -> "ConvCall":
+        """The convolution of `pad(x)` that has the same y and that XLA:CPU computes correctly."""
         if not any(map(any, self.excess)):
             return self
         lhs, padding, dilation = list(self.lhs), list(self.pads), list(self.lhs_dilation)
@@ -112,45 +114,45 @@ class Call:
 
     @cached_property
     def excess(self) -> tuple[tuple[int, int, int], ...]:
-        """What `lax.pad` must add to each spatial axis of x (low, high, interior), zeros where XLA:CPU pads rightly."""
+        """The (low, high, interior) pads of each spatial axis of x for `lax.pad`; zeros where XLA:CPU is right."""
         if self.known and not self.empty and self.problem.sprawls:
             return ((0, 0, 0),) * len(self.strides)
         low, high = zip(*self.pads, strict=True) if self.pads else ((), ())
-        return tuple(map(excess, *self._space, self.strides, low, high, self.lhs_dilation, self.rhs_dilation))
+        return tuple(map(excess, *self._spatial_sizes, self.strides, low, high, self.lhs_dilation, self.rhs_dilation))
 
     @property
-    def _space(self) -> list[list[int]]:
+    def _spatial_sizes(self) -> list[list[int]]:
         """The spatial sizes of x, of the kernel and of y."""
         shapes = zip((self.lhs, self.rhs, self.out), self.dimensions, strict=True)
         return [[shape[i] for i in spec[2:]] for shape, spec in shapes]
 
     @cached_property
-    def met(self) -> tuple[tuple[int, int], ...]:
-        """The taps [first, end) of each spatial axis of the kernel that reach x from any place of y."""
+    def used_taps(self) -> tuple[tuple[int, int], ...]:
+        """The taps [first, end) of each spatial axis of the kernel that multiply any element of x."""
         low = (low for low, _ in self.pads)
-        return tuple(map(met, *self._space, self.strides, low, self.lhs_dilation, self.rhs_dilation))
+        return tuple(map(used_taps, *self._spatial_sizes, self.strides, low, self.lhs_dilation, self.rhs_dilation))
 
     @cached_property
-    def trimmed(self) -> "Call":
-        """The same convolution, where x cannot be padded by a kernel that is cut to the taps that are met."""
+    def trimmed(self) -> "ConvCall":
+        """The same convolution; where x is too large to pad, by a kernel cut to its used taps."""
         if self.out_sharding is not None or not self.known or self.empty:
             return self
         if not (self.problem.sprawls or self.problem.transposed.sprawls):
             return self
         rhs, padding = list(self.rhs), list(self.pads)
-        for axis, (at, (first, end)) in enumerate(zip(self.dimensions.rhs_spec[2:], self.met, strict=True)):
+        for axis, (at, (first, end)) in enumerate(zip(self.dimensions.rhs_spec[2:], self.used_taps, strict=True)):
             (low, high), r = padding[axis], self.rhs_dilation[axis]
             padding[axis], rhs[at] = (low - r * first, high - r * (rhs[at] - end)), end - first
         return replace(self, rhs=tuple(rhs), padding=tuple(padding))
 
     def trim(self, k: Array) -> Array:
         """Return the kernel of `trimmed`."""
-        met = dict(zip(self.dimensions.rhs_spec[2:], self.met, strict=True))
-        first, end = zip(*(met.get(i, (0, n)) for i, n in enumerate(k.shape)), strict=True)
+        used = dict(zip(self.dimensions.rhs_spec[2:], self.used_taps, strict=True))
+        first, end = zip(*(used.get(i, (0, n)) for i, n in enumerate(k.shape)), strict=True)
         return lax.slice(k, first, end)
 
     def pad(self, x: Array) -> Array:
-        """Return x with its excess padded or cut: the argument of `within_reach`."""
+        """Return x with its excess pads applied: the argument of `within_reach`."""
         if self.within_reach is self:
             return x
         pads = dict(zip(self.dimensions.lhs_spec[2:], self.excess, strict=True))
@@ -158,7 +160,7 @@ class Call:
 
     @property
     def problem(self) -> Problem:
-        """The same convolution in canonical form; groups of the batch become groups of channels."""
+        """The same convolution in canonical layout; groups of the batch become groups of channels."""
         batch, *size = self._sizes(self.lhs, self.dimensions.lhs_spec)
         features, *kernel = self._sizes(self.rhs, self.dimensions.rhs_spec)
         _, *out = self._sizes(self.out, self.dimensions.out_spec)
@@ -168,7 +170,7 @@ class Call:
             channels=self.lhs[self.dimensions.lhs_spec[1]] * self.batch_groups,
             kernel=tuple(kernel),
             features=features,
-            # What a stride, or a dilation, of a single place steps over is nothing.
+            # A stride over a single output, or a dilation of a single element, has no effect.
             strides=_steps(self.strides, out),
             low=tuple(low for low, _ in self.pads),
             lhs_dilation=_steps(self.lhs_dilation, size),
@@ -182,7 +184,7 @@ class Call:
         return [shape[spec[0]], *(shape[i] for i in spec[2:])]
 
     def x_to_canonical(self, x: Array) -> Array:
-        """Returns x as (batch, *size, channels)."""
+        """Return x as (batch, *size, channels)."""
         x = _transposed(x, _channels_last(self.dimensions.lhs_spec))
         if self.batch_groups == 1:
             return x
@@ -190,36 +192,40 @@ class Call:
         return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
 
     def x_from_canonical(self, x: Array) -> Array:
-        """Returns the inverse of `x_to_canonical`."""
+        """Return the inverse of `x_to_canonical`."""
         if self.batch_groups > 1:
             x = jnp.moveaxis(x.reshape(*x.shape[:-1], self.batch_groups, -1), -2, 0)
             x = x.reshape(-1, *x.shape[2:])
         return _transposed(x, _inverse(_channels_last(self.dimensions.lhs_spec)))
 
     def y_to_canonical(self, y: Array) -> Array:
-        """Returns y as (batch, *out, features)."""
+        """Return y as (batch, *out, features)."""
         return _transposed(y, _channels_last(self.dimensions.out_spec))
 
     def y_from_canonical(self, y: Array) -> Array:
-        """Returns the inverse of `y_to_canonical`."""
+        """Return the inverse of `y_to_canonical`."""
         return _transposed(y, _inverse(_channels_last(self.dimensions.out_spec)))
 
     def k_to_canonical(self, k: Array) -> Array:
-        """Returns k as (*kernel, channels / groups, features)."""
+        """Return k as (*kernel, channels / groups, features)."""
         return jnp.transpose(k, _features_last(self.dimensions.rhs_spec))
 
     def k_from_canonical(self, k: Array) -> Array:
-        """Returns the inverse of `k_to_canonical`."""
+        """Return the inverse of `k_to_canonical`."""
         return jnp.transpose(k, _inverse(_features_last(self.dimensions.rhs_spec)))
+
+    def out_dtype(self, x: Array) -> Any:
+        """Return the dtype of y, where x may be upcast: verification runs a call in float64 too."""
+        return x.dtype if self.preferred_element_type is None else self.preferred_element_type
 
     @property
     def empty(self) -> bool:
-        """Whether any of the three arrays is known to have no element."""
+        """True if any of the three arrays is known to have no elements."""
         return any(n == 0 for shape in (self.lhs, self.rhs, self.out) for n in shape)
 
     @property
     def known(self) -> bool:
-        """Whether every size but the batch's is known while tracing, as those of `jax.export` may not be."""
+        """True if every size except the batch is known while tracing; symbolic sizes of `jax.export` are not."""
         first = 1 if self.batch_groups == 1 else 0
         shapes = zip((self.lhs, self.out), self.dimensions[::2], strict=True)
         return not is_symbolic(*self.rhs, *(shape[i] for shape, spec in shapes for i in spec[first:]))
@@ -232,14 +238,14 @@ class Call:
 #   0 <= low, h <= reach of k and of y,   reach of k - low, reach of k - h <= reach of x
 # make all six right. Any other axis is padded by lax.pad: three of the six then have no pad, and three a whole reach.
 def excess(n: int, k: int, m: int, s: int, low: int, high: int, d: int, r: int) -> tuple[int, int, int]:
-    """Return what `lax.pad` must add to one axis of x (low, high, interior), zeros where XLA:CPU pads rightly.
+    """Return the (low, high, interior) pads of one axis of x for `lax.pad`; zeros where XLA:CPU pads correctly.
 
     Args:
         n: size of x along the axis.
         k: size of the kernel.
         m: size of y.
         s: stride.
-        low: the pad before x, negative to cut.
+        low: the pad before x; negative to crop.
         high: the pad after x.
         d: dilation of x.
         r: dilation of the kernel.
@@ -256,7 +262,7 @@ def excess(n: int, k: int, m: int, s: int, low: int, high: int, d: int, r: int) 
         return 0, 0, 0
     reach_x, reach_k, reach_y = d * (n - 1), r * (k - 1), s * (m - 1)
     if is_symbolic(n, k, m):
-        string = is_symbolic(low, high)  # "SAME" alone pads by what is not known, within reach
+        string = is_symbolic(low, high)  # only "SAME" pads by unknown sizes, and within reach
         within = string or (s > 1 and 0 <= min(low, high) <= max(low, high) <= reach_k)
         return (0, 0, 0) if within else (low, high, d - 1)
     h = reach_y + reach_k - reach_x - low
@@ -265,77 +271,76 @@ def excess(n: int, k: int, m: int, s: int, low: int, high: int, d: int, r: int) 
     return low, h, d - 1
 
 
-def met(n: int, k: int, m: int, s: int, p: int, d: int, r: int) -> tuple[int, int]:
+def used_taps(n: int, k: int, m: int, s: int, p: int, d: int, r: int) -> tuple[int, int]:
     """Return the taps [first, end) of one axis, of k, for which s i + r j = d l + p may hold with i < m and l < n.
 
     Example:
-        >>> met(5, 3, 5, 1, 1, 1, 1), met(5, 3, 5, 1, 2**31, 1, 2**31), met(5, 3, 4, 1, 9, 1, 1)
+        >>> used_taps(5, 3, 5, 1, 1, 1, 1), used_taps(5, 3, 5, 1, 2**31, 1, 2**31), used_taps(5, 3, 4, 1, 9, 1, 1)
         ((0, 3), (1, 2), (3, 3))
     """
     first = min(k, max(0, -((s * (m - 1) - p) // r)))
     return first, max(first, min(k, (d * (n - 1) + p) // r + 1))
 
 
-def canonical(problem: Problem, x: Array, k: Array) -> Array:
-    """Return y of a problem with one group, by XLA's convolution of arrays in canonical form."""
+def canonical(problem: Problem, x: Array, k: Array, padding: str | None = None) -> Array:
+    """Return y of a problem with one group, by XLA's convolution of canonical arrays; a string stands for its pads."""
     n = problem.ndim
     lhs, rhs = (0, n + 1, *range(1, n + 1)), (n + 1, n, *range(n))
-    call = Call(
+    call = ConvCall(
         x.shape,
         k.shape,
         (x.shape[0], *problem.out, problem.features),
         problem.strides,
-        tuple(zip(problem.low, problem.high, strict=True)),
+        padding or tuple(zip(problem.low, problem.high, strict=True)),
         problem.lhs_dilation,
         problem.rhs_dilation,
         lax.ConvDimensionNumbers(lhs, rhs, lhs),
-        1,
-        1,
-        None,
-        None,
+        feature_groups=1,
+        batch_groups=1,
+        dtype=x.dtype,
     )
     return call(x, k)
 
 
-def call_of(
-    lhs: tuple[int, ...],
-    rhs: tuple[int, ...],
-    y: jax.ShapeDtypeStruct,
-    *,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    batch_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-    out_sharding: Any = None,
-) -> Call:
-    """Return the call that these arguments make, which lax has found right, with y its result."""
-    dimensions = conv_dimension_numbers(lhs, rhs, dimension_numbers)
-    ones = (1,) * (len(lhs) - 2)
-    strides, d, r = (
-        tuple(map(operator.index, ones if given is None else given))
-        for given in (window_strides, lhs_dilation, rhs_dilation)
-    )
-    if not isinstance(padding, str):
-        padding = tuple((operator.index(low), operator.index(high)) for low, high in padding)
-    return Call(
-        tuple(lhs),
-        tuple(rhs),
+def make_call(lhs: Any, rhs: Any, *positional: Any, **arguments: Any) -> ConvCall:
+    """Return the call of `lax.conv_general_dilated` with these arguments, checked.
+
+    Args:
+        lhs: x, an array or a `jax.ShapeDtypeStruct`.
+        rhs: the kernel, an array or a `jax.ShapeDtypeStruct`.
+        *positional: the arguments of `PARAMETERS`, in this order.
+        **arguments: those of them that are given by name.
+
+    Raises:
+        TypeError: an argument has a wrong type, or ranks or dtypes differ.
+        ValueError: arguments do not fit the arrays.
+
+    Example:
+        >>> x, k = jnp.ones((2, 1, 5)), jnp.ones((4, 1, 3))
+        >>> make_call(x, k, window_strides=[2], padding="SAME").out
+        (2, 4, 3)
+    """
+    arguments |= zip(PARAMETERS, positional, strict=False)
+    arguments = convolution_arguments(lhs=lhs, rhs=rhs, **arguments)
+    del arguments["lhs"], arguments["rhs"]
+    y = jax.eval_shape(partial(lax_convolution, **arguments), lhs, rhs)  # raises what lax raises
+    dimensions = conv_dimension_numbers(lhs.shape, rhs.shape, arguments.get("dimension_numbers"))
+    ones, precision = (1,) * len(dimensions.lhs_spec[2:]), arguments.get("precision")
+    return ConvCall(
+        tuple(lhs.shape),
+        tuple(rhs.shape),
         tuple(y.shape),
-        strides,
-        padding,
-        d,
-        r,
+        arguments["window_strides"],
+        arguments["padding"],
+        arguments.get("lhs_dilation") or ones,
+        arguments.get("rhs_dilation") or ones,
         lax.ConvDimensionNumbers(*map(tuple, dimensions)),
-        operator.index(feature_group_count),
-        operator.index(batch_group_count),
+        operator.index(arguments.get("feature_group_count", 1)),
+        operator.index(arguments.get("batch_group_count", 1)),
+        np.dtype(lhs.dtype),
         tuple(precision) if isinstance(precision, list) else precision,
-        None if preferred_element_type is None else y.dtype,
-        out_sharding,
+        None if arguments.get("preferred_element_type") is None else y.dtype,
+        arguments.get("out_sharding"),
     )
 
 
@@ -356,7 +361,7 @@ _apart = separate_call(lax.transpose, static_argnames=("permutation",))
 
 
 def _transposed(x: Array, permutation: tuple[int, ...]) -> Array:
-    """Returns x transposed, on CPU by a call of its own, unless nothing moves."""
+    """Return x transposed, in a separate call on CPU; x itself if no axis moves."""
     return x if permutation == tuple(range(x.ndim)) else _apart(x, permutation=permutation)
 
 

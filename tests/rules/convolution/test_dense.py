@@ -1,4 +1,4 @@
-"""Dense convolutions: each formulation serves what it is made for, and agrees with lax there."""
+"""Dense convolutions: each algorithm serves what it is made for, and agrees with lax there."""
 
 import itertools
 from dataclasses import replace
@@ -11,10 +11,10 @@ from convolution_calls import differences
 from jax import lax
 
 import vjplib
-from vjplib.convolution import dense, phased
-from vjplib.convolution.choice import kernel_formulation, output_formulation
-from vjplib.convolution.problem import Problem
-from vjplib.convolution.xla import call_of
+from vjplib.rules.convolution.algorithms import dense, phased, spatial
+from vjplib.rules.convolution.call import make_call
+from vjplib.rules.convolution.dispatch import forward_algorithm, weight_grad_algorithm
+from vjplib.rules.convolution.problem import Problem
 
 LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 PRODUCT, PATCHES = "a matrix product", "a matrix product of patches"
@@ -128,19 +128,16 @@ def arguments(strides, padding, options):
 
 def problem_of(lhs, rhs, kwargs):
     x, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (lhs, rhs))
-    y = jax.eval_shape(lambda x, k: lax.conv_general_dilated(x, k, **kwargs), x, k)
-    absent = dict.fromkeys(("lhs_dilation", "rhs_dilation", "precision", "preferred_element_type"))
-    groups = {"feature_group_count": 1, "batch_group_count": 1}
-    return call_of(lhs, rhs, y, **(absent | groups | kwargs)).problem
+    return make_call(x, k, **kwargs).problem
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_formulation_serves_its_shapes_and_agrees_with_lax(name, rng):
+def test_each_algorithm_serves_its_shapes_and_agrees_with_lax(name, rng):
     served, lhs, rhs, *rest = CASES[name]
     kwargs = arguments(*rest)
     problem = problem_of(lhs, rhs, kwargs)
-    chosen = output_formulation(problem), output_formulation(problem.transposed), kernel_formulation(problem)
-    assert tuple(formulation.name for formulation in chosen) == served
+    chosen = forward_algorithm(problem), forward_algorithm(problem.transposed), weight_grad_algorithm(problem)
+    assert tuple(algorithm.name for algorithm in chosen) == served
     assert max(differences(rng, lhs, rhs, kwargs)) < 1e-13
 
 
@@ -155,12 +152,12 @@ def random_problem(rng):
     return Problem(2, size, 2, kernel, 3, s, low, d, r, 1, out) if min(out) > 0 else random_problem(rng)
 
 
-def test_meetings_are_the_solutions_of_the_equation(rng):
+def test_overlaps_are_the_solutions_of_the_equation(rng):
     for _ in range(300):
         p = random_problem(rng)
         for j in range(p.kernel[0]):
-            m = dense.meeting(p, 0, j)
-            found = [(m.y + u * m.y_step, m.x + u * m.x_step) for u in range(m.number)]
+            m = spatial.overlap(p, 0, j)
+            found = [(m.y + u * m.y_step, m.x + u * m.x_step) for u in range(m.length)]
             places = itertools.product(range(p.out[0]), range(p.size[0]))
             s, r, d, low = p.strides[0], p.rhs_dilation[0], p.lhs_dilation[0], p.low[0]
             assert found == [(i, n) for i, n in places if s * i + r * j == d * n + low]
@@ -177,7 +174,7 @@ def lax_dk(p, x, g):
     return jax.linear_transpose(lambda k: lax_y(p, x, k), shape)(g)[0]
 
 
-def test_every_formulation_is_right_for_every_problem_it_takes(rng):
+def test_every_algorithm_is_right_for_every_problem_it_takes(rng):
     with jax.enable_x64(True):
         for _ in range(4):
             p = random_problem(rng)
@@ -188,7 +185,7 @@ def test_every_formulation_is_right_for_every_problem_it_takes(rng):
             unit = replace(p, strides=(1,) * p.ndim)
 
             for run, problem in (
-                (dense.taps, p),
+                (dense.tap_products, p),
                 (dense.columns, p),
                 (dense.planes, p),
                 (dense.slabs, p),
@@ -196,9 +193,9 @@ def test_every_formulation_is_right_for_every_problem_it_takes(rng):
             ):
                 np.testing.assert_allclose(run(problem, x, k), lax_y(problem, x, k), atol=1e-13, err_msg=f"{run} {p}")
             for run, problem in (
-                (dense.kernel_taps, p),
-                (dense.kernel_slabs, p),
-                (dense.kernel_exchanged, p),
+                (dense.tap_products_weight_grad, p),
+                (dense.slabs_weight_grad, p),
+                (dense.exchanged_weight_grad, p),
             ):
                 dk = run(problem, x, g)
                 np.testing.assert_allclose(dk, lax_dk(problem, x, g), atol=1e-13, err_msg=f"{run} {p}")
@@ -206,7 +203,7 @@ def test_every_formulation_is_right_for_every_problem_it_takes(rng):
 
 def test_bands_and_rows_serve_what_has_no_step(rng):
     with jax.enable_x64(True):
-        for channels, run in ((3, dense.kernel_bands), (1, dense.kernel_rows)):
+        for channels, run in ((3, dense.bands_weight_grad), (1, dense.rows_weight_grad)):
             for batch, pads in ((2, (1, 2)), (9, (-1, 0))):
                 out = (7 + sum(pads) - 2 * 2, 5 + sum(pads) - 1)
                 p = Problem(batch, (7, 5), channels, (3, 2), 4, (1, 1), pads[:1] * 2, (1, 1), (2, 1), 1, out)

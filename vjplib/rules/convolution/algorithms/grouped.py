@@ -1,4 +1,4 @@
-"""Several channels a group: few of them as so many depthwise sums, more as dense convolutions over blocks of groups."""
+"""Several channels a group: few of them as sums of depthwise convolutions, more as dense ones over blocks of groups."""
 
 import itertools
 import math
@@ -10,83 +10,69 @@ import jax
 import jax.numpy as jnp
 
 from vjplib.compat import separate_call
-from vjplib.convolution import depthwise
-from vjplib.convolution.places import every, padded
-from vjplib.convolution.problem import Problem
 from vjplib.rules._cotangents import prepend_axes
+from vjplib.rules.convolution.algorithms import depthwise
+from vjplib.rules.convolution.algorithms.spatial import MAX_SUM_TERMS, pad, pad_input, strided_slice, weave_phases
+from vjplib.rules.convolution.problem import Problem
 
 Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]
 
-MOST_TERMS = 100  # taps times channels of one sum: XLA:CPU no longer vectorises a loop of 144 (10 times slower)
-MOST_NUMBERS = 9216  # of the kernel, that one sum reads at every place: 36 kB stay in the first cache
-FEW = 4  # channels a group up to which dk is faster by sums than by blocks
-SMALL = 2**18  # elements of y below which blocks cost little more, and take a third of the time to compile
-BLOCK = 32  # features from which on XLA's dense convolution runs at the processor's speed
-MOST_BLOCKS = 64  # a convolution each, for the sake of compile time
+MAX_LANE_TERMS = 100  # taps times channels of one sum: XLA:CPU no longer vectorises a loop of 144 (10 times slower)
+MAX_KERNEL_NUMBERS = 9216  # that one sum reads for every output: 36 kB stay in the first cache
+FEW_GROUP_CHANNELS = 4  # up to which dk is faster by sums than by blocks
+SMALL_OUTPUT = 2**18  # elements of y below which blocks cost little more, and take a third of the time to compile
+BLOCK_FEATURES = 32  # from which on XLA's dense convolution runs at the processor's speed
+MAX_BLOCKS = 64  # a convolution each, for the sake of compile time
 
 
 def lanes_apply(problem: Problem) -> bool:
-    """Returns whether `lanes` serves: several groups, few enough channels and taps, strides on one side only."""
+    """Return True for several groups, few enough channels and taps, and no stride or no dilated x."""
     return (
         problem.groups > 1
         and problem.depth > 1
-        and problem.depth * problem.taps <= MOST_TERMS
+        and problem.depth * problem.taps <= MAX_LANE_TERMS
         and min(max(problem.strides, default=1), max(problem.lhs_dilation, default=1)) == 1
     )
 
 
-def kernel_lanes_apply(problem: Problem) -> bool:
-    """Returns whether `kernel_lanes` serves: several groups of few channels, few taps, no dilated x."""
-    return (
-        problem.groups > 1
-        and 1 < problem.depth <= FEW
-        and problem.taps <= depthwise.MOST_TAPS
-        and problem.batch * math.prod(problem.out) * problem.features >= SMALL
-        and max(problem.lhs_dilation, default=1) == 1
-    )
-
-
-def blocks_apply(problem: Problem) -> bool:
-    """Returns whether blocks of groups serve: several groups of several channels."""
-    return problem.groups > 1 and problem.depth > 1
-
-
 # y_f = sum over d of a depthwise convolution of channel d of f's group: one number a feature and tap, as in depthwise.
 def lanes(problem: Problem, x: Array, k: Array) -> Array:
-    """Returns y, the sum over d of depthwise convolutions of each group's d-th channel, repeated for its features."""
-    groups = max(1, MOST_NUMBERS // (problem.taps * problem.depth * problem.width))
+    """Return y, the sum over d of depthwise convolutions of each group's d-th channel, repeated for its features."""
+    groups = max(1, MAX_KERNEL_NUMBERS // (problem.taps * problem.depth * problem.width))
     parts = list(_parts(problem, groups))
     if len(parts) == 1:
         return _lanes(problem, x, k)
-    # Without the wall XLA makes the concatenation one loop, in which each place decides which part it lies in.
+    # Without the wall XLA makes the concatenation one loop, in which each element decides which part it lies in.
     ys = [separate_call(partial(_lanes, part))(x[..., xs], k[..., ys]) for part, xs, ys in parts]
     return jnp.concatenate(ys, axis=-1)
 
 
 def _lanes(problem: Problem, x: Array, k: Array) -> Array:
     if max(problem.lhs_dilation, default=1) > 1:
-        return _phases(problem, x, k)
+        return _lanes_by_phase(problem, x, k)
     if max(problem.strides, default=1) == 1:  # padded before it is repeated, so that one padded copy serves all d
-        x = padded(x, zip(problem.low, problem.high, strict=True))
+        x = pad_input(problem, x)
         problem = replace(problem, size=x.shape[1:-1], low=(0,) * problem.ndim)
-    each = _each_channel(problem)
+    each = replace(problem, channels=problem.features, groups=problem.features)
     # All taps of one d before the next: in the other order the loop is twice as slow.
-    parts = [depthwise.taps(each, _channel(problem, x, d), k[..., d : d + 1, :]) for d in range(problem.depth)]
+    parts = [
+        depthwise.shifted_copies(each, _channel(problem, x, d), k[..., d : d + 1, :]) for d in range(problem.depth)
+    ]
     return sum(parts[1:], parts[0])
 
 
 # With s = 1 an output i = q d + f, of phase f, meets the taps j with f + r j - p = d t for some t: every (d / gcd)-th
 # tap, t going up by r / gcd, with gcd that of d and r. So each phase is a convolution at stride 1 of x not dilated.
-def _phases(problem: Problem, x: Array, k: Array) -> Array:
-    """Returns y at stride 1, where x is dilated, each phase of y by a convolution of its own."""
+def _lanes_by_phase(problem: Problem, x: Array, k: Array) -> Array:
+    """Return y at stride 1, where x is dilated, each phase of y by a convolution of its own."""
     d = problem.lhs_dilation
     quotients = tuple(-(-m // e) for m, e in zip(problem.out, d, strict=True))
     axes = [[_phase(problem, axis, f) for f in range(d[axis])] for axis in range(problem.ndim)]
     shifts = [[t for taps, first, step in axis for t in (first + step * i for i in range(len(taps)))] for axis in axes]
     low = tuple(max(0, -min(t)) for t in shifts)
     high = tuple(max(0, max(t) + q - n) for t, q, n in zip(shifts, quotients, problem.size, strict=True))
-    x = padded(x, zip(low, high, strict=True))
+    x = pad(x, zip(low, high, strict=True))
 
     def of_phase(phase: tuple[tuple[range, int, int], ...]) -> Array:
         if not all(taps for taps, _, _ in phase):
@@ -103,15 +89,12 @@ def _phases(problem: Problem, x: Array, k: Array) -> Array:
         return _lanes(inner, x, k[tuple(slice(taps.start, taps.stop, taps.step) for taps, _, _ in phase)])
 
     y = jnp.stack([of_phase(phase) for phase in itertools.product(*axes)], axis=-2)
-    y = y.reshape(problem.batch, *quotients, *d, problem.features)
-    n = problem.ndim
-    y = jnp.transpose(y, (0, *(axis for i in range(n) for axis in (1 + i, 1 + n + i)), 1 + 2 * n))
-    y = y.reshape(problem.batch, *(q * e for q, e in zip(quotients, d, strict=True)), problem.features)
-    return every(y, [(0, m, 1) for m in problem.out])
+    y = weave_phases(y.reshape(problem.batch, *quotients, *d, problem.features), problem.ndim)
+    return strided_slice(y, [(0, m, 1) for m in problem.out])
 
 
 def _phase(problem: Problem, axis: int, f: int) -> tuple[range, int, int]:
-    """Returns the taps that phase f of one dimension of y meets, the shift of x at the first, and the shifts' step."""
+    """Return the taps that feed phase f of one axis of y, the shift of x at the first, and the shifts' step."""
     d, p, r = problem.lhs_dilation[axis], problem.low[axis], problem.rhs_dilation[axis]
     common = math.gcd(d, r)
     first = next((j for j in range(min(d // common, problem.kernel[axis])) if not (f + r * j - p) % d), None)
@@ -120,8 +103,19 @@ def _phase(problem: Problem, axis: int, f: int) -> tuple[range, int, int]:
     return range(first, problem.kernel[axis], d // common), (f + r * first - p) // d, r // common
 
 
-def kernel_lanes(problem: Problem, x: Array, g: Array) -> Array:
-    """Returns dk, for each tap and d the sum over rows and places of each group's d-th channel times g."""
+def lanes_weight_grad_apply(problem: Problem) -> bool:
+    """Return True for several groups of few channels, few taps, an undilated x, and a large y."""
+    return (
+        problem.groups > 1
+        and 1 < problem.depth <= FEW_GROUP_CHANNELS
+        and problem.taps <= MAX_SUM_TERMS
+        and problem.batch * math.prod(problem.out) * problem.features >= SMALL_OUTPUT
+        and max(problem.lhs_dilation, default=1) == 1
+    )
+
+
+def lanes_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
+    """Return dk, for each tap and d the sum over batch and space of each group's d-th channel times g."""
 
     def sums(block: depthwise.Block) -> Array:
         return jnp.stack(
@@ -132,18 +126,19 @@ def kernel_lanes(problem: Problem, x: Array, g: Array) -> Array:
     return dk.reshape(*problem.kernel, problem.depth, problem.features)
 
 
-def _each_channel(problem: Problem) -> Problem:
-    return replace(problem, channels=problem.features, groups=problem.features)
-
-
 def _channel(problem: Problem, x: Array, d: int) -> Array:
-    """Returns each group's d-th channel, repeated for the group's features: (batch, *size, features)."""
+    """Return each group's d-th channel, repeated for the group's features: (batch, *size, features)."""
     x = x.reshape(*x.shape[:-1], problem.groups, problem.depth)[..., d]
     return jnp.repeat(x, problem.width, axis=-1)
 
 
+def blocks_apply(problem: Problem) -> bool:
+    """Return True for several groups of several channels."""
+    return problem.groups > 1 and problem.depth > 1
+
+
 def blocks(dense: Product) -> Product:
-    """Returns what computes y block by block, neighbouring groups as one with a kernel that is zero between them.
+    """Return an algorithm for y that makes neighbouring groups one, with a kernel that is zero between them.
 
     Args:
         dense: returns y of a problem of one group.
@@ -159,8 +154,8 @@ def blocks(dense: Product) -> Product:
     return run
 
 
-def kernel_blocks(dense: Product) -> Product:
-    """Returns what computes dk block by block: that between all channels and features, then those of one group kept.
+def blocks_weight_grad(dense: Product) -> Product:
+    """Return an algorithm for dk that computes a block between all its channels and features, and keeps its groups'.
 
     Args:
         dense: returns dk of a problem of one group.
@@ -177,11 +172,11 @@ def kernel_blocks(dense: Product) -> Product:
 
 
 def _groups_in_block(problem: Problem) -> int:
-    return max(-(-BLOCK // problem.width), -(-problem.groups // MOST_BLOCKS))
+    return max(-(-BLOCK_FEATURES // problem.width), -(-problem.groups // MAX_BLOCKS))
 
 
 def _parts(problem: Problem, groups: int) -> Iterator[tuple[Problem, slice, slice]]:
-    """Yields the problem cut into parts of so many groups, with the channels and features of each."""
+    """Yield the problem cut into parts of this many groups, with the channels and features of each."""
     for first in range(0, problem.groups, groups):
         count = min(groups, problem.groups - first)
         xs = slice(first * problem.depth, (first + count) * problem.depth)
@@ -191,14 +186,14 @@ def _parts(problem: Problem, groups: int) -> Iterator[tuple[Problem, slice, slic
 
 
 def _between_groups(problem: Problem, k: Array) -> Array:
-    """Returns k, (*kernel, depth, features), as (*kernel, channels, features) with zeros between groups."""
+    """Return k, (*kernel, depth, features), as (*kernel, channels, features) with zeros between groups."""
     same = jnp.arange(problem.groups)[:, None, None] == jnp.arange(problem.features)[None, None, :] // problem.width
     k = jnp.where(prepend_axes(same, k.ndim + 1), k[..., None, :, :], 0)
     return k.reshape(*problem.kernel, problem.channels, problem.features)
 
 
 def _within_groups(problem: Problem, dk: Array) -> Array:
-    """Returns the transpose of `_between_groups`: what lies within groups."""
+    """Return the transpose of `_between_groups`: what lies within groups."""
     dk = dk.reshape(*problem.kernel, problem.groups, problem.depth, problem.groups, problem.width)
     dk = jnp.diagonal(dk, axis1=-4, axis2=-2)
     return jnp.moveaxis(dk, -1, -2).reshape(*problem.kernel, problem.depth, problem.features)

@@ -1,4 +1,4 @@
-"""Problem: the sizes of one convolution in canonical form, and those of its transpose."""
+"""Problem: the sizes of one convolution in canonical layout, and those of its transpose."""
 
 import itertools
 import math
@@ -11,8 +11,8 @@ from jax import lax
 
 Sizes = tuple[int, ...]
 
-MOST_PADDED = 2**26
-"""Numbers of one row of x, padded, beyond which no formulation makes it unless the arrays themselves are large."""
+MAX_PADDED = 2**26
+"""Elements of one padded row of x, beyond which no algorithm pads it unless the arrays themselves are large."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Problem:
         kernel: spatial sizes of k.
         features: channels of y.
         strides: s.
-        low: p, the zeros before x, which may be negative (places cut off).
+        low: p, the zeros before x; negative to crop.
         lhs_dilation: d.
         rhs_dilation: r.
-        groups: into which channels and features are divided.
+        groups: the number of groups that channels and features are divided into.
         out: spatial sizes of y, which fix the zeros after x.
 
     Example:
@@ -56,32 +56,32 @@ class Problem:
 
     @property
     def ndim(self) -> int:
-        """How many spatial dimensions there are."""
+        """The number of spatial dimensions."""
         return len(self.size)
 
     @property
     def taps(self) -> int:
-        """How many places the kernel has."""
+        """The number of taps of the kernel."""
         return math.prod(self.kernel)
 
     @property
-    def every_tap(self) -> Iterator[Sizes]:
-        """The kernel's places, row-major."""
+    def tap_indices(self) -> Iterator[Sizes]:
+        """The index of each tap in the kernel, row-major."""
         return itertools.product(*map(range, self.kernel))
 
     @property
     def depth(self) -> int:
-        """How many channels a group has."""
+        """The number of channels of a group."""
         return self.channels // self.groups
 
     @property
     def width(self) -> int:
-        """How many features a group has."""
+        """The number of features of a group."""
         return self.features // self.groups
 
     @property
     def high(self) -> Sizes:
-        """The zeros after the dilated x that make `out` come out, negative where places are cut off."""
+        """The zeros after the dilated x that give y the size `out`; negative to crop."""
         return tuple(
             s * (m - 1) + r * (k - 1) + 1 - (d * (n - 1) + 1) - p
             for s, m, r, k, d, n, p in zip(
@@ -97,24 +97,19 @@ class Problem:
         )
 
     @property
-    def macs(self) -> int:
-        """Multiplications of the direct sum, those with padding included."""
-        return self.batch * math.prod(self.out) * self.taps * self.depth * self.features
-
-    @property
     def sprawls(self) -> bool:
-        """Whether x padded and dilated is too large to be made: gigabytes, beside small arrays."""
+        """True if x, padded and dilated, is too large to make: gigabytes beside small arrays."""
         ends = zip(self.size, self.low, self.high, self.lhs_dilation, strict=True)
         whole = math.prod(max(0, d * (n - 1) + 1 + max(0, low) + max(0, high)) for n, low, high, d in ends)
         x, k, y = (
             channels * math.prod(sizes)
             for channels, sizes in ((self.channels, self.size), (self.depth, self.kernel), (self.features, self.out))
         )
-        return self.channels * whole > max(MOST_PADDED, 64 * (x + self.features * k + y))
+        return self.channels * whole > max(MAX_PADDED, 64 * (x + self.features * k + y))
 
     @cached_property
     def transposed(self) -> "Problem":
-        """The convolution that gives the cotangent of x from that of y and the `transposed_kernel`.
+        """The convolution that computes the cotangent of x from the cotangent of y and the `transposed_kernel`.
 
         With j' = k - 1 - j the equation reads d l + r j' = s i + (r (k - 1) - p): strides and lhs_dilation change
         places.
@@ -131,22 +126,7 @@ class Problem:
         )
 
     def transposed_kernel(self, k: jnp.ndarray) -> jnp.ndarray:
-        """Returns k back to front, and in each group its channels and features exchanged."""
+        """Return k reversed in space, with channels and features of each group exchanged."""
         k = lax.rev(k, tuple(range(self.ndim)))
         k = k.reshape(*self.kernel, self.depth, self.groups, self.width)
         return jnp.swapaxes(k, -1, -3).reshape(*self.kernel, self.width, self.channels)
-
-
-def valid(problem: Problem, tap: Sizes) -> tuple[tuple[int, int, int], ...]:
-    """Returns for each dimension the outputs [i0, i1) that this tap feeds, and l0, the place of x that feeds i0.
-
-    For problems without lhs_dilation: there l = s i + r j - p, so that a slice of x with stride s feeds a slice of y.
-    """
-    ranges = []
-    for s, p, r, n, m, j in zip(
-        problem.strides, problem.low, problem.rhs_dilation, problem.size, problem.out, tap, strict=True
-    ):
-        first = max(0, -((r * j - p) // s))
-        last = min(m, (n - 1 - r * j + p) // s + 1)
-        ranges.append((first, max(first, last), s * first + r * j - p))
-    return tuple(ranges)

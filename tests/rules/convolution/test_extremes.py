@@ -13,9 +13,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import vjplib as vl
-from vjplib.convolution import dense
-from vjplib.convolution.choice import GAPS, GROUPS, OUTPUT, PADDING, output_formulation
-from vjplib.convolution.problem import Problem
+from vjplib.rules.convolution.algorithms import dense
+from vjplib.rules.convolution.dispatch import FORWARD, GAPS, GROUPS, PADDING, forward_algorithm
+from vjplib.rules.convolution.problem import Problem
 
 FAR = 2**31
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
@@ -147,13 +147,13 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_infinities_are_contained_unless_the_formulation_says_otherwise(name):
+def test_infinities_are_contained_unless_the_algorithm_says_otherwise(name):
     problem, rng = PROBLEMS[name], np.random.default_rng(0)
-    formulation = output_formulation(problem)
-    assert formulation.name == name
-    assert formulation.run is not None
+    algorithm = forward_algorithm(problem)
+    assert algorithm.name == name
+    assert algorithm.run is not None
     shapes = (problem.batch, *problem.size, problem.channels), (*problem.kernel, problem.depth, problem.features)
-    run, alone = (jax.jit(partial(f, problem)) for f in (formulation.run, dense.places))
+    run, alone = (jax.jit(partial(f, problem)) for f in (algorithm.run, dense.unpadded))
     spread = {"x": False, "k": False}
     for infinite, _ in itertools.product(spread, range(8)):
         arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
@@ -163,14 +163,14 @@ def test_infinities_are_contained_unless_the_formulation_says_otherwise(name):
         assert not np.any(y & ~expected)
         spread[infinite] |= bool(np.any(~y & expected))
     said = {
-        "x": GAPS in formulation.nonfinite or GROUPS in formulation.nonfinite,
-        "k": PADDING in formulation.nonfinite,
+        "x": GAPS in algorithm.nonfinite or GROUPS in algorithm.nonfinite,
+        "k": PADDING in algorithm.nonfinite,
     }
     assert all(said[array] for array in spread if spread[array]), spread
 
 
-def test_every_formulation_is_among_them():
-    assert {f.name for f in OUTPUT if f.run} - {"places alone"} == set(PROBLEMS)
+def test_every_algorithm_is_among_them():
+    assert {f.name for f in FORWARD if f.run} - {"places alone"} == set(PROBLEMS)
 
 
 def test_an_explanation_says_where_infinities_spread():

@@ -1,4 +1,4 @@
-"""The shapes that `vjplib bench` times: those of the open issues, and the sizes of common networks."""
+"""The shapes that `vjplib bench` times: those of open issues of JAX, and of common networks."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ class Shape(NamedTuple):
     """One call of `conv_general_dilated`, channels last, with "SAME" padding unless arguments say otherwise.
 
     Args:
-        label: what it is called, with the issue that reports it.
+        label: its name, with the issue that reports it.
         x: sizes of x, (batch, *space, channels).
         kernel: sizes of the kernel, (*space, channels / groups, features).
         arguments: keyword arguments.

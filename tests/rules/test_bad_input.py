@@ -126,7 +126,7 @@ BAD = {
     "integer cross-entropy, shapes": (
         lambda: vl.softmax_cross_entropy_with_integer_labels(X, INTEGERS),
         ValueError,
-        r"labels must have logits' shape less axis -1, or broadcast with it, got \(3,\) and \(2, 5\)",
+        r"labels must have logits' shape without axis -1, or broadcast with it, got \(3,\) and \(2, 5\)",
     ),
     "integer cross-entropy, axis None": (
         lambda: vl.softmax_cross_entropy_with_integer_labels(X, LABELS, axis=None),

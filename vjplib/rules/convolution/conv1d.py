@@ -15,14 +15,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
 from vjplib.compat import automatic, custom_vjp, is_symbolic, separate_call
-from vjplib.convolution.dense import convolved, kernel_convolved
-from vjplib.convolution.problem import Problem
-from vjplib.convolution.xla import call_of, conv_general_dilated
 from vjplib.jacobians import BandedToeplitz, Dense
 from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule, Scaling
 from vjplib.rules._arguments import as_array, by_rule
 from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes
+from vjplib.rules.convolution.algorithms.dense import convolve, convolve_weight_grad
+from vjplib.rules.convolution.algorithms.spatial import MAX_SUM_TERMS
+from vjplib.rules.convolution.call import canonical, lax_convolution
+from vjplib.rules.convolution.problem import Problem
 
 
 def conv1d(
@@ -33,24 +34,24 @@ def conv1d(
 ) -> Shaped[Array, "*batch m"] | Shaped[Array, "*batch m c_out"]:
     """y_i = sum_j h_j x_{s i + j - p} + b, x zero outside; dx is g convolved back with h, dh is x correlated with g.
 
-    For k = 3 and stride 1 it is y_i = h_1 x_{i-1} + h_2 x_i + h_3 x_{i+1}, the lecture's. The padding is that of
-    `lax.conv_general_dilated` with `padding="SAME"`: p = (k - 1) // 2 at stride 1, so an even kernel reaches one place
-    further to the right.
+    For k = 3 and stride 1 it is the lecture's y_i = h_1 x_{i-1} + h_2 x_i + h_3 x_{i+1}. The padding is that of
+    `lax.conv_general_dilated` with `padding="SAME"`: p = (k - 1) // 2 at stride 1, so an even kernel reaches one
+    element further to the right.
 
     Args:
-        x: (..., n) for a single kernel, (..., n, c_in) for channels, any batch axes and dtype; integer and complex
-            results are lax's to compute.
+        x: (..., n) for a single kernel, (..., n, c_in) for channels, any batch axes and dtype; lax computes integer and
+            complex results.
         h: (k,), one kernel for all of x, or (k, c_in, c_out), with 1 <= k <= n.
         b: a bias, () or (c_out,), or None.
         stride: s, at least 1.
 
     Returns:
         (..., m) or (..., m, c_out) with m = ceil(n / s), of the dtype that the arguments promote to; half precision
-        accumulates in float32. NaN and infinities of x reach the k outputs around them; those of h reach every output,
-        those at the ends too, where h meets padding alone.
+        accumulates in float32. NaN and infinities of x reach the k outputs around them. NaN and infinities of h reach
+        every output, even at the ends, where they multiply padding alone.
 
     Raises:
-        TypeError: an argument is not an array of numbers, or stride not an integer.
+        TypeError: an argument is not an array of numbers, or stride is not an integer.
         ValueError: ranks or channels do not fit, k is 0 or larger than n, or stride is less than 1.
 
     Example:
@@ -66,27 +67,6 @@ def conv1d(
     return by_rule(lambda x, h, b=None: _conv1d(x, h, b, stride), partial(_lax_conv, stride=stride), **arrays)
 
 
-def reference(x, h, b=None, stride=1):
-    positions = x.shape[-1 if h.ndim == 1 else -2]
-    k, (low, high) = h.shape[0], lax.padtype_to_pads((positions,), h.shape[:1], (stride,), "SAME")[0]
-    rows = jnp.arange(-(-positions // stride)) * stride
-    windows = rows[:, None] + jnp.arange(k)[None, :]
-    if h.ndim == 1:
-        padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(low, high)])
-        y = jnp.einsum("...mk,k->...m", padded[..., windows], h)
-    else:
-        padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(low, high), (0, 0)])
-        y = jnp.einsum("...mki,kio->...mo", padded[..., windows, :], h)
-    return y if b is None else y + jnp.broadcast_to(b, y.shape)
-
-
-def jacobian(x, h, b=None):
-    k, n = h.size, x.size
-    padded = jnp.pad(x, ((k - 1) // 2, k // 2))
-    shifted = padded[jnp.arange(n)[:, None] + jnp.arange(k)[None, :]]
-    return (BandedToeplitz(h, n), Dense(shifted), Dense(jnp.ones((n, 1), x.dtype)))[: 2 if b is None else 3]
-
-
 @partial(custom_vjp, nondiff_argnames=("stride",))
 def _conv1d(x, h, b, stride):
     return fwd(x, h, b, stride)[0]
@@ -94,11 +74,11 @@ def _conv1d(x, h, b, stride):
 
 def fwd(x, h, b, stride):
     given = [a for a in (x, h, b) if a is not None]
-    wide_x, wide_h, *_ = _in_one_dtype(*given)
+    x_up, h_up, *_ = _in_one_dtype(*given)
     if h.ndim == 1 and stride == 1:
-        y = _correlate(wide_x, wide_h, (h.size - 1) // 2)
+        y = _correlate(x_up, h_up, (h.size - 1) // 2)
     else:
-        y = _convolve(_blocks(wide_x, h), _kernel(wide_h), stride)
+        y = _convolve(_with_channels(x_up, h), _kernel(h_up), stride)
         y = y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
     y = y if b is None else y + prepend_axes(upcast(b), y.ndim)
     return y.astype(jnp.result_type(*given)), (x, h, None if b is None else aval_token(b))
@@ -112,18 +92,18 @@ def fwd(x, h, b, stride):
 # Algorithm 4 of the lecture is the first line at s = 1: O(n k) multiplications where the matrix takes O(n^2).
 def bwd(stride, res, g):
     x, h, b_token = res
-    wide_x, wide_h, g = _in_one_dtype(x, h, g)
-    problem = _problem(_blocks(x, h), _kernel(h), stride)
+    x_up, h_up, g = _in_one_dtype(x, h, g)
+    problem = _problem(_with_channels(x, h), _kernel(h), stride)
     if h.ndim == 1 and stride == 1:
-        dx = _correlate(g, wide_h[::-1], h.size // 2)
+        dx = _correlate(g, h_up[::-1], h.size // 2)
     else:
-        turned = problem.transposed_kernel(_kernel(wide_h))
-        dx = convolved(problem.transposed, _blocks(g, h), turned).reshape(x.shape)
+        reversed_h = problem.transposed_kernel(_kernel(h_up))
+        dx = convolve(problem.transposed, _with_channels(g, h), reversed_h).reshape(x.shape)
 
-    def sliding(g, x):
-        return kernel_convolved(problem, _blocks(x, h), _blocks(g, h)).reshape(h.shape)
+    def h_cotangent(g, x):
+        return convolve_weight_grad(problem, _with_channels(x, h), _with_channels(g, h)).reshape(h.shape)
 
-    dh = automatic(sliding, jax.typeof(h))(g, wide_x)
+    dh = automatic(h_cotangent, jax.typeof(h))(g, x_up)
     return like_primal(dx, x), like_primal(dh, h), None if b_token is None else like_primal(g, b_token)
 
 
@@ -149,19 +129,17 @@ def _check(x, h, stride, b=None):
 
 
 def _in_one_dtype(*arrays):
-    """Returns the arrays in the one dtype to compute in: XLA's convolution takes no two."""
+    """Return the arrays in one compute dtype: XLA's convolution takes arrays of one dtype only."""
     dtype = compute_dtype(jnp.result_type(*arrays))
     return [a.astype(dtype) for a in arrays]
 
 
 # ---------------------------------------------------------------------------- one kernel at stride 1, by shifted copies
 
-MOST_TAPS = 128  # beyond, the program of one sum takes longer to compile than it saves
-
 
 def _correlate(x, h, low):
-    """Returns sum_j h_j x_{i + j - low} along the last axis, of x's length, x zero outside."""
-    if is_symbolic(h.size) or h.size > MOST_TAPS:
+    """Return sum_j h_j x_{i + j - low} along the last axis, for every i of x, with x zero outside."""
+    if is_symbolic(h.size) or h.size > MAX_SUM_TERMS:
         return _one_channel(x, h, low)
     return lax.platform_dependent(
         x,
@@ -172,7 +150,7 @@ def _correlate(x, h, low):
 
 
 def _taps(x, h, low):
-    # Up to nine taps, a pad of its own for each is faster than slices of a shared one; beyond that it is slower.
+    # Up to nine taps a separate pad for each is faster than slices of a shared one; beyond that it is slower.
     outer = [(0, 0, 0)] * (x.ndim - 1)
     zero = jnp.zeros((), x.dtype)
     k, n = h.size, x.shape[-1]
@@ -187,7 +165,7 @@ def _taps(x, h, low):
 def _one_channel(x, h, low):
     rows = x.reshape(math.prod(x.shape[:-1]), 1, x.shape[-1])
     padding = "SAME" if low == (h.size - 1) // 2 else "SAME_LOWER"
-    return conv_general_dilated(rows, h[None, None, :], (1,), padding).reshape(x.shape)
+    return lax_convolution(rows, h[None, None, :], (1,), padding).reshape(x.shape)
 
 
 _by_taps = separate_call(_taps, static_argnames=("low",))
@@ -195,8 +173,8 @@ _by_taps = separate_call(_taps, static_argnames=("low",))
 # ------------------------------------------------ channels and strides, by convolutions of (batch, n, i) with (k, i, o)
 
 
-def _blocks(a, h):
-    """Returns a as (batch, n, channels), with one channel where h is a single kernel."""
+def _with_channels(a, h):
+    """Return a as (batch, n, channels), with one channel if h is a single kernel."""
     a = a[..., None] if h.ndim == 1 else a
     return a.reshape(math.prod(a.shape[:-2]), *a.shape[-2:])
 
@@ -206,9 +184,7 @@ def _kernel(h):
 
 
 def _convolve(x, h, stride):
-    y = jax.ShapeDtypeStruct((x.shape[0], -(-x.shape[1] // stride), h.shape[-1]), x.dtype)
-    arguments = {"window_strides": (stride,), "padding": "SAME", "dimension_numbers": ("NWC", "WIO", "NWC")}
-    return call_of(x.shape, h.shape, y, **arguments)(x, h)
+    return canonical(_problem(x, h, stride), x, h, "SAME")
 
 
 def _problem(x, h, stride):
@@ -222,14 +198,7 @@ def _problem(x, h, stride):
 
 
 def naive_vjp(h, g):
-    """g^T J for one kernel at stride 1, by the n x n matrix: the lecture's Algorithm 3, kept to be measured against.
-
-    Args:
-        h: (k,).
-        g: (n,).
-
-    Returns:
-        (n,), the cotangent of x, for n^2 multiplications and n^2 numbers.
+    """g^T J for a kernel h, (k,), and g, (n,), by the n x n matrix: the lecture's Algorithm 3, for comparison.
 
     Example:
         >>> h, g = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.0, 0.0, 1.0])
@@ -243,14 +212,7 @@ def naive_vjp(h, g):
 
 
 def sparse_vjp(h, g):
-    """g^T J for one kernel at stride 1, by its k diagonals: the lecture's Algorithm 4, and this rule's backward.
-
-    Args:
-        h: (k,).
-        g: (n,).
-
-    Returns:
-        (n,), the cotangent of x, for n k multiplications and no matrix.
+    """g^T J for a kernel h, (k,), and g, (n,), in n k multiplications: the lecture's Algorithm 4, and this backward.
 
     Example:
         >>> sparse_vjp(jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.0, 0.0])).tolist()
@@ -262,10 +224,31 @@ def sparse_vjp(h, g):
     return _correlate(g, h[::-1], h.size // 2)
 
 
+def reference(x, h, b=None, stride=1):
+    positions = x.shape[-1 if h.ndim == 1 else -2]
+    k, (low, high) = h.shape[0], lax.padtype_to_pads((positions,), h.shape[:1], (stride,), "SAME")[0]
+    rows = jnp.arange(-(-positions // stride)) * stride
+    windows = rows[:, None] + jnp.arange(k)[None, :]
+    if h.ndim == 1:
+        padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(low, high)])
+        y = jnp.einsum("...mk,k->...m", padded[..., windows], h)
+    else:
+        padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(low, high), (0, 0)])
+        y = jnp.einsum("...mki,kio->...mo", padded[..., windows, :], h)
+    return y if b is None else y + jnp.broadcast_to(b, y.shape)
+
+
+def jacobian(x, h, b=None):
+    k, n = h.size, x.size
+    padded = jnp.pad(x, ((k - 1) // 2, k // 2))
+    shifted = padded[jnp.arange(n)[:, None] + jnp.arange(k)[None, :]]
+    return (BandedToeplitz(h, n), Dense(shifted), Dense(jnp.ones((n, 1), x.dtype)))[: 2 if b is None else 3]
+
+
 def _lax_conv(x, h, b=None, stride=1):
     dtype = jnp.result_type(x, h)
     x, h = x.astype(dtype), h.astype(dtype)
-    y = _convolve(_blocks(x, h), _kernel(h), stride)
+    y = _convolve(_with_channels(x, h), _kernel(h), stride)
     y = y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
     return y if b is None else y + b
 
@@ -301,8 +284,8 @@ RULES = (
         ),
         edges=(
             Edge("one tap", ([1.0, 2.0, 3.0], [2.0])),
-            Edge("as many taps as places", ([1.0, 2.0, 3.0], [1.0, 2.0, 4.0])),
-            Edge("one place", ([3.0], [2.0])),
+            Edge("as many taps as elements", ([1.0, 2.0, 3.0], [1.0, 2.0, 4.0])),
+            Edge("one element", ([3.0], [2.0])),
             Edge("zero kernel", ([1.0, 2.0, 3.0], [0.0, 0.0])),
             Edge("empty batch", (np.zeros((0, 4)), [1.0, 2.0, 3.0])),
         ),

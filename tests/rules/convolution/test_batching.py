@@ -8,7 +8,8 @@ from jax import lax
 
 import vjplib
 from vjplib.compat import programs
-from vjplib.convolution.whole_batch import whole_batch
+from vjplib.rules.convolution.batching import merge_vmapped_batch
+from vjplib.rules.convolution.call import make_call
 
 LAYOUTS = (None, ("NWC", "WIO", "NWC"), ("CWN", "IWO", "WCN"))
 
@@ -29,14 +30,14 @@ def row_bwd(res, g):
 row.defvjp(row_fwd, row_bwd)
 
 
-@whole_batch
-def row_by_name(lhs, rhs, *, dimension_numbers):
-    del dimension_numbers
-    return row(lhs, rhs)
+@merge_vmapped_batch
+def merged(x, k, call):
+    del call
+    return row(x, k)
 
 
 def ours(x, k):
-    return row_by_name(x, k, dimension_numbers=("CWN", "IWO", "WCN"))
+    return merged(x, k, make_call(x, k, window_strides=(1,), padding="SAME", dimension_numbers=("CWN", "IWO", "WCN")))
 
 
 def theirs(lhs, rhs):
@@ -102,35 +103,40 @@ def test_no_row_has_a_kernel_cotangent_of_its_own(arrays):
 def test_the_batch_is_found_in_every_layout(layout, rng):
     seen = []
 
-    @whole_batch
-    def convolve(lhs, rhs, **kwargs):
-        seen.append(lhs.shape)
-        return lax.conv_general_dilated(lhs, rhs, (1,), "SAME", **kwargs)
+    @merge_vmapped_batch
+    def convolve(x, k, call):
+        seen.append((x.shape, call.lhs, call.out))
+        return call(x, k)
 
     names = layout or ("NCW", "OIW", "NCW")
     sizes = {"N": 2, "C": 3, "W": 8, "I": 3, "O": 4}
     x = jnp.asarray(rng.standard_normal((5, *(sizes[n] for n in names[0]))), jnp.float32)
     k = jnp.asarray(rng.standard_normal([sizes[n] if n != "W" else 3 for n in names[1]]), jnp.float32)
-    y = jax.vmap(lambda x: convolve(lhs=x, rhs=k, dimension_numbers=layout))(x)
+    call = make_call(x[0], k, window_strides=(1,), padding="SAME", dimension_numbers=layout)
+    y = jax.vmap(lambda x: convolve(x, k, call))(x)
     expected = jnp.stack([lax.conv_general_dilated(r, k, (1,), "SAME", dimension_numbers=layout) for r in x])
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-    assert seen[-1] == tuple(10 if n == "N" else sizes[n] for n in names[0])
+    x_shape = tuple((sizes | {"N": 10})[n] for n in names[0])
+    y_shape = tuple((sizes | {"N": 10, "C": 4})[n] for n in names[2])
+    assert seen[-1] == (x_shape, x_shape, y_shape)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_groups_of_the_batch_become_groups_of_channels(layout, rng):
     seen = []
 
-    @whole_batch
-    def convolve(lhs, rhs, **kwargs):
-        seen.append((lhs.shape, kwargs["feature_group_count"], kwargs["batch_group_count"]))
-        return lax.conv_general_dilated(lhs, rhs, (1,), "SAME", **kwargs)
+    @merge_vmapped_batch
+    def convolve(x, k, call):
+        seen.append((x.shape, call.feature_groups, call.batch_groups))
+        return call(x, k)
 
     names = layout or ("NCW", "OIW", "NCW")
     sizes = {"N": 6, "C": 3, "W": 8, "I": 3, "O": 4}
     x = jnp.asarray(rng.standard_normal((5, *(sizes[n] for n in names[0]))), jnp.float32)
     k = jnp.asarray(rng.standard_normal([sizes[n] if n != "W" else 3 for n in names[1]]), jnp.float32)
-    y = jax.vmap(lambda x: convolve(x, k, dimension_numbers=layout, batch_group_count=2, feature_group_count=1))(x)
+    static = {"window_strides": (1,), "padding": "SAME", "dimension_numbers": layout, "batch_group_count": 2}
+    call = make_call(x[0], k, **static)
+    y = jax.vmap(lambda x: convolve(x, k, call))(x)
     expected = [lax.conv_general_dilated(r, k, (1,), "SAME", dimension_numbers=layout, batch_group_count=2) for r in x]
     np.testing.assert_allclose(y, jnp.stack(expected), rtol=1e-5, atol=1e-5)
     assert seen[-1] == (tuple({"N": 15, "C": 6, "W": 8}[n] for n in names[0]), 2, 1)

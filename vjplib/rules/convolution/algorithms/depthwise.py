@@ -1,0 +1,191 @@
+"""One channel a group: sums of shifted copies, for which no matrix product is needed."""
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vjplib.rules._cotangents import prepend_axes
+from vjplib.rules.convolution.algorithms.spatial import (
+    MAX_SUM_TERMS,
+    overlap,
+    overlaps,
+    pad,
+    pad_input,
+    spread_to_y,
+    strided_slice,
+    sum_parts,
+    tap_view,
+    x_of,
+    y_of,
+)
+from vjplib.rules.convolution.problem import Problem
+
+Array = jax.Array
+Block = Callable[[int, int, int], Array]
+"""A function of (axis, first, end) that returns this slice of an array."""
+
+MAX_OWN_PADS = 9  # taps up to which a pad of its own for each is faster than slices of a shared one
+MAX_UNROLLED = 9  # taps up to which their gradients are sums of their own; beyond, a loop over them compiles faster
+BLOCKS = 8  # products added before a sum is taken: more make larger programs, fewer larger temporaries
+
+
+def _depthwise(problem: Problem) -> bool:
+    # One channel that many features are made of is a matrix product at heart.
+    few = problem.groups > 1 or problem.features == 1
+    return problem.ndim > 0 and problem.depth == 1 and few and problem.taps <= MAX_SUM_TERMS
+
+
+def _repeat(x: Array, times: int) -> Array:
+    return jnp.repeat(x, times, axis=-1) if times > 1 else x
+
+
+def shifted_copies_apply(problem: Problem) -> bool:
+    """Return True for one channel a group, an undilated x and few enough taps."""
+    return _depthwise(problem) and max(problem.lhs_dilation, default=1) == 1
+
+
+def shifted_copies(problem: Problem, x: Array, k: Array) -> Array:
+    """Return y as a sum over taps, each a slice of x times one number a channel."""
+    x, k = _repeat(x, problem.width), k.reshape(*problem.kernel, problem.features)
+    if problem.features == 1:  # the last axis is the one that is worked along, and should be long
+        x, k = x[..., 0], k[..., 0]
+    strided = max(problem.strides, default=1) > 1
+    own = problem.taps <= MAX_OWN_PADS and (problem.ndim == 1 or strided)
+    parts = _copies_with_own_pads(problem, x, k) if own else _copies_of_one_pad(problem, x, k)
+    y = sum_parts(parts, (problem.batch, *problem.out, *x.shape[1 + problem.ndim :]), x.dtype)
+    return y.reshape(problem.batch, *problem.out, problem.features)
+
+
+def _copies_with_own_pads(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
+    for tap, found in overlaps(problem):
+        yield spread_to_y(problem, found, x_of(x, found)) * prepend_axes(k[tap], x.ndim)
+
+
+def _copies_of_one_pad(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
+    padded = pad_input(problem, x)
+    for tap in problem.tap_indices:
+        yield tap_view(problem, padded, tap) * prepend_axes(k[tap], x.ndim)
+
+
+def copies_by_phase_apply(problem: Problem) -> bool:
+    """Return True for one channel a group and no stride; x may be dilated."""
+    return _depthwise(problem) and max(problem.strides, default=1) == 1
+
+
+# With s = 1 an output i = q d + f, of phase f, meets the taps j with d l = q d + f + r j - p, that is with
+# f + r j - p = d t for some t, and then l = q + t. For one t and f that is one j at most: x shifted by t, times a table
+# of numbers over the phases, is a part of all phases at once, and the phases lie side by side as (q, f) do in i.
+def copies_by_phase(problem: Problem, x: Array, k: Array) -> Array:
+    """Return y at stride 1, where x is dilated, each shift of x feeding all phases of the output at once."""
+    x, k = _repeat(x, problem.width), k.reshape(*problem.kernel, problem.features)
+    d = problem.lhs_dilation
+    quotients = [-(-m // e) for m, e in zip(problem.out, d, strict=True)]
+    tables = [_phase_table(*row) for row in zip(d, problem.low, problem.rhs_dilation, problem.kernel, strict=True)]
+    low = [max(0, -min(table)) for table in tables]
+    high = [max(0, max(t) + q - n) for t, q, n in zip(tables, quotients, problem.size, strict=True)]
+    padded = pad(x, zip(low, high, strict=True))
+    zeros = jnp.zeros(problem.features, k.dtype)
+
+    def parts() -> Iterator[Array]:
+        for shifts in itertools.product(*tables):
+            fed = itertools.product(*(table[t] for table, t in zip(tables, shifts, strict=True)))
+            numbers = jnp.stack([zeros if None in tap else k[tap] for tap in fed])
+            shifted = strided_slice(padded, [(p + t, q, 1) for p, t, q in zip(low, shifts, quotients, strict=True)])
+            yield shifted.reshape(problem.batch, *_interleave(quotients, 1), problem.features) * numbers.reshape(
+                1, *_interleave([1] * problem.ndim, *d), problem.features
+            )
+
+    y = sum_parts(parts(), (problem.batch, *_interleave(quotients, *d), problem.features), x.dtype)
+    y = y.reshape(problem.batch, *(q * e for q, e in zip(quotients, d, strict=True)), problem.features)
+    return strided_slice(y, [(0, m, 1) for m in problem.out])
+
+
+def _phase_table(d: int, p: int, r: int, taps: int) -> dict[int, list[int | None]]:
+    """Return for each shift t the tap that feeds each phase f of the d: the j with f + r j - p = d t."""
+    table: dict[int, list[int | None]] = {}
+    for f, j in itertools.product(range(d), range(taps)):
+        t, rest = divmod(f + r * j - p, d)
+        if not rest:
+            table.setdefault(t, [None] * d)[f] = j
+    return table
+
+
+def _interleave(sizes: Sequence[int], *other: int) -> list[int]:
+    others = other if len(other) == len(sizes) else other * len(sizes)
+    return [n for pair in zip(sizes, others, strict=True) for n in pair]
+
+
+def weight_grad_applies(problem: Problem) -> bool:
+    """Return True where shifted copies apply, in several groups: for a single channel XLA has a dot product."""
+    return shifted_copies_apply(problem) and problem.groups > 1
+
+
+def weight_grad(problem: Problem, x: Array, g: Array) -> Array:
+    """Return dk, for each tap the sum of g times the elements of x that the tap reads."""
+    x = _repeat(x, problem.width)
+    loop = problem.taps > MAX_UNROLLED
+    dk = tap_by_tap(problem, x, lambda block: inner(block, g)) if loop else _unrolled_taps(problem, x, g)
+    return dk.reshape(*problem.kernel, 1, problem.features)
+
+
+def _unrolled_taps(problem: Problem, x: Array, g: Array) -> Array:
+    """Return dk, (taps, features), one sum after the other; products with padding are left out."""
+    sums = []
+    for tap in problem.tap_indices:
+        found = [overlap(problem, axis, j) for axis, j in enumerate(tap)]
+        sums.append(inner(partial(_slice, x_of(x, found)), y_of(g, found)))
+    return jnp.stack(sums)
+
+
+def tap_by_tap(problem: Problem, x: Array, sums: Callable[[Block], Array]) -> Array:
+    """Return the sums of each tap, stacked: a loop whose program is that of one tap and reads the padded x in place.
+
+    Args:
+        problem: without lhs_dilation.
+        x: (batch, *size, channels).
+        sums: takes a `Block` of the elements of x that one tap reads, one for each output.
+    """
+    padded = pad_input(problem, x)
+    view, strides = (problem.batch, *problem.out, x.shape[-1]), (1, *problem.strides, 1)
+
+    def one(tap: Array) -> Array:
+        index = jnp.unravel_index(tap, problem.kernel)
+        starts = [0, *(r * j for r, j in zip(problem.rhs_dilation, index, strict=True)), 0]
+
+        def block(axis: int, first: int, end: int) -> Array:
+            counts = [end - first if i == axis else n for i, n in enumerate(view)]
+            start = [at + (first * strides[axis] if i == axis else 0) for i, at in enumerate(starts)]
+            sizes = [(n - 1) * s + 1 if n else 0 for n, s in zip(counts, strides, strict=True)]
+            return lax.slice(lax.dynamic_slice(padded, start, sizes), [0] * len(sizes), sizes, strides)
+
+        return sums(block)
+
+    return lax.map(one, jnp.arange(problem.taps))
+
+
+def _slice(x: Array, axis: int, first: int, end: int) -> Array:
+    return lax.slice_in_dim(x, first, end, axis=axis)
+
+
+def inner(block: Block, g: Array) -> Array:
+    """Return the sum of x g over all axes but the last, where block(axis, first, end) is a slice of x.
+
+    Products of blocks are added first, in one pass over x and g; what is left is summed by a matrix product with ones,
+    for XLA:CPU reduces leading axes slowly. Blocks divide a spatial axis: a batch may be on many devices.
+    """
+    axis = max(range(1, g.ndim - 1) or (0,), key=lambda i: (min(g.shape[i], BLOCKS), -i))
+    length = g.shape[axis]
+    blocks = next((n for n in (BLOCKS, BLOCKS - 1) if length % n == 0), max(1, min(BLOCKS, length)))
+    size = length // blocks
+    bounds = [(i * size, (i + 1) * size) for i in range(blocks)]
+    products = [reduce(operator.add, (block(axis, *at) * _slice(g, axis, *at) for at in bounds))]
+    if blocks * size < length:
+        products.append(block(axis, blocks * size, length) * _slice(g, axis, blocks * size, length))
+    rows = [u.reshape(math.prod(u.shape[:-1]), u.shape[-1]) for u in products]
+    return reduce(operator.add, (jnp.ones(u.shape[0], u.dtype) @ u for u in rows))

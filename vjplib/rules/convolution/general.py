@@ -1,0 +1,380 @@
+"""The convolution of `jax.lax` in full generality, each product by the algorithm that suits the shapes."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Num
+
+from vjplib.compat import custom_vjp
+from vjplib.rule import Case, Edge, Rule
+from vjplib.rules._arguments import as_array, shaped
+from vjplib.rules._cotangents import like_primal
+from vjplib.rules.convolution.batching import merge_vmapped_batch
+from vjplib.rules.convolution.bench_shapes import SHAPES
+from vjplib.rules.convolution.call import ConvCall, lax_convolution, make_call
+from vjplib.rules.convolution.dispatch import Plan, forward, input_grad, plan, weight_grad
+
+Padding = str | Sequence[tuple[int, int]]
+
+
+def conv_general_dilated(
+    lhs: Num[Array, "..."],
+    rhs: Num[Array, "..."],
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: Any = None,
+) -> Num[Array, "..."]:
+    """y_i = sum_j k_j x_l over s i + r j = d l + p: `jax.lax.conv_general_dilated`, argument for argument.
+
+    Where an algorithm is known to be faster than XLA's convolution on CPU, y and the cotangents of x and of the kernel
+    are each computed by the algorithm that suits the shapes. Otherwise, and on other platforms, this is lax's function
+    with its own derivative. `explain_convolution` shows which algorithms a call uses.
+
+    Args:
+        lhs: x, of rank n + 2, any dtype that lax takes.
+        rhs: the kernel, of rank n + 2 and x's dtype.
+        window_strides: s, n integers.
+        padding: "SAME", "SAME_LOWER", "VALID", or n pairs (low, high), which may be negative.
+        lhs_dilation: d, n integers; None for ones.
+        rhs_dilation: r, n integers; None for ones.
+        dimension_numbers: the axes of batch, features and space: three strings such as ("NHWC", "HWIO", "NHWC"), a
+            `lax.ConvDimensionNumbers`, or None for channels first, such as ("NCHW", "OIHW", "NCHW").
+        feature_group_count: the number of groups that channels and features are divided into.
+        batch_group_count: the number of groups that batch and features are divided into.
+        precision: as in lax; it matters on GPU and TPU.
+        preferred_element_type: dtype of the result, None for the dtype of the arguments.
+        out_sharding: sharding of the result under explicit axes; lax's function computes such calls.
+
+    Returns:
+        y, with the shape and dtype of lax's result; half precision accumulates in float32 and is rounded once. NaN and
+        infinities reach the outputs that they are multiplied into, and with some algorithms more: from the kernel they
+        give NaN where it meets padding, and from one group they reach the other groups of its block.
+        `explain_convolution` shows where.
+
+    Raises:
+        TypeError: an argument has a wrong type, or ranks or dtypes differ; the message names it.
+        ValueError: strides, dilations, padding, groups or dimension_numbers do not fit the arrays.
+
+    Example:
+        >>> x, k = jnp.arange(8.0).reshape(1, 4, 2), jnp.ones((3, 1, 2))
+        >>> y = conv_general_dilated(x, k, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=2)
+        >>> y[0].T.tolist()
+        [[2.0, 6.0, 12.0, 10.0], [4.0, 9.0, 15.0, 12.0]]
+
+    Source:
+        Example 4.2 and Algorithm 4 of the lecture, generalised.
+    """
+    lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
+    window = (window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers)
+    options = (feature_group_count, batch_group_count, precision, preferred_element_type, out_sharding)
+    return _trim_and_convolve(lhs, rhs, make_call(lhs, rhs, *window, *options))
+
+
+@merge_vmapped_batch
+def _trim_and_convolve(x, k, call):
+    if call.trimmed is not call:  # no algorithm pads for taps that multiply nothing
+        if call.trimmed.empty:  # 0, varying over devices as x and k do
+            no_numbers = (lax.slice_in_dim(jnp.expand_dims(a, 0), 0, 0) for a in (x, k))
+            zero = lax.add(*map(jnp.sum, no_numbers))
+            return jnp.broadcast_to(zero.astype(call.out_dtype(x)), call.out)
+        call, k = call.trimmed, call.trim(k)
+    return _convolve(x, k, call) if any(algorithm.run for algorithm in plan(call)) else call(x, k)
+
+
+@partial(custom_vjp, nondiff_argnames=("call",))
+def _convolve(x: Array, k: Array, call: ConvCall) -> Array:
+    return forward(x, k, call)
+
+
+def fwd(x, k, call):
+    return forward(x, k, call), (x, k)
+
+
+# y_i = sum_j k_j x_l over all j, l with s i + r j = d l + p: linear in x and in k, and so
+#   (g^T J_x)_l = sum of g_i k_j over all i, j with s i + r j = d l + p
+#   (g^T J_k)_j = sum of g_i x_l over all i, l with s i + r j = d l + p
+# with sums over features for the one and over the batch for the other. The equation is the same for all three; only
+# which index is free differs. With j' = k - 1 - j it reads d l + r j' = s i + (r (k - 1) - p): dx is a convolution
+# again, with stride d, of g dilated by s. Neither Jacobian, with an entry for each pair of numbers, is formed.
+def bwd(call, res, g):
+    x, k = res
+    return like_primal(input_grad(g, k, x, call), x), like_primal(weight_grad(g, x, k, call), k)
+
+
+_convolve.defvjp(fwd, bwd)
+
+
+def explain_convolution(
+    lhs: Any,
+    rhs: Any,
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: Any = None,
+) -> Plan:
+    """Return the algorithm that computes each product of `conv_general_dilated` on CPU for these arguments, and why.
+
+    The arguments are those of `conv_general_dilated`; lhs and rhs may be a `jax.ShapeDtypeStruct`.
+
+    Returns:
+        A `Plan` with an algorithm for y, dx and dk, each with a name and a reason; it prints a line for each.
+
+    Raises:
+        TypeError: as `conv_general_dilated`.
+        ValueError: as `conv_general_dilated`.
+
+    Example:
+        >>> import jax
+        >>> x, k = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 56, 56, 64), (3, 3, 1, 64)))
+        >>> channels_last = ("NHWC", "HWIO", "NHWC")
+        >>> explain_convolution(
+        ...     x, k, (1, 1), "SAME", dimension_numbers=channels_last, feature_group_count=64
+        ... ).y.name
+        'shifted copies'
+
+    Source:
+        The tables in `vjplib.rules.convolution.dispatch`.
+    """
+    window = (window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers)
+    options = (feature_group_count, batch_group_count, precision, preferred_element_type, out_sharding)
+    return plan(make_call(shaped("lhs", lhs), shaped("rhs", rhs), *window, *options).trimmed)
+
+
+def conv(
+    lhs: Num[Array, "..."],
+    rhs: Num[Array, "..."],
+    window_strides: Sequence[int],
+    padding: str,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Num[Array, "..."]:
+    """y_i = sum_j k_j x_{s i + j - p}: `jax.lax.conv`, that is `conv_general_dilated` of (N, C, ...) with (O, I, ...).
+
+    Args:
+        lhs: x, (batch, channels, *space).
+        rhs: the kernel, (features, channels, *space).
+        window_strides: this and the others as for `conv_general_dilated`.
+        padding: "SAME", "SAME_LOWER" or "VALID".
+        precision: as in lax.
+        preferred_element_type: dtype of the result.
+
+    Returns:
+        (batch, features, *space).
+
+    Raises:
+        TypeError: as `conv_general_dilated`.
+        ValueError: as `conv_general_dilated`.
+
+    Example:
+        >>> conv(jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 0.0, -1.0]]]), (1,), "SAME").tolist()
+        [[[-2.0, -2.0, 2.0]]]
+
+    Source:
+        Example 4.2 of the lecture.
+    """
+    given = {"precision": precision, "preferred_element_type": preferred_element_type}
+    return conv_general_dilated(lhs, rhs, window_strides, padding, **given)
+
+
+def conv_with_general_padding(
+    lhs: Num[Array, "..."],
+    rhs: Num[Array, "..."],
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None,
+    rhs_dilation: Sequence[int] | None,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> Num[Array, "..."]:
+    """y_i = sum_j k_j x_l over s i + r j = d l + p: `jax.lax.conv_with_general_padding`, (N, C, ...) with (O, I, ...).
+
+    Args:
+        lhs: x, (batch, channels, *space).
+        rhs: the kernel, (features, channels, *space).
+        window_strides: this and the others as for `conv_general_dilated`.
+        padding: a string or pairs.
+        lhs_dilation: d.
+        rhs_dilation: r.
+        precision: as in lax.
+        preferred_element_type: dtype of the result.
+
+    Returns:
+        (batch, features, *space).
+
+    Raises:
+        TypeError: as `conv_general_dilated`.
+        ValueError: as `conv_general_dilated`.
+
+    Example:
+        >>> x, k = jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 10.0]]])
+        >>> conv_with_general_padding(x, k, (1,), [(2, 0)], None, (2,)).tolist()
+        [[[10.0, 20.0, 31.0]]]
+
+    Source:
+        Example 4.2 of the lecture, dilated.
+    """
+    given = {"precision": precision, "preferred_element_type": preferred_element_type}
+    return conv_general_dilated(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, **given)
+
+
+def reference(
+    lhs,
+    rhs,
+    window_strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count=1,
+    batch_group_count=1,
+):
+    dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    (n, c, *s), (o, i, *t) = dimensions.lhs_spec, dimensions.rhs_spec
+    x, k = jnp.transpose(lhs, (n, *s, c)), jnp.transpose(rhs, (*t, i, o))
+    size, kernel = x.shape[1:-1], k.shape[:-2]
+    d, r = lhs_dilation or (1,) * len(size), rhs_dilation or (1,) * len(size)
+    window = [(taps - 1) * e + 1 for taps, e in zip(kernel, r, strict=True)]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(size, window, window_strides, padding)
+    x = lax.pad(
+        x, np.zeros((), x.dtype), [(0, 0, 0), *((*p, e - 1) for p, e in zip(padding, d, strict=True)), (0, 0, 0)]
+    )
+    out = [max(0, (m - w) // e + 1) for m, w, e in zip(x.shape[1:-1], window, window_strides, strict=True)]
+    positions = [
+        np.arange(m)[:, None] * e + np.arange(taps) * f
+        for m, e, taps, f in zip(out, window_strides, kernel, r, strict=True)
+    ]
+    for axis, position in enumerate(positions):  # (batch, out, tap, out, tap, ..., channels)
+        x = jnp.take(x, position, axis=1 + 2 * axis)
+    x = jnp.moveaxis(x, range(2, 2 + 2 * len(size), 2), range(-1 - len(size), -1))
+    groups, features, taps = feature_group_count * batch_group_count, k.shape[-1], math.prod(kernel)
+    x = x.reshape(batch_group_count, x.shape[0] // batch_group_count, *out, taps, feature_group_count, k.shape[-2])
+    k = k.reshape(taps, k.shape[-2], batch_group_count, feature_group_count, features // groups)
+    y = jnp.einsum("bn...tfi,tibfo->n...bfo", x, k)
+    y = y.reshape(*y.shape[:-3], features)
+    (n, c, *s) = dimensions.out_spec
+    return lax.transpose(y, np.argsort((n, *s, c)))
+
+
+CHANNELS_LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+
+
+def _residuals(n, h, w, c):
+    return 4 * (n * h * w * c + 6 * c)
+
+
+def _general(
+    *inputs,
+    label="",
+    dims=None,
+    growth=False,
+    fixed=(),
+    space=2,
+    window_strides=None,
+    padding: Padding = "SAME",
+    **kwargs: Any,
+):
+    """Return a case of `conv_general_dilated`, channels last, with SAME padding unless kwargs say otherwise."""
+    strides = window_strides or (1,) * space
+    given = {"window_strides": strides, "padding": padding, "dimension_numbers": CHANNELS_LAST[space]}
+    return Case(inputs, dims or {}, given | kwargs, fixed=fixed, growth=growth, label=label)
+
+
+def _edge(name, x, **kwargs):
+    case = _general(space=1, feature_group_count=2, **kwargs)
+    return Edge(name, (x, np.ones((3, 1, 2))), case.kwargs)
+
+
+_SAME = {"window_strides": (1,), "padding": "SAME"}
+
+
+def _padded(padding, lhs_dilation=None):
+    strides = (1,) * len(padding)
+    return {"window_strides": strides, "padding": padding, "lhs_dilation": lhs_dilation, "rhs_dilation": None}
+
+
+RULES = (
+    Rule(
+        fn=conv_general_dilated,
+        whole_array=True,
+        reference=reference,
+        baselines={"lax.conv_general_dilated": lax_convolution},
+        cases=(
+            _general(
+                "n h w c",
+                "3 2 1 c",
+                dims={"n": 2, "h": 5, "w": 7, "c": 3},
+                fixed=("c",),
+                growth=True,
+                feature_group_count=3,
+            ),
+            _general("2 7 3", "4 1 6", space=1, window_strides=(2,), padding="SAME_LOWER", feature_group_count=3),
+            _general("2 5 6 8", "3 3 4 6", window_strides=(2, 1), feature_group_count=2),
+            _general("2 3 4 3", "3 2 3 5", padding=((2, 1), (1, -1)), lhs_dilation=(2, 3)),
+            _general("4 3 5 7", "6 3 2 3", padding="VALID", dimension_numbers=None, batch_group_count=2),
+            _general("1 9 1", "3 1 1", space=1, rhs_dilation=(2,)),
+        ),
+        edges=(
+            _edge("an infinity", np.array([[[np.inf, 1.0], [1.0, 1.0], [2.0, 0.0]]])),
+            _edge("a cropping pad", np.ones((1, 5, 2)), padding=((-1, -1),)),
+            _edge("no output", np.ones((1, 2, 2)), padding="VALID"),
+            _edge("empty batch", np.ones((0, 4, 2))),
+        ),
+        bench=tuple(
+            _general(x, k, label=label, space=len(k.split()) - 2, **arguments) for label, x, k, arguments in SHAPES
+        ),
+        residual_bytes=_residuals,
+        reason="lax's convolution; on CPU depthwise, grouped and transposed many times faster, and right at any pad",
+        source="Example 4.2, generalised",
+    ),
+    Rule(
+        fn=conv,
+        whole_array=True,
+        reference=reference,
+        baselines={"lax.conv": lax.conv},
+        cases=(Case(("n 1 h w", "1 1 3 2"), {"n": 2, "h": 7, "w": 5}, {"window_strides": (2, 1), "padding": "SAME"}),),
+        edges=(Edge("one element", (np.ones((1, 1, 1)), np.ones((1, 1, 2))), _SAME),),
+        bench=(Case(("1 1 1000000", "1 1 3"), {}, _SAME, label="one channel n=1e6 k3"),),
+        residual_bytes=lambda n, h, w: 4 * (n * h * w + 6),
+        reason="conv_general_dilated by its shortest name",
+        source="Example 4.2",
+    ),
+    Rule(
+        fn=conv_with_general_padding,
+        whole_array=True,
+        reference=reference,
+        baselines={"lax.conv_with_general_padding": lax.conv_with_general_padding},
+        cases=(Case(("n 5 m", "2 5 3"), {"n": 2, "m": 7}, _padded(((1, 2),), (2,))),),
+        edges=(Edge("a cropping pad", (np.ones((1, 1, 5)), np.ones((1, 1, 2))), _padded(((-1, -1),))),),
+        bench=(
+            Case(
+                ("8 128 28 28", "64 128 2 2"),
+                {},
+                _padded(((1, 1), (1, 1)), (2, 2)),
+                label="transposed 2x2s2, channels first (jax#23783)",
+            ),
+        ),
+        residual_bytes=lambda n, m: 4 * (5 * n * m + 30),
+        reason="conv_general_dilated of dilated, padded arrays by a shorter name",
+        source="Example 4.2",
+    ),
+)
