@@ -49,7 +49,7 @@ class Trial:
     ratio: float
     ours: float
     theirs: float
-    compiling: tuple[float, float]
+    compiling: tuple[float, ...]
     errors: tuple[float, ...]
     lax_errors: tuple[float, ...]
 
