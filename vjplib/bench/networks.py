@@ -97,7 +97,8 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch *space c"]) -> Float[Array, "batch classes"]:
         """Compute the logits."""
-        return nn.Dense(CLASSES)(self.features(self.ops, x))
+        features = self.features(self.ops, x)  # first: flax numbers layers in the order of their making
+        return nn.Dense(CLASSES)(features)
 
 
 class Model(NamedTuple):
