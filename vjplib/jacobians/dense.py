@@ -14,8 +14,8 @@ from vjplib.precision import upcast
 class Jacobian(ABC):
     """The m x n matrix of partial derivatives dy_i/dx_j of a layer y = f(x), in a form that multiplies cheaply.
 
-    A structure is one subclass, a frozen dataclass registered as a pytree. It need not know the other structures: `@`
-    asks the left factor, then the right one, for a product that keeps structure.
+    A structure is one subclass, a frozen dataclass registered as a pytree, with `shape`, `dense`, `_vjp` and `_jvp`. It
+    need not know the other structures: `@` asks the left factor, then the right one, for a product that keeps structure.
 
     Example:
         >>> from vjplib.jacobians import Diagonal
@@ -34,16 +34,34 @@ class Jacobian(ABC):
         """(m, n): the number of outputs and of inputs."""
 
     @abstractmethod
-    def vjp(self, g: Float[Array, " m"]) -> Float[Array, " n"]:
-        """g^T J, the cotangent of the input, in the dtype that J and g promote to."""
-
-    @abstractmethod
-    def jvp(self, t: Float[Array, " n"]) -> Float[Array, " m"]:
-        """J t, the tangent of the output, in the dtype that J and t promote to."""
-
-    @abstractmethod
     def dense(self) -> Float[Array, "m n"]:
         """J as a matrix."""
+
+    @abstractmethod
+    def _vjp(self, g: Array) -> Array:
+        """Return g^T J; g is checked."""
+
+    @abstractmethod
+    def _jvp(self, t: Array) -> Array:
+        """Return J t; t is checked."""
+
+    def vjp(self, g: Float[Array, " m"]) -> Float[Array, " n"]:
+        """g^T J, the cotangent of the input, in the dtype that J and g promote to.
+
+        Raises:
+            TypeError: g is not floating.
+            ValueError: g is not a vector of m numbers.
+
+        Example:
+            >>> Dense(jnp.ones((2, 3))).vjp(jnp.ones(3))
+            Traceback (most recent call last):
+            ValueError: g must have shape (2,) to multiply a Jacobian of shape (2, 3), got (3,)
+        """
+        return self._vjp(_operand("g", g, self.shape[0], self))
+
+    def jvp(self, t: Float[Array, " n"]) -> Float[Array, " m"]:
+        """J t, the tangent of the output, in the dtype that J and t promote to; t is checked as g in `vjp`."""
+        return self._jvp(_operand("t", t, self.shape[1], self))
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +93,7 @@ class Jacobian(ABC):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Dense(Jacobian):
-    """J as a matrix; the Jacobian of y = W x + b is W.
+    """J as a matrix, which multiplies in m n multiplications; the Jacobian of y = W x + b is W.
 
     Args:
         matrix: m x n, floating.
@@ -97,14 +115,10 @@ class Dense(Jacobian):
         m, n = shape_of("matrix", self.matrix, 2)
         return m, n
 
-    def vjp(self, g: Float[Array, " m"]) -> Float[Array, " n"]:
-        """g^T J, in m n multiplications."""
-        g = operand("g", g, self.shape[0], self)
+    def _vjp(self, g: Array) -> Array:
         return matmul(g, self.matrix)
 
-    def jvp(self, t: Float[Array, " n"]) -> Float[Array, " m"]:
-        """J t, in m n multiplications."""
-        t = operand("t", t, self.shape[1], self)
+    def _jvp(self, t: Array) -> Array:
         return matmul(self.matrix, t)
 
     def dense(self) -> Float[Array, "m n"]:
@@ -114,9 +128,8 @@ class Dense(Jacobian):
     # A matrix times J is J's vjp of every row, and J times a matrix J's jvp of every column: a structured J on either
     # side keeps its cheap products.
     def _times(self, right: Jacobian) -> "Dense":
-        return Dense(
-            matmul(self.matrix, right.matrix) if isinstance(right, Dense) else jax.vmap(right.vjp)(self.matrix)
-        )
+        by_matrix = isinstance(right, Dense)
+        return Dense(matmul(self.matrix, right.matrix) if by_matrix else jax.vmap(right.vjp)(self.matrix))
 
     def _times_from_left(self, left: Jacobian) -> "Dense":
         return Dense(jax.vmap(left.jvp, in_axes=1, out_axes=1)(self.matrix))
@@ -150,23 +163,12 @@ def shape_of(name: str, x: Array, rank: int) -> tuple[int, ...]:
     return x.shape
 
 
-def operand(name: str, x: Array, size: int, jacobian: Jacobian) -> jax.Array:
-    """Return the vector that a Jacobian multiplies, after checks of its dtype and shape.
-
-    Raises:
-        TypeError: x is not floating.
-        ValueError: x is not a vector of this size.
-
-    Example:
-        >>> Dense(jnp.ones((2, 3))).vjp(jnp.ones(3))
-        Traceback (most recent call last):
-        ValueError: g must have shape (2,) to multiply a Jacobian of shape (2, 3), got (3,)
-    """
+def _operand(name: str, x: Array, size: int, jacobian: Jacobian) -> jax.Array:
+    """Return the vector that a Jacobian multiplies, after checks of its dtype and shape."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must have a floating dtype, got {x.dtype} of shape {x.shape}")
     if x.shape != (size,):
-        raise ValueError(
-            f"{name} must have shape ({size},) to multiply a Jacobian of shape {jacobian.shape}, got {x.shape}"
-        )
+        wanted = f"shape ({size},) to multiply a Jacobian of shape {jacobian.shape}"
+        raise ValueError(f"{name} must have {wanted}, got {x.shape}")
     return x

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vjplib.jacobians.dense import Jacobian, operand, shape_of
+from vjplib.jacobians.dense import Jacobian, shape_of
 from vjplib.precision import upcast
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Diagonal(Jacobian):
-    """diag(d): output i depends on input i only.
+    """diag(d): output i depends on input i only, and both products take n multiplications.
 
     Args:
         diagonal: the n derivatives, floating.
@@ -35,13 +35,10 @@ class Diagonal(Jacobian):
         (n,) = shape_of("diagonal", self.diagonal, 1)
         return n, n
 
-    def vjp(self, g: Float[Array, " n"]) -> Float[Array, " n"]:
-        """g^T J, in n multiplications."""
-        return scale(operand("g", g, self.shape[0], self), self.diagonal)
+    def _vjp(self, g: Array) -> Array:
+        return scale(g, self.diagonal)
 
-    def jvp(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """J t, in n multiplications."""
-        return scale(operand("t", t, self.shape[1], self), self.diagonal)
+    _jvp = _vjp
 
     def dense(self) -> Float[Array, "n n"]:
         """J as a matrix."""

@@ -1,12 +1,12 @@
 """DiagonalMinusLowRank: the Jacobian of functions with a normalising sum, such as softmax."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vjplib.jacobians.dense import Jacobian, matmul, operand, shape_of
+from vjplib.jacobians.dense import Jacobian, matmul, shape_of
 from vjplib.jacobians.diagonal import Diagonal, scale
 from vjplib.precision import upcast
 
@@ -16,7 +16,7 @@ from vjplib.precision import upcast
 class DiagonalMinusLowRank(Jacobian):
     """diag(d) - U V^T: all entries may differ from zero, and n (1 + 2 r) numbers determine them.
 
-    Softmax has diag(y) - y y^T, log_softmax has I - 1 y^T with y the softmax.
+    Both products take n (1 + 2 r) multiplications: g^T J = g d - (g^T U) V^T and J t = d t - U (V^T t). Softmax has diag(y) - y y^T, log_softmax has I - 1 y^T with y the softmax.
 
     Args:
         diagonal: d, n numbers, floating.
@@ -45,17 +45,12 @@ class DiagonalMinusLowRank(Jacobian):
             raise ValueError(f"U and V must have one shape, with {n} rows like the diagonal, got {U} and {V}")
         return n, n
 
-    def vjp(self, g: Float[Array, " n"]) -> Float[Array, " n"]:
-        """g^T J = g d - (g^T U) V^T, in n (1 + 2 r) multiplications."""
-        g = operand("g", g, self.shape[0], self)
+    def _vjp(self, g: Array) -> Array:
         product = scale(upcast(g), self.diagonal) - matmul(self.V, matmul(upcast(g), self.U))
         return product.astype(jnp.result_type(g, self._dtype))
 
-    def jvp(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """J t = d t - U (V^T t), in n (1 + 2 r) multiplications."""
-        t = operand("t", t, self.shape[1], self)
-        product = scale(upcast(t), self.diagonal) - matmul(self.U, matmul(upcast(t), self.V))
-        return product.astype(jnp.result_type(t, self._dtype))
+    def _jvp(self, t: Array) -> Array:
+        return replace(self, U=self.V, V=self.U)._vjp(t)
 
     def dense(self) -> Float[Array, "n n"]:
         """J as a matrix."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vjplib.jacobians.dense import Jacobian, operand, shape_of
+from vjplib.jacobians.dense import Jacobian, shape_of
 from vjplib.precision import upcast
 
 
@@ -16,8 +16,8 @@ class BandedToeplitz(Jacobian):
     """J_ij = h_{j - i + (k - 1) // 2} within the band, 0 outside: constant along each of its k diagonals.
 
     It is the Jacobian of y_i = sum_p x_{i + p - (k - 1) // 2} h_p, with x zero beyond its ends: for k = 3 the matrix
-    with h_2 (counted from 1) on the diagonal, h_1 below it and h_3 above. The ends cut the band off, so products with
-    other Jacobians are not Toeplitz matrices; they are dense.
+    with h_2 (counted from 1) on the diagonal, h_1 below it and h_3 above. Its products with vectors take k n
+    multiplications. The ends cut the band off, so products with other Jacobians are not Toeplitz; they are dense.
 
     Args:
         kernel: the k entries of a row's band, from left to right; floating.
@@ -41,14 +41,10 @@ class BandedToeplitz(Jacobian):
             raise ValueError("kernel must hold at least one entry, got shape (0,)")
         return self.n, self.n
 
-    def vjp(self, g: Float[Array, " n"]) -> Float[Array, " n"]:
-        """g^T J, in k n multiplications."""
-        g = operand("g", g, self.shape[0], self)
+    def _vjp(self, g: Array) -> Array:
         return _correlate(g, self.kernel[::-1], self.kernel.size // 2)
 
-    def jvp(self, t: Float[Array, " n"]) -> Float[Array, " n"]:
-        """J t, in k n multiplications: the convolution of t, since the layer is linear."""
-        t = operand("t", t, self.shape[1], self)
+    def _jvp(self, t: Array) -> Array:
         return _correlate(t, self.kernel, (self.kernel.size - 1) // 2)
 
     def dense(self) -> Float[Array, "n n"]:
@@ -64,8 +60,7 @@ class BandedToeplitz(Jacobian):
 def _correlate(x: Float[Array, " n"], kernel: Float[Array, " k"], centre: int) -> Float[Array, " n"]:
     """Return y_i = sum_p x_{i + p - centre} h_p, with x zero beyond its ends."""
     (n,) = x.shape
-    total = jnp.zeros(n, upcast(x).dtype)
-    for p, h in enumerate(upcast(kernel)):
-        shift = max(-n, min(n, p - centre))
-        total = total + h * jax.lax.pad(upcast(x), jnp.zeros((), upcast(x).dtype), [(-shift, shift, 0)])
-    return total.astype(jnp.result_type(x, kernel))
+    wide = upcast(x)
+    shifts = [max(-n, min(n, p - centre)) for p in range(kernel.size)]
+    shifted = [jax.lax.pad(wide, jnp.zeros((), wide.dtype), [(-shift, shift, 0)]) for shift in shifts]
+    return sum(h * x_p for h, x_p in zip(upcast(kernel), shifted, strict=True)).astype(jnp.result_type(x, kernel))
