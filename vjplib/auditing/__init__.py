@@ -13,6 +13,7 @@ from vjplib.auditing.report import AuditReport as AuditReport
 from vjplib.auditing.report import order
 from vjplib.auditing.watching import Group, Watch
 from vjplib.auditing.watching import watching as watching
+from vjplib.verification.call import combine
 from vjplib.verification.claims.residuals import residual_bytes
 from vjplib.verification.report import describe_error
 
@@ -164,10 +165,7 @@ def _kept_by(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     floating = [i for i, a in enumerate(leaves) if hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)]
 
     def flat(*moving: Any) -> Any:
-        every = list(leaves)
-        for i, a in zip(floating, moving, strict=True):
-            every[i] = a
-        outputs = jax.tree.leaves(fn(*jax.tree.unflatten(tree, every), **kwargs))
+        outputs = jax.tree.leaves(fn(*jax.tree.unflatten(tree, combine(leaves, floating, moving)), **kwargs))
         return [y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.inexact)]
 
     try:

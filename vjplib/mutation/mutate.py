@@ -38,7 +38,7 @@ from vjplib.compat import (
     without_dead_code,
 )
 from vjplib.mutation.operators import OF_CONSTANTS, OPERATORS, RETURNED, TAKEN, Mutation, Site, proposals, with_item
-from vjplib.verification.call import Answers, CallUnderTest, Leaves
+from vjplib.verification.call import Answers, CallUnderTest, Leaves, combine
 
 _LOOPS = ("scan", "while", "cond")
 _tokens = itertools.count()
@@ -68,11 +68,10 @@ def _traced(bwd: Callable[..., Any], given: Sequence[Any]) -> _Backward:
     returned: list[tuple[list[Any], Any]] = []
 
     def run(*arrays: Any) -> list[Any]:
-        every = list(leaves)
-        for i, a in zip(moving, arrays, strict=True):
-            every[i] = a
         with as_written():
-            outputs, structure = jax.tree.flatten(bwd(*nondiff, *jax.tree.unflatten(tree, every)))
+            outputs, structure = jax.tree.flatten(
+                bwd(*nondiff, *jax.tree.unflatten(tree, combine(leaves, moving, arrays)))
+            )
         returned.append(([None if is_plain_array(y) else y for y in outputs], structure))
         return [y for y in outputs if is_plain_array(y)]
 

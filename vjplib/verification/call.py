@@ -39,6 +39,19 @@ class Static:
         return static
 
 
+def combine(leaves: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """Return the leaves with other values in some places.
+
+    Example:
+        >>> combine("abc", (0, 2), "xy")
+        ['x', 'b', 'y']
+    """
+    combined = list(leaves)
+    for i, value in zip(places, values, strict=True):
+        combined[i] = value
+    return combined
+
+
 class Answers(NamedTuple):
     """Outputs and cotangents of one call.
 
@@ -150,10 +163,9 @@ class CallUnderTest:
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """Returns the positional arguments with these differentiated leaves in place."""
-        every = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
-        for i, leaf in zip(self.differentiable, leaves, strict=True):
-            every[i] = leaf
-        return tuple(a.value if isinstance(a, Static) else a for a in jax.tree.unflatten(self._flat[1], every))
+        own = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
+        args = jax.tree.unflatten(self._flat[1], combine(own, self.differentiable, leaves))
+        return tuple(a.value if isinstance(a, Static) else a for a in args)
 
     def pull(self, f: Callable[..., Leaves]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
         """Returns the function of leaves and output cotangents that gives a flat f's outputs and cotangents."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import fast_compile_options
-from vjplib.verification.call import CallUnderTest, Leaves, Static
+from vjplib.verification.call import CallUnderTest, Leaves, Static, combine
 from vjplib.verification.tolerance import relative_gap
 
 Axes = tuple[int | None, ...]
@@ -65,10 +65,7 @@ def shared(subject: CallUnderTest, parts: int, dtype: Any) -> Shared | None:
 
     def of(f: Callable[..., Any]) -> Callable[..., Leaves]:
         def run(*arrays: Any) -> Leaves:
-            every = list(leaves)
-            for i, a in zip(which, arrays, strict=True):
-                every[i] = a
-            args, kwargs = jax.tree.unflatten(tree, every)
+            args, kwargs = jax.tree.unflatten(tree, combine(leaves, which, arrays))
             outputs = jax.tree.leaves(f(*(a.value if isinstance(a, Static) else a for a in args), **kwargs))
             return tuple(y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.inexact))
 

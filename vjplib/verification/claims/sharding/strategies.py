@@ -25,7 +25,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vjplib.compat import fast_compile_options, strip_custom_rules, x64
-from vjplib.verification.call import CallUnderTest, Leaves
+from vjplib.verification.call import CallUnderTest, Leaves, combine
 from vjplib.verification.claims.sharding.data_axis import MEAN, SUM, Shared, shared
 from vjplib.verification.report import Finding, describe_error, failed, finding, passed, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, size_of
@@ -250,14 +250,8 @@ class _Ways:
 
     def pull(self, f: Callable[..., Leaves], arrays: Sequence[Any], gs: Leaves) -> tuple[Leaves, Leaves]:
         """Returns a function's outputs, and the cotangents of what is differentiated."""
-
-        def at(*xs: Any) -> Leaves:
-            every = list(arrays)
-            for i, x in zip(self.data.differentiated, xs, strict=True):
-                every[i] = x
-            return f(*every)
-
-        ys, back = jax.vjp(at, *(arrays[i] for i in self.data.differentiated))
+        moving = self.data.differentiated
+        ys, back = jax.vjp(lambda *xs: f(*combine(arrays, moving, xs)), *(arrays[i] for i in moving))
         return ys, back(tuple(gs))
 
     def by_compiler(self, f: Callable[..., Leaves]) -> Program:
