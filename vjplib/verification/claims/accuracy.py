@@ -24,24 +24,21 @@ TAILS = np.outer((-1.0, 1.0), np.geomspace(1e-3, 80.0, 200)).ravel()
 
 
 def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
-    """Yields a finding for each dtype, the worst cotangent's error as a multiple of autodiff's, and one for its tails.
+    """Yield a finding for each dtype, the worst cotangent's error as a multiple of autodiff's, and one for its tails.
 
-    Half precision cannot see an error under about 3 %, so this judges stability, not correctness.
+    Half precision cannot show an error under about 3 %, so this judges stability, not correctness.
     """
     for dtype in dtypes[:1] if subject.complex else dtypes:  # no complex number has parts of 16 bits
         leaves = subject.leaves(jnp.dtype(dtype))
         try:
             gs = subject.cotangents(leaves)
             errors = list(compare(subject, leaves, gs, typical_magnitude(subject, leaves, gs)))
-        except Exception as refusal:  # whatever a function, or the compiler, says of a dtype that it does not take
-            message = f"{dtype}: refused, {describe_error(refusal)}"
-            yield skipped(message)
+        except Exception as refusal:  # a function, or the compiler, may refuse a dtype with any exception
+            yield skipped(f"{dtype}: refused, {describe_error(refusal)}")
             continue
         name, e = max(errors, key=lambda pair: pair[1].excused)
         share = max(e.relative for _, e in errors)
-        message = (
-            f"{dtype}: {share:.2g}x autodiff's error" if np.isfinite(share) else f"{dtype}: autodiff makes no error"
-        )
+        message = f"{dtype}: " + (f"{share:.2g}x autodiff's error" if np.isfinite(share) else "autodiff makes no error")
         level = "fail" if e.excused > 1 else "pass"
         arrays = [{"name": name, "rule": e.size, "autodiff": e.of_autodiff} for name, e in errors]
         data = {"dtype": dtype, "arrays": arrays}
