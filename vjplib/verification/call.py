@@ -52,13 +52,13 @@ class CallUnderTest:
 
     Args:
         fn: the function under examination.
-        reference: what it must equal, differentiated by JAX; None for fn's own primal, custom rules stripped.
+        reference: the same function, differentiated by JAX; None for fn's own primal, custom rules stripped.
         args: positional arguments, any pytrees; leaves of a floating or complex dtype are differentiated, others not.
         kwargs: keyword arguments, not differentiated.
         seed: of every random number.
         order_two: whether second derivatives are offered.
         residuals: the bytes that the call is claimed to keep for the backward, or None.
-        compared: what residuals are compared with; None for the oracle.
+        compared: the function that residuals are compared with; None for the oracle.
         sizes: the dimensions of the call that may be enlarged, by name.
         resize: takes other sizes for some of them; returns the arguments and array keyword arguments then, as
             `jax.ShapeDtypeStruct`.

@@ -87,7 +87,7 @@ def larger(a: Leaves | list[np.ndarray], b: Leaves | list[np.ndarray]) -> Leaves
 
 
 def roundings(subject: CallUnderTest, leaves: Leaves, gs: Leaves, of: Pull | None = None) -> list[float]:
-    """Return for each output and cotangent the size of which half the digits are what rounding may take in float64.
+    """Return for each output and cotangent the size whose half of the digits covers rounding in float64.
 
     It is far below the typical magnitude, and matters only where a function saturates so far that little is left.
     """

@@ -207,11 +207,11 @@ def _forward(subject: CallUnderTest, leaves: Leaves, gs: Leaves, dxs: Leaves) ->
     if isinstance(found, Exception):  # JAX raises errors of many types where there is no forward derivative
         return [None] * len(leaves)
     gaps: list[float | None] = []
-    for total, dx, v in zip(found, dxs, directions, strict=True):
+    for total, dx, v in zip(map(float, found), dxs, directions, strict=True):
         terms = np.real(np.asarray(dx) * v)
-        size = max(np.sum(np.abs(terms)), abs(total))
-        gap = abs(total - np.sum(terms))
-        gaps.append(None if not np.isfinite(gap) else float(gap / size) if size else 0.0)
+        size = max(float(np.sum(np.abs(terms))), abs(total))
+        gap = abs(total - float(np.sum(terms)))
+        gaps.append(None if not np.isfinite(gap) else gap / size if size else 0.0)
     return gaps
 
 
