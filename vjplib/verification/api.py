@@ -198,15 +198,9 @@ def verify_part(
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
 ) -> Report:
-    """Verify some claims of a record in one process, while others examine the rest; arguments as in `verify_rule`.
+    """Verify some claims of a record, of the `whole` that several processes examine; otherwise as `verify_rule`.
 
-    Args:
-        rule: the record.
-        claims: the claims to examine here.
-        whole: all claims of the report: side effects that are seen here are reported if they are of one of these.
-        effort: as in `verify_rule`.
-        seed: of all random numbers.
-        time_limit: of a claim at one case.
+    Side effects seen here are reported if they are of a claim of the whole.
     """
     start = time.perf_counter()
     _check_seed(seed)
@@ -236,14 +230,7 @@ def verify_part(
 
 
 def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTest:
-    """Return the call of a record at one of its cases; the first case carries the residual claim.
-
-    Args:
-        rule: the record.
-        case: one of its cases.
-        seed: of the arguments drawn.
-        **sizes: in place of the case's own.
-    """
+    """Return the call of a record at one of its cases, or at other sizes; the first case carries the residual claim."""
     main = case is rule.cases[0]
     dims = {**case.dims, **sizes}
     call = case.call(np.random.default_rng(seed), np.float32, **dims)

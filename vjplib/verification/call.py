@@ -239,15 +239,14 @@ class CallUnderTest:
         alone = self.compiled(self.pull(self.oracle))
         if not self.small:
             return alone
-        programs = [lambda leaves, gs: tuple(self.answers(leaves, gs)[3:]), alone]
+        programs = [alone, lambda leaves, gs: self.answers(leaves, gs)[3:]]
 
         def run(leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
-            if len(programs) == 2:
-                try:
-                    return programs[0](leaves, gs)
-                except Exception:  # the function may not run in float64 where the oracle does
-                    del programs[0]
-            return programs[0](leaves, gs)
+            found = attempt(lambda: programs[-1](leaves, gs))
+            if isinstance(found, Exception):  # the function may not run in float64 where the oracle does
+                del programs[1:]
+                return alone(leaves, gs)
+            return found
 
         return run
 

@@ -26,12 +26,7 @@ class Oracle(NamedTuple):
 def evaluate_oracle(subject: CallUnderTest, leaves: Leaves, gs: Leaves, unit: float, tied: bool = False) -> Oracle:
     """Return the oracle's results at the exact upcasts of leaves and cotangents, and at four roundings of them.
 
-    Args:
-        subject: the call under test.
-        leaves: the differentiated leaves, in the working dtype.
-        gs: the output cotangents, in the working dtype.
-        unit: half a unit in the last place of the working dtype, relative.
-        tied: whether equal numbers of an array are rounded alike, so that ties stay.
+    Numbers are rounded by up to `unit`, relative; equal numbers of an array alike if `tied`, so that ties stay.
     """
     rng = np.random.default_rng((subject.seed, 2))
 
@@ -62,16 +57,9 @@ def _results(pull: Pull, leaves: Leaves, gs: Leaves) -> list[np.ndarray]:
 
 
 def typical_magnitude(subject: CallUnderTest, leaves: Leaves, gs: Leaves, of: Pull | None = None) -> Leaves:
-    """Return the oracle's outputs and cotangents, in float64, at inputs where a function is not saturated yet.
+    """Return the outputs and cotangents of the oracle, or another pullback, in float64 where it is not saturated yet.
 
-    Args:
-        subject: the call under test.
-        leaves: the differentiated leaves as given.
-        gs: the output cotangents.
-        of: another pullback than the oracle's.
-
-    Returns:
-        The larger of two for each array: that at the leaves, and that at the leaves shrunk to a root mean square of 1.
+    Each array is the larger of two: that at the leaves, and that at the leaves shrunk to a root mean square of 1.
     """
     exact, cotangents = upcast(leaves, gs)
     sizes = [root_mean_square(as_parts(a) if np.iscomplexobj(a) else np.where(np.isfinite(a), a, 0.0)) for a in exact]

@@ -24,11 +24,8 @@ def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
     """Yield a finding for each mode, in float64 against the oracle.
 
     The pullback B(x, g) is differentiated in both arguments: its VJP with a random direction is reverse over reverse,
-    its JVP forward over reverse. Rules that declare no second derivative must raise.
-
-    Args:
-        subject: the call under test.
-        forwards: whether forward over reverse is computed too; if not it is lowered, which shows a refusal.
+    its JVP forward over reverse; without `forwards` the latter is only lowered, which shows a refusal. Rules that
+    declare no second derivative must raise.
     """
     with x64():
         leaves = subject.leaves(np.float64)

@@ -60,12 +60,7 @@ class _Direction(NamedTuple):
 
 
 def check(subject: CallUnderTest, always: bool = True) -> Iterator[Finding]:
-    """Yield a finding for each differentiated argument.
-
-    Args:
-        subject: the call under test.
-        always: False to examine only where JAX cannot differentiate the oracle.
-    """
+    """Yield a finding for each differentiated argument; unless `always`, only where the oracle has no derivative."""
     if not always and subject.undifferentiable is None:
         return
     with x64():

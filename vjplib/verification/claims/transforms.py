@@ -35,10 +35,8 @@ class _Variant(NamedTuple):
 def check(subject: CallUnderTest, eager: bool = True) -> Iterator[Finding]:
     """Yield a finding for each transform.
 
-    Args:
-        subject: the call under test.
-        eager: whether to run without jit too, on device arrays and on NumPy arrays; slow to start, for each operation
-            is compiled alone. If so, checkpoint with everything saved is tried too.
+    If `eager`, the pullback runs without jit too, on device arrays and on NumPy arrays, which is slow to start, for
+    each operation is compiled alone; and checkpoint with everything saved is tried.
     """
     with x64():
         leaves = subject.leaves(np.float64)

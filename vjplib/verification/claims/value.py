@@ -22,11 +22,8 @@ def check(
 ) -> Iterator[Finding]:
     """Yield a finding for each output and each differentiated argument: its worst over the scales, in float32.
 
-    Args:
-        subject: the call under test.
-        scales: factors of the floating arguments.
-        original: the call that this one was derived from, whose results are of typical magnitude too: along an axis of
-            one element everything may cancel.
+    The results of the original call, which this one was derived from, are of typical magnitude too: along an axis of
+    one element everything may cancel.
     """
     typical: Leaves | None = None
     for at in filter(None, (subject, original)):
@@ -125,12 +122,7 @@ def compare(
 ) -> list[tuple[str, Error]]:
     """Return the error of each output, differentiated and not, and of each cotangent, against the oracle.
 
-    Args:
-        subject: the call under test.
-        leaves: the differentiated leaves, in the working dtype.
-        gs: the output cotangents.
-        typical: the oracle's outputs and cotangents at inputs of typical magnitude; None for those at these leaves.
-        tied: whether equal numbers are to be rounded alike.
+    `typical` holds the results of `typical_magnitude`, None for those at these leaves; `tied` is `evaluate_oracle`'s.
     """
     found = subject.answers_at(leaves, gs)
     autodiff = (*found.true_ys, *found.true_dxs)

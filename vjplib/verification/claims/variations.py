@@ -16,12 +16,7 @@ from vjplib.verification.report import Finding, failed, noted
 
 
 def check(subject: CallUnderTest, effort: str = "standard") -> Iterator[Finding]:
-    """Yield the findings on values with one thing changed at a time; "quick" only notes what it does not change.
-
-    Args:
-        subject: the call as given.
-        effort: "quick", "standard" or "deep".
-    """
+    """Yield the findings on values with one thing changed at a time; "quick" only notes the arguments left alone."""
     yield from _at_other_values(subject, effort)
     if effort != "quick":
         yield from _at_other_sizes(subject, effort)

@@ -161,16 +161,8 @@ def takes_symbolic_zeros(subject: CallUnderTest) -> bool:
 
 
 def values(subject: CallUnderTest, leaves: Leaves, gs: Leaves, found: Answers) -> dict[str, str]:
-    """Return the trap behind each cotangent that differs from the oracle's, by the name that findings give it.
-
-    Args:
-        subject: the call under test, with x64 enabled.
-        leaves: the differentiated leaves, in float64.
-        gs: the output cotangents.
-        found: the answers there.
-    """
-    traps: dict[str, str] = {}
-    digits = float(np.sqrt(subject.eps))
+    """Return the trap behind each cotangent that differs from the oracle's in float64, by its name in findings."""
+    traps, digits = {}, float(np.sqrt(subject.eps))
     for i, (p, y, o) in enumerate(zip(found.primal, found.ys, found.true_ys, strict=True)):
         if _equal(p, o, digits) and not _equal(y, o, digits):
             names = (f"output {i}", f"output {i} of the forward pass", "output of the forward pass")
@@ -183,19 +175,18 @@ def values(subject: CallUnderTest, leaves: Leaves, gs: Leaves, found: Answers) -
     conjugates = _conjugates(subject, leaves, gs)
     for i in wrong:
         r, o = found.dxs[i], found.true_dxs[i]
+        alike = [other for j, other in enumerate(found.true_dxs) if j != i and _equal(r, other, digits)]
         if r.shape == o.shape and np.iscomplexobj(r) != np.iscomplexobj(o):
-            traps[f"cotangent of {subject.names[i]}"] = "real-and-complex"
+            trap = "real-and-complex"
+        elif r.shape != o.shape or r.dtype != o.dtype or not np.all(np.isfinite(o)) or not np.all(np.isfinite(r)):
             continue
-        if r.shape != o.shape or r.dtype != o.dtype or not np.all(np.isfinite(o)) or not np.all(np.isfinite(r)):
-            continue
-        alike = [j for j, other in enumerate(found.true_dxs) if j != i and _equal(r, other, digits) and np.any(r)]
-        if not np.any(r):
+        elif not np.any(r):
             trap = "forgotten-gradient"
         elif conjugates[i]:
             trap = "conjugate-missing"
         elif np.iscomplexobj(o) and (_equal(r, o.real + 0j, digits) or _equal(r.real + 0j, o.real + 0j, digits)):
             trap = "real-and-complex"
-        elif any(found.true_dxs[j].shape == o.shape for j in alike):
+        elif any(other.shape == o.shape for other in alike):
             trap = "permuted-cotangents"
         elif lower and relative_gap(r, o) < COARSE:
             trap = "low-precision-inside"

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
@@ -72,15 +73,10 @@ class _Named(NamedTuple):
         return thing
 
 
-class _Recorded(NamedTuple):
-    """A `CallUnderTest.resize` that holds the results it will be called for."""
-
-    answers: Mapping[tuple[str, int], Any]
-
-    def __call__(self, sizes: Mapping[str, int]) -> Any:
-        """Return the shapes at another size of one dimension."""
-        ((name, n),) = sizes.items()
-        return self.answers[name, n]
+def _recorded(steps: Mapping[tuple[str, int], Any], sizes: Mapping[str, int]) -> Any:
+    """Return the shapes at another size of one dimension, as `CallUnderTest.resize` does, from a table."""
+    ((name, n),) = sizes.items()
+    return steps[name, n]
 
 
 def _portable(f: Any) -> Any:
@@ -122,7 +118,7 @@ def elsewhere(subject: CallUnderTest) -> Iterator[Finding]:
     )
     fn, reference = _portable(subject.fn), _portable(subject.reference)
     away = replace(
-        subject, fn=fn, reference=reference, compared=None, args=args, kwargs=kwargs, resize=_Recorded(steps)
+        subject, fn=fn, reference=reference, compared=None, args=args, kwargs=kwargs, resize=partial(_recorded, steps)
     )
     # Where the function equals its oracle here, a difference elsewhere comes of the devices.
     agreed = subject.undifferentiable is None and attempt(lambda: right(subject)) is True

@@ -49,13 +49,7 @@ class SplitCall(NamedTuple):
 
 
 def find_data_axis(subject: CallUnderTest, parts: int, dtype: Any) -> SplitCall | None:
-    """Return the call with data that divides by a number of devices, None if there is no data axis.
-
-    Args:
-        subject: the call under test.
-        parts: the number of devices.
-        dtype: that of the differentiated arrays.
-    """
+    """Return the call with data that divides by a number of devices, in a dtype; None if there is no data axis."""
     leaves, tree = jax.tree.flatten((subject.args, dict(subject.kwargs)))
     which = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
     arrays = [np.asarray(leaves[i]) for i in which]

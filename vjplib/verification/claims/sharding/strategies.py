@@ -51,12 +51,7 @@ Sent = list[tuple[str, tuple[int, ...]]]  # operations and shapes
 
 
 def here(subject: CallUnderTest, agreed: bool = False) -> Iterator[Finding]:
-    """Yield the findings on the devices of this process.
-
-    Args:
-        subject: the call under test.
-        agreed: whether the function equals its oracle in a process of one device.
-    """
+    """Yield the findings on the devices of this process; `agreed` if fn equals its oracle in one of a single device."""
     devices = jax.devices()[:MOST_DEVICES]
     for dtype, context in ((np.float64, x64), (np.float32, nullcontext)):
         with context():
