@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+REAL = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+"""The dtypes that the rules of convolution and pooling compute; others go to lax."""
+
 
 def upcast(x: jax.Array) -> jax.Array:
     """Return x in the dtype that rules compute in: float32, or x's own where that is wider."""

@@ -63,8 +63,8 @@ def distribution(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -
     return weights / np.maximum(weights.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
-class Call(NamedTuple):
-    """The concrete arguments of one call."""
+class Arguments(NamedTuple):
+    """The concrete positional and keyword arguments of one call."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -111,12 +111,12 @@ class Case:
         """The shape of each input in dimension names."""
         return tuple(i.shape if i else None for i in self.arrays)
 
-    def call(self, rng: np.random.Generator, dtype: Any = np.float32, scale: float = 1.0, **sizes: int) -> Call:
+    def call(self, rng: np.random.Generator, dtype: Any = np.float32, scale: float = 1.0, **sizes: int) -> Arguments:
         """Return concrete arguments, floating ones scaled and cast to dtype, at these sizes in place of `dims`."""
         dims = {**self.dims, **sizes}
         args = tuple(i and _array(i, rng, dims, dtype, scale) for i in self.arrays)
         drawn = {k: _array(v, rng, dims, dtype, scale) for k, v in self.kwargs.items() if isinstance(v, Input)}
-        return Call(args, {**self.kwargs, **drawn})
+        return Arguments(args, {**self.kwargs, **drawn})
 
     def avals(self, dims: Dims, dtype: Any = np.float32) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the shapes and dtypes of the arguments and of the drawn keyword arguments at these sizes."""

@@ -3,68 +3,40 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 import vjplib
+from vjplib.bench.sweep import accepted, unusual_pads
+
+KINDS = {"dense": 0.3, "depthwise": 0.35, "grouped": 0.25, "batch": 0.1}
 
 
-def random_call(rng, largest=8) -> tuple[Any, Any, dict[str, Any]]:
-    """Return shapes and keyword arguments of a call that lax accepts."""
-    return _accepted(lambda: _drawn(rng, largest))
+def random_call(rng, largest=8, kinds=KINDS, ndim=None) -> tuple[Any, Any, dict[str, Any]]:
+    """Return shapes and keyword arguments of a call that lax accepts.
+
+    Args:
+        rng: draws them.
+        largest: the largest spatial size.
+        kinds: the probability of each kind of `KINDS`.
+        ndim: the number of spatial dimensions, None for 0 to 3.
+    """
+    return accepted(lambda: _drawn(rng, largest, kinds, ndim))
 
 
 def unusual_call(rng, largest=20) -> tuple[Any, Any, dict[str, Any]]:
-    """Return a call that lax accepts, most of its pads one-sided, cropping or longer than the kernel reaches."""
+    """Return a call that lax accepts, whose pads are one-sided, cropping or longer than the kernel reaches."""
 
     def drawn():
-        lhs, rhs, kwargs = _drawn(rng, largest)
-        pads = tuple(_unusual_pads(rng, n) for n in _space(kwargs["dimension_numbers"][1], rhs))
-        return lhs, rhs, kwargs | {"padding": pads}
+        lhs, rhs, kwargs = _drawn(rng, largest, KINDS, None)
+        taps = [n for e, n in zip(kwargs["dimension_numbers"][1], rhs, strict=True) if e not in "IO"]
+        return lhs, rhs, kwargs | {"padding": tuple(unusual_pads(rng, n) for n in taps)}
 
-    return _accepted(drawn)
-
-
-def _space(spec, shape):
-    return [n for e, n in zip(spec, shape, strict=True) if e not in "IO"]
+    return accepted(drawn)
 
 
-def _unusual_pads(rng, taps):
-    beyond = int(rng.integers(taps, 2 * taps + 4))
-    cut = -int(rng.integers(1, 4))
-    usual = int(rng.integers(0, taps))
-    pads = [
-        (beyond, 0),
-        (0, beyond),
-        (cut, 0),
-        (0, cut),
-        (cut, beyond),
-        (beyond, beyond),
-        (beyond, cut),
-        (usual, usual),
-    ]
-    return pads[int(rng.integers(len(pads)))]
-
-
-def _accepted(draw):
-    while True:
-        lhs, rhs, kwargs = draw()
-        try:
-            jax.eval_shape(
-                lambda x, k, kwargs=kwargs: lax.conv_general_dilated(x, k, **kwargs), *map(_aval, (lhs, rhs))
-            )
-        except ValueError:  # negative padding beyond the size
-            continue
-        return lhs, rhs, kwargs
-
-
-def _aval(shape):
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def _drawn(rng, largest):
-    ndim = int(rng.choice([0, 1, 2, 3], p=[0.05, 0.35, 0.4, 0.2]))
+def _drawn(rng, largest, kinds, ndim):
+    ndim = int(rng.choice([0, 1, 2, 3], p=[0.05, 0.35, 0.4, 0.2])) if ndim is None else ndim
 
     def one(low, high):
         return int(rng.integers(low, high + 1))
@@ -75,7 +47,7 @@ def _drawn(rng, largest):
         return tuple(one(low, high) for _ in range(ndim))
 
     feature_groups, batch_groups, depth, width = 1, 1, one(1, 4), one(1, 4)
-    match rng.choice(["dense", "depthwise", "grouped", "batch"], p=[0.3, 0.35, 0.25, 0.1]):
+    match rng.choice(list(kinds), p=list(kinds.values())):
         case "depthwise":
             feature_groups, depth, width = one(1, 5), 1, int(rng.choice([1, 1, 2, 3]))
         case "grouped":

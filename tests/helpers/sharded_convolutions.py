@@ -1,6 +1,5 @@
-"""Program run on four forced devices: gradients of sharded convolutions and what crosses devices, as JSON."""
+"""Gradients of sharded convolutions on four forced devices: their errors, and what crosses devices."""
 
-import json
 import re
 
 import jax
@@ -49,13 +48,13 @@ def compiled(mesh, x, k, x_spec, k_spec, arguments):
 
 
 def moved(text):
-    """Returns the shapes of what a compiled program sends from device to device, sums apart."""
+    """Return the shapes of what a compiled program sends from device to device, except sums."""
     shapes = re.findall(r"= \S*?f64\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute)\w*\(", text)
     return [[int(n) for n in shape.split(",") if n] for shape in shapes]
 
 
-def main():
-    jax.config.update("jax_enable_x64", True)
+def measure():
+    """Return the error of each gradient against one device's, and the shapes of what crosses devices, by name."""
     rng = np.random.default_rng(0)
     results = {}
     for name, (kernel, arguments) in CALLS.items():
@@ -83,12 +82,11 @@ def main():
     x, k = rng.standard_normal((8, 4, 4, 32)), rng.standard_normal((5, 5, 1, 32))
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
     results["few places, batch"] = compiled(mesh, x, k, P("d"), P(), {"feature_group_count": 32})
-    results |= patches(rng)
-    print(json.dumps(results))
+    return results | patches(rng)
 
 
 def patches(rng):
-    """Returns what crosses devices in the gradient of patches, overlapping and not, whose batch is sharded."""
+    """Return what crosses devices in the gradient of patches, overlapping and not, whose batch is sharded."""
     x, results = rng.standard_normal((8, 6, 6, 4)), {}
     for strides in ((1, 1), (2, 2)):
 
@@ -119,7 +117,7 @@ def patches(rng):
 
 
 def groups_apart(rng):
-    """Returns what crosses devices where each has groups of its own, which elsewhere are computed as blocks."""
+    """Return what crosses devices where each has groups of its own, which elsewhere are computed as blocks."""
     x, k = rng.standard_normal(X), rng.standard_normal((3, 3, 8, 32))
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
     specs = P(None, None, None, "d")
@@ -135,7 +133,3 @@ def groups_apart(rng):
     )
     ours = jax.tree.map(np.asarray, ready(*jax.device_put((x, k), NamedSharding(mesh, specs))))
     return {"error": error(ours, expected), "moved": moved(ready.as_text() or "")}
-
-
-if __name__ == "__main__":
-    main()

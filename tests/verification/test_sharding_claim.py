@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 from wrong_rules import normal, rule
 
 import vjplib
-from vjplib.compat import as_varying
 from vjplib.compat import mapped as is_mapped
+from vjplib.rules import like_primal
 from vjplib.verification.api import at_case
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claims.sharding import claim
@@ -49,7 +49,7 @@ def mapped():
 
 
 def summed(a, like):
-    return as_varying(a, like)
+    return like_primal(a, like)
 
 
 def summed_always(a, like):
@@ -63,7 +63,7 @@ def averaged(a, like):
 
 
 def by_device_count(a, like):
-    a = as_varying(a, like)
+    a = like_primal(a, like)
     return a * (lax.axis_size(*mapped()) if mapped() else 1)
 
 

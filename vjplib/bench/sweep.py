@@ -79,7 +79,11 @@ class Trial:
         return " ".join((*shapes, *rest))
 
 
-def draw(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+Drawn = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
+"""Shapes of x and of the kernel, and keyword arguments of `conv_general_dilated`."""
+
+
+def draw(rng: np.random.Generator) -> Drawn:
     """Draw the shapes and arguments of a convolution of a practical size: 1 to 3 dimensions, any kind.
 
     A third of the convolutions have the pads of `unusual_pads`.
@@ -89,14 +93,34 @@ def draw(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], di
         >>> len(lhs) == len(rhs) == len(arguments["window_strides"]) + 2
         True
     """
+
+    def fits(y: jax.ShapeDtypeStruct, rhs: tuple[int, ...], arguments: dict[str, Any]) -> bool:
+        work = y.size * math.prod(rhs) // max(1, rhs[arguments["dimension_numbers"][1].index("O")])
+        return 0 < y.size <= LARGEST and work <= MOST_WORK
+
+    return accepted(lambda: _drawn(rng), fits)
+
+
+def accepted(draw: Callable[[], Drawn], fits: Callable[..., bool] = lambda y, rhs, arguments: True) -> Drawn:
+    """Draw convolutions until lax accepts one that fits.
+
+    Args:
+        draw: returns the shapes of x and of the kernel, and keyword arguments of `conv_general_dilated`.
+        fits: takes the shape of y, that of the kernel and the arguments.
+
+    Example:
+        >>> windows = iter([(5, 1, 1), (2, 1, 1)])
+        >>> arguments = {"window_strides": (1,), "padding": "VALID", "dimension_numbers": ("NHC", "HIO", "NHC")}
+        >>> accepted(lambda: ((1, 3, 1), next(windows), arguments), lambda y, *_: y.size > 0)[1]
+        (2, 1, 1)
+    """
     while True:
-        lhs, rhs, arguments = _drawn(rng)
+        lhs, rhs, arguments = draw()
         try:
             y = jax.eval_shape(lambda x, k, a=arguments: lax.conv_general_dilated(x, k, **a), *map(_form, (lhs, rhs)))
         except ValueError:  # the window exceeds the padded input
             continue
-        work = y.size * math.prod(rhs) // max(1, rhs[arguments["dimension_numbers"][1].index("O")])
-        if 0 < y.size <= LARGEST and work <= MOST_WORK:
+        if fits(y, rhs, arguments):
             return lhs, rhs, arguments
 
 

@@ -11,7 +11,7 @@ from vjplib.commands.common import Command, add_targets, count, progress, rules_
 
 def add(command: Command) -> None:
     """Add the command."""
-    bench = command("bench", _bench, "time rules against JAX's derivative of what users would otherwise call")
+    bench = command("bench", _bench, "time rules against autodiff of the functions that users would otherwise call")
     add_targets(bench)
     bench.add_argument("--quick", action="store_true", help="few repetitions: enough to see a factor of two")
     bench.add_argument("--models", action="store_true", help="time training steps of flax networks instead of rules")

@@ -9,6 +9,8 @@ from vjplib.compat.configuration import leaks_unchecked as leaks_unchecked
 from vjplib.compat.configuration import settings as settings
 from vjplib.compat.configuration import with_collective_timeout as with_collective_timeout
 from vjplib.compat.configuration import x64 as x64
+from vjplib.compat.cost import ProgramCost as ProgramCost
+from vjplib.compat.cost import cost_of as cost_of
 from vjplib.compat.custom_rules import CustomJVP as CustomJVP
 from vjplib.compat.custom_rules import CustomVJP as CustomVJP
 from vjplib.compat.custom_rules import Differentiable as Differentiable
@@ -42,8 +44,8 @@ from vjplib.compat.jaxprs import strip_custom_rules as strip_custom_rules
 from vjplib.compat.jaxprs import unclose as unclose
 from vjplib.compat.jaxprs import used_inputs as used_inputs
 from vjplib.compat.jaxprs import without_dead_code as without_dead_code
-from vjplib.compat.placing import as_varying as as_varying
 from vjplib.compat.placing import automatic as automatic
 from vjplib.compat.placing import mapped as mapped
+from vjplib.compat.placing import psum_to_primal as psum_to_primal
 from vjplib.compat.placing import separate_call as separate_call
 from vjplib.compat.shapes import is_symbolic as is_symbolic

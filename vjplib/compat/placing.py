@@ -6,7 +6,6 @@ from typing import Any
 import jax
 from jax._src.core import trace_ctx
 from jax._src.interpreters.batching import BatchTrace, BatchTracer
-from jax.core import ShapedArray
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType, auto_axes, get_abstract_mesh
 
@@ -69,16 +68,19 @@ def automatic(f: Callable[..., Any], result: jax.ShapeDtypeStruct) -> Callable[.
     return auto_axes(f, out_sharding=result.sharding)
 
 
-def as_varying(cotangent: jax.Array, primal: jax.Array | ShapedArray) -> jax.Array:
-    """Returns a cotangent summed over the mesh axes of `jax.shard_map` along which it varies and its primal does not.
+def psum_to_primal(cotangent: jax.Array, aval: Any) -> jax.Array:
+    """Return a cotangent summed over the mesh axes of `jax.shard_map` along which it varies and its primal does not.
 
-    The primal is an array, or its abstract value. Shards that share a value each have a part of its cotangent. Outside
-    shard_map, and where it does not keep account (check_vma=False), this changes nothing.
+    Devices that share a value each hold a part of its cotangent. Outside shard_map, and inside with check_vma=False,
+    this changes nothing.
+
+    Args:
+        cotangent: the cotangent.
+        aval: the abstract value of the primal, as `jax.typeof` gives it.
 
     Example:
-        >>> float(as_varying(jax.numpy.ones(()), jax.numpy.zeros(())))
+        >>> float(psum_to_primal(jax.numpy.ones(()), jax.typeof(jax.numpy.zeros(()))))
         1.0
     """
-    aval: Any = primal if isinstance(primal, ShapedArray) else jax.typeof(primal)
     axes = jax.typeof(cotangent).manual_axis_type.varying - aval.manual_axis_type.varying
     return jax.lax.psum(cotangent, tuple(sorted(axes))) if axes else cotangent

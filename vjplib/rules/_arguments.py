@@ -1,4 +1,4 @@
-"""Convert arguments, and name the one that does not fit."""
+"""Convert arguments to arrays and tuples; raise TypeError or ValueError by the argument's name if one does not fit."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -21,13 +21,6 @@ PADDINGS = ("SAME", "SAME_LOWER", "VALID")
 def as_array(name: str, x: ArrayLike) -> jax.Array:
     """Return x as an array; numbers, lists and tuples of numbers are converted.
 
-    Args:
-        name: the argument's name, for error messages.
-        x: the argument.
-
-    Raises:
-        TypeError: x is not an array of numbers.
-
     Example:
         >>> as_array("x", "text")
         Traceback (most recent call last):
@@ -44,13 +37,6 @@ def as_array(name: str, x: ArrayLike) -> jax.Array:
 def as_inexact(name: str, x: ArrayLike) -> jax.Array:
     """Return x as an array of a floating or complex dtype: integers and booleans become JAX's default float.
 
-    Args:
-        name: the argument's name, for error messages.
-        x: the argument.
-
-    Raises:
-        TypeError: x is not an array of numbers.
-
     Example:
         >>> as_inexact("x", [1, 2]).dtype
         dtype('float32')
@@ -63,13 +49,6 @@ def as_inexact(name: str, x: ArrayLike) -> jax.Array:
 
 def as_floating(name: str, x: ArrayLike) -> jax.Array:
     """Return x as an array of a real floating dtype.
-
-    Args:
-        name: the argument's name, for error messages.
-        x: the argument.
-
-    Raises:
-        TypeError: x is not an array of a real floating dtype.
 
     Example:
         >>> as_floating("x", 1)
@@ -118,15 +97,7 @@ def by_rule(rule: Callable[..., jax.Array], incumbent: Callable[..., jax.Array],
 
 
 def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    """Return the axes that the argument `axis` names, sorted and non-negative.
-
-    Args:
-        axis: one axis, several, or None for all; negative ones count from the end.
-        ndim: the rank of the array.
-
-    Raises:
-        TypeError: an axis is not an integer.
-        ValueError: an axis is out of range or named twice.
+    """Return the axes that the argument `axis` names (None for all), sorted and non-negative.
 
     Example:
         >>> normalize_axes((-1, 0), 3)
@@ -147,9 +118,6 @@ def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ..
 
 def broadcast_shapes(**arrays: jax.Array) -> tuple[int, ...]:
     """Return the shape that the arrays broadcast to.
-
-    Raises:
-        ValueError: the shapes do not broadcast together.
 
     Example:
         >>> broadcast_shapes(x=jnp.ones((2, 3)), y=jnp.ones((4,)))
@@ -231,19 +199,7 @@ def convolution_arguments(**given: Any) -> dict[str, Any]:
 def reduce_window_arguments(
     ndim: int, sizes: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
 ) -> Any:
-    """Return the arguments of `lax.reduce_window` after its reduction, as tuples.
-
-    Args:
-        ndim: the rank of the operand.
-        sizes: window_dimensions.
-        strides: window_strides, None for ones.
-        padding: a string, or a pair for each dimension.
-        base_dilation: None for ones.
-        window_dilation: None for ones.
-
-    Raises:
-        TypeError: an argument has a wrong type.
-        ValueError: an argument does not fit the rank of the operand, or is not positive.
+    """Return the arguments of `lax.reduce_window` after its reduction, as tuples; None becomes ones.
 
     Example:
         >>> reduce_window_arguments(1, [3], None, "same", None, None)
@@ -260,27 +216,12 @@ def reduce_window_arguments(
 
 
 def shaped(name: str, x: Any) -> Any:
-    """Return x if it has a shape and a dtype, such as a `jax.ShapeDtypeStruct`, else x as an array.
-
-    Args:
-        name: the argument's name, for error messages.
-        x: the argument.
-
-    Raises:
-        TypeError: x is not an array of numbers.
-    """
+    """Return x if it has a shape and a dtype, such as a `jax.ShapeDtypeStruct`, else x as an array."""
     return x if hasattr(x, "shape") and hasattr(x, "dtype") else as_array(name, x)
 
 
 def integers(name: str, given: Any) -> tuple[Any, ...]:
-    """Return a sequence of integers as a tuple.
-
-    Args:
-        name: the argument's name, for error messages.
-        given: the argument; symbolic dimensions of `jax.export` count as integers.
-
-    Raises:
-        TypeError: given is not a sequence of integers.
+    """Return a sequence of integers as a tuple; symbolic dimensions of `jax.export` count as integers.
 
     Example:
         >>> integers("window_strides", 2)
@@ -294,16 +235,7 @@ def integers(name: str, given: Any) -> tuple[Any, ...]:
 
 
 def positive(name: str, given: Any, count: int) -> tuple[Any, ...]:
-    """Return a sequence of `count` positive integers as a tuple.
-
-    Args:
-        name: the argument's name, for error messages.
-        given: the argument; symbolic dimensions of `jax.export` count as positive.
-        count: the number of dimensions.
-
-    Raises:
-        TypeError: given is not a sequence of integers.
-        ValueError: given has a different length, or an entry that is not positive.
+    """Return a sequence of `count` positive integers as a tuple; symbolic dimensions count as positive.
 
     Example:
         >>> positive("window_strides", (0,), 1)
@@ -318,14 +250,6 @@ def positive(name: str, given: Any, count: int) -> tuple[Any, ...]:
 
 def pads(given: Any, count: int) -> str | tuple[tuple[Any, Any], ...]:
     """Return the argument `padding`: one of lax's strings, in upper or lower case, or a tuple of pairs.
-
-    Args:
-        given: the argument.
-        count: the number of dimensions.
-
-    Raises:
-        TypeError: given is neither a string nor a sequence of pairs of integers.
-        ValueError: given is an unknown string, or does not have two integers for each dimension.
 
     Example:
         >>> pads("FULL", 2)
@@ -349,14 +273,7 @@ def pads(given: Any, count: int) -> str | tuple[tuple[Any, Any], ...]:
 
 
 def dimension_order(given: Any, ndim: int) -> None:
-    """Raise if a `lax.ConvDimensionNumbers` is not a permutation of the axes of arrays of rank `ndim`.
-
-    Args:
-        given: the argument `dimension_numbers`; lax checks its other forms.
-        ndim: the rank of x and of the kernel.
-
-    Raises:
-        ValueError: a specification does not name each axis once.
+    """Raise if a `lax.ConvDimensionNumbers` does not permute the axes of rank `ndim`; lax checks the other forms.
 
     Example:
         >>> dimension_order(lax.ConvDimensionNumbers((0, 1, 2), (0, 1, 2), (0, 1, 1)), 3)
@@ -372,12 +289,6 @@ def dimension_order(given: Any, ndim: int) -> None:
 
 def element_type(given: Any) -> None:
     """Raise if the argument `preferred_element_type` is neither None nor a dtype.
-
-    Args:
-        given: the argument.
-
-    Raises:
-        TypeError: given is not a dtype.
 
     Example:
         >>> element_type("float99")

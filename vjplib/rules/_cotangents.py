@@ -1,4 +1,4 @@
-"""Cotangents: what every backward rule needs to return one that fits its primal."""
+"""Cotangents that fit their primals: every backward rule ends in `like_primal`."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 
-from vjplib.compat import as_varying
+from vjplib.compat import psum_to_primal
 
 
 @jax.tree_util.register_static
@@ -44,7 +44,7 @@ def like_primal(dx: jax.Array, primal: jax.Array | AvalToken) -> jax.Array:
         Array([2, 2, 2], dtype=bfloat16)
     """
     aval = primal.aval if isinstance(primal, AvalToken) else jax.typeof(primal)
-    return as_varying(unbroadcast(dx, aval.shape), aval).astype(aval.dtype)
+    return psum_to_primal(unbroadcast(dx, aval.shape), aval).astype(aval.dtype)
 
 
 def unbroadcast(g: jax.Array, shape: tuple[int, ...]) -> jax.Array:

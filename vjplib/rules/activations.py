@@ -314,7 +314,7 @@ RULES = (
         bench=(_LARGE,),
         residual_bytes=lambda b, n: b * n,
         jacobian=jacobian_relu,
-        reason="a layer of the lecture; keeps one byte an element",
+        reason="a layer of the lecture; keeps one byte per element",
         source="Example 2.1",
     ),
     Rule(
@@ -356,7 +356,7 @@ RULES = (
         bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
         residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_quadratic,
-        reason="the lecture's first function of two variables; keeps y alone",
+        reason="the lecture's first function of two variables; keeps only y",
         source="Example 2.2",
     ),
 )

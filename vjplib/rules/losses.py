@@ -400,7 +400,7 @@ RULES = (
         residual_bytes=lambda b, n: 4 * (2 * b * n + 2 * b),
         jacobian=jacobian_softmax_cross_entropy,
         reason="accuracy: both gradients at a class that is almost certain, which autodiff loses, are right to 4e-06; "
-        "keeps two numbers a slice beside its arguments",
+        "keeps its arguments and two numbers per slice",
         source="Example 2.6",
         tails=_tails_of_softmax_cross_entropy,
     ),
@@ -427,7 +427,7 @@ RULES = (
         residual_bytes=lambda b, n: 4 * (b * n + 3 * b),
         jacobian=jacobian_softmax_cross_entropy_with_integer_labels,
         reason="accuracy: the gradient at a label that is almost certain, which autodiff loses, is right to 4e-06; "
-        "keeps two numbers a slice beside its arguments",
+        "keeps its arguments and two numbers per slice",
         source="Example 2.6",
         tails=_tails_of_integer_cross_entropy,
     ),
@@ -440,7 +440,7 @@ RULES = (
         bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
         residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_squared_error,
-        reason="the loss of a regression; keeps the difference alone",
+        reason="the loss of a regression; keeps only the difference",
         source="Eq. 1",
     ),
 )

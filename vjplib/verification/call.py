@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,8 @@ class CallUnderTest:
             `jax.ShapeDtypeStruct`.
         case: a name for the call.
         tails: makes a call whose exact cotangents are known of log-spaced numbers, or None; see `vjplib.rule.Rule`.
+        base: a call with the same oracle, whose arguments differ in floating numbers alone: its compiled programs serve
+            this call too, the oracle's and, if the function is the same, the function's.
         hurried: whether compiling may leave out optimisation in float32 too; in float64 it does, if the call is small.
     """
 
@@ -80,6 +82,7 @@ class CallUnderTest:
     case: str = ""
     hurried: bool = False
     tails: Callable[[np.ndarray], Tail] | None = None
+    base: "CallUnderTest | None" = field(default=None, repr=False)
 
     def flat(self, f: Callable[..., Any]) -> Callable[..., Leaves]:
         """Return f at this call as a function of the differentiated leaves, to its floating output leaves."""
@@ -178,6 +181,8 @@ class CallUnderTest:
     @cached_property
     def answers(self) -> Callable[[Leaves, Leaves], "Answers"]:
         """All answers at leaves and cotangents as one compiled program, for compiling takes most of the time."""
+        if self.base is not None:
+            return self.base.answers if self.base.fn is self.fn else self._beside(self.base.answers)
         ours, theirs = self.pull(self.call), self.pull(self.oracle)
 
         def program(leaves: Leaves, gs: Leaves) -> Answers:
@@ -190,6 +195,16 @@ class CallUnderTest:
     def answers_at(self, leaves: Leaves, gs: Leaves) -> Answers:
         """Return all answers, as NumPy arrays."""
         return jax.tree.map(np.asarray, self.answers(leaves, gs))
+
+    def _beside(self, of_base: Callable[[Leaves, Leaves], "Answers"]) -> Callable[[Leaves, Leaves], "Answers"]:
+        """Return the base's answers with this function's outputs and cotangents."""
+        ours = self.compiled(self.pull(self.call))
+
+        def run(leaves: Leaves, gs: Leaves) -> Answers:
+            ys, dxs = ours(leaves, gs)
+            return of_base(leaves, gs)._replace(ys=ys, dxs=dxs)
+
+        return run
 
     def compiled(self, f: Callable[..., T]) -> Callable[..., T]:
         """Return f jitted, without optimisation if the call is small: compiling and running then take less in all."""
@@ -225,6 +240,8 @@ class CallUnderTest:
     @property
     def undifferentiable(self) -> str | None:
         """Why JAX cannot differentiate the oracle, or None; None too where the function itself does not run."""
+        if self.base is not None:
+            return self.base.undifferentiable
         return self.traced[1] if isinstance(self.traced[1], str) else None
 
     @property
@@ -236,6 +253,8 @@ class CallUnderTest:
     @cached_property
     def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
         """The oracle's outputs and cotangents, in float64: of `answers` where that saves compiling the oracle again."""
+        if self.base is not None:
+            return self.base.truths
         alone = self.compiled(self.pull(self.oracle))
         if not self.small:
             return alone
@@ -250,9 +269,10 @@ class CallUnderTest:
 
         return run
 
-    def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> "CallUnderTest":
-        """Return the same function at another call."""
-        return replace(self, args=args, kwargs=kwargs, case=case)
+    def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> Self:
+        """Return the function at another call, the base too."""
+        base = self.base.at(args, kwargs, case) if self.base is not None else None
+        return replace(self, args=args, kwargs=kwargs, case=case, base=base)
 
 
 def attempt(run: Callable[[], T]) -> T | Exception:

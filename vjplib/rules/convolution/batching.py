@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from vjplib.compat import mapped
-from vjplib.rules.convolution.call import Call
+from vjplib.rules.convolution.call import ConvCall
 
-Convolve = Callable[[jax.Array, jax.Array, Call], jax.Array]
+Convolve = Callable[[jax.Array, jax.Array, ConvCall], jax.Array]
 
 
 def merge_vmapped_batch(convolve: Convolve) -> Convolve:
@@ -26,7 +26,7 @@ def merge_vmapped_batch(convolve: Convolve) -> Convolve:
     Inside a mapped gradient, `jax.vmap(jax.grad(f))`, nothing is merged: there each row's kernel cotangent is wanted.
 
     Args:
-        convolve: takes x, the kernel and the `Call` that fits them.
+        convolve: takes x, the kernel and the `ConvCall` that fits them.
 
     Example:
         >>> from vjplib.rules.convolution.call import make_call
@@ -42,7 +42,7 @@ def merge_vmapped_batch(convolve: Convolve) -> Convolve:
     """
 
     @functools.wraps(convolve)
-    def merging(x: jax.Array, k: jax.Array, call: Call) -> jax.Array:
+    def merging(x: jax.Array, k: jax.Array, call: ConvCall) -> jax.Array:
         if not mapped(x) or mapped(k):
             return convolve(x, k, call)
         batch, channels, *_ = call.dimensions.lhs_spec

@@ -22,10 +22,14 @@ lax_patches = lax.conv_general_dilated_patches
 conv_dimension_numbers = lax.conv_dimension_numbers
 
 Array = jax.Array
+PARAMETERS = (
+    *("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers"),
+    *("feature_group_count", "batch_group_count", "precision", "preferred_element_type", "out_sharding"),
+)
 
 
 @dataclass(frozen=True)
-class Call:
+class ConvCall:
     """The static arguments of one `lax.conv_general_dilated`, and the shapes and dtype of its arrays; hashable.
 
     Args:
@@ -67,20 +71,14 @@ class Call:
         slower.
         """
         call = self.within_reach
-        return lax_convolution(
-            self.pad(x),
-            k,
-            call.strides,
-            call.padding,
-            call.lhs_dilation,
-            call.rhs_dilation,
-            call.dimensions,
-            call.feature_groups,
-            call.batch_groups,
-            call.precision,
-            call.preferred_element_type,
-            call.out_sharding,
-        )
+        groups = (call.feature_groups, call.batch_groups)
+        options = (call.precision, call.preferred_element_type, call.out_sharding)
+        return lax_convolution(self.pad(x), k, *call.window, *groups, *options)
+
+    @property
+    def window(self) -> tuple[Any, Any, Any, Any, Any]:
+        """The arguments window_strides to dimension_numbers of lax's functions, in their order."""
+        return self.strides, self.padding, self.lhs_dilation, self.rhs_dilation, self.dimensions
 
     def input_grad(self, g: Array, k: Array, x: Array) -> Array:
         """Return dx by XLA's convolution, as JAX transposes it; only the shape and dtype of x are used."""
@@ -103,7 +101,7 @@ class Call:
         return tuple(lax.padtype_to_pads(sizes, window, self.strides, self.padding))
 
     @cached_property
-    def within_reach(self) -> "Call":
+    def within_reach(self) -> "ConvCall":
         """The convolution of `pad(x)` that has the same y and that XLA:CPU computes correctly."""
         if not any(map(any, self.excess)):
             return self
@@ -135,7 +133,7 @@ class Call:
         return tuple(map(used_taps, *self._spatial_sizes, self.strides, low, self.lhs_dilation, self.rhs_dilation))
 
     @cached_property
-    def trimmed(self) -> "Call":
+    def trimmed(self) -> "ConvCall":
         """The same convolution; where x is too large to pad, by a kernel cut to its used taps."""
         if self.out_sharding is not None or not self.known or self.empty:
             return self
@@ -285,17 +283,10 @@ def used_taps(n: int, k: int, m: int, s: int, p: int, d: int, r: int) -> tuple[i
 
 
 def canonical(problem: Problem, x: Array, k: Array, padding: str | None = None) -> Array:
-    """Return y of a problem with one group, by XLA's convolution of arrays in canonical layout.
-
-    Args:
-        problem: the convolution.
-        x: (batch, *size, channels).
-        k: (*kernel, channels, features).
-        padding: the string that the problem's pads come from, None for the pads themselves.
-    """
+    """Return y of a problem with one group, by XLA's convolution of canonical arrays; a string stands for its pads."""
     n = problem.ndim
     lhs, rhs = (0, n + 1, *range(1, n + 1)), (n + 1, n, *range(n))
-    call = Call(
+    call = ConvCall(
         x.shape,
         k.shape,
         (x.shape[0], *problem.out, problem.features),
@@ -311,13 +302,14 @@ def canonical(problem: Problem, x: Array, k: Array, padding: str | None = None) 
     return call(x, k)
 
 
-def make_call(lhs: Any, rhs: Any, **arguments: Any) -> Call:
+def make_call(lhs: Any, rhs: Any, *positional: Any, **arguments: Any) -> ConvCall:
     """Return the call of `lax.conv_general_dilated` with these arguments, checked.
 
     Args:
         lhs: x, an array or a `jax.ShapeDtypeStruct`.
         rhs: the kernel, an array or a `jax.ShapeDtypeStruct`.
-        **arguments: the others by name.
+        *positional: the arguments of `PARAMETERS`, in this order.
+        **arguments: those of them that are given by name.
 
     Raises:
         TypeError: an argument has a wrong type, or ranks or dtypes differ.
@@ -328,12 +320,13 @@ def make_call(lhs: Any, rhs: Any, **arguments: Any) -> Call:
         >>> make_call(x, k, window_strides=[2], padding="SAME").out
         (2, 4, 3)
     """
+    arguments |= zip(PARAMETERS, positional, strict=False)
     arguments = convolution_arguments(lhs=lhs, rhs=rhs, **arguments)
     del arguments["lhs"], arguments["rhs"]
     y = jax.eval_shape(partial(lax_convolution, **arguments), lhs, rhs)  # raises what lax raises
     dimensions = conv_dimension_numbers(lhs.shape, rhs.shape, arguments.get("dimension_numbers"))
     ones, precision = (1,) * len(dimensions.lhs_spec[2:]), arguments.get("precision")
-    return Call(
+    return ConvCall(
         tuple(lhs.shape),
         tuple(rhs.shape),
         tuple(y.shape),

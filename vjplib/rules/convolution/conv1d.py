@@ -198,14 +198,7 @@ def _problem(x, h, stride):
 
 
 def naive_vjp(h, g):
-    """g^T J for one kernel at stride 1, by the n x n matrix: the lecture's Algorithm 3, kept to be measured against.
-
-    Args:
-        h: (k,).
-        g: (n,).
-
-    Returns:
-        (n,), the cotangent of x, for n^2 multiplications and n^2 numbers.
+    """g^T J for a kernel h, (k,), and g, (n,), by the n x n matrix: the lecture's Algorithm 3, for comparison.
 
     Example:
         >>> h, g = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.0, 0.0, 1.0])
@@ -219,14 +212,7 @@ def naive_vjp(h, g):
 
 
 def sparse_vjp(h, g):
-    """g^T J for one kernel at stride 1, by its k diagonals: the lecture's Algorithm 4, and this rule's backward.
-
-    Args:
-        h: (k,).
-        g: (n,).
-
-    Returns:
-        (n,), the cotangent of x, for n k multiplications and no matrix.
+    """g^T J for a kernel h, (k,), and g, (n,), in n k multiplications: the lecture's Algorithm 4, and this backward.
 
     Example:
         >>> sparse_vjp(jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.0, 0.0])).tolist()

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vjplib.compat import as_varying, automatic, is_symbolic, separate_call
-from vjplib.precision import compute_dtype
+from vjplib.compat import automatic, is_symbolic, separate_call
+from vjplib.precision import REAL, compute_dtype
+from vjplib.rules._cotangents import like_primal
 from vjplib.rules.convolution.algorithms import dense, depthwise, grouped, phased
-from vjplib.rules.convolution.call import Call
+from vjplib.rules.convolution.call import ConvCall
 from vjplib.rules.convolution.problem import Problem
 
 Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]
-REAL = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 
 
 class Algorithm(NamedTuple):
@@ -268,7 +268,7 @@ def weight_grad_algorithm(problem: Problem) -> Algorithm:
 
 
 @functools.lru_cache(maxsize=4096)
-def plan(call: Call) -> Plan:
+def plan(call: ConvCall) -> Plan:
     """Return the algorithm for each product of a call on CPU."""
     if call.dtype not in REAL or call.out_sharding is not None or call.empty or not call.known:
         return Plan(XLA, XLA, XLA)
@@ -280,7 +280,7 @@ def plan(call: Call) -> Plan:
 
 
 @functools.partial(jax.jit, static_argnames="call")
-def forward(x: Array, k: Array, call: Call) -> Array:
+def forward(x: Array, k: Array, call: ConvCall) -> Array:
     """Return y of a call."""
     run = plan(call).y.run
 
@@ -292,7 +292,7 @@ def forward(x: Array, k: Array, call: Call) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="call")
-def input_grad(g: Array, k: Array, x: Array, call: Call) -> Array:
+def input_grad(g: Array, k: Array, x: Array, call: ConvCall) -> Array:
     """Return dx of a call; only the shape and dtype of x are used."""
     run = plan(call).dx.run
 
@@ -300,19 +300,19 @@ def input_grad(g: Array, k: Array, x: Array, call: Call) -> Array:
         problem = call.problem
         k = problem.transposed_kernel(call.k_to_canonical(k))
         dx = _in_one_dtype(run, problem.transposed, x.dtype)(call.y_to_canonical(g), k)
-        return as_varying(call.x_from_canonical(dx), x)
+        return like_primal(call.x_from_canonical(dx), x)
 
     return by_platform(run and on_cpu, call.input_grad, g, k, x)
 
 
 @functools.partial(jax.jit, static_argnames="call")
-def weight_grad(g: Array, x: Array, k: Array, call: Call) -> Array:
+def weight_grad(g: Array, x: Array, k: Array, call: ConvCall) -> Array:
     """Return dk of a call; only the shape and dtype of k are used."""
     run = plan(call).dk.run
 
     def on_cpu(g: Array, x: Array, k: Array) -> Array:
         dk = _in_one_dtype(run, call.problem, k.dtype)(call.x_to_canonical(x), call.y_to_canonical(g))
-        return as_varying(call.k_from_canonical(dk), k)
+        return like_primal(call.k_from_canonical(dk), k)
 
     return by_platform(run and on_cpu, call.weight_grad, g, x, k)
 

@@ -17,7 +17,7 @@ from vjplib.rules._arguments import as_array, shaped
 from vjplib.rules._cotangents import like_primal
 from vjplib.rules.convolution.batching import merge_vmapped_batch
 from vjplib.rules.convolution.bench_shapes import SHAPES
-from vjplib.rules.convolution.call import Call, lax_convolution, make_call
+from vjplib.rules.convolution.call import ConvCall, lax_convolution, make_call
 from vjplib.rules.convolution.dispatch import Plan, forward, input_grad, plan, weight_grad
 
 Padding = str | Sequence[tuple[int, int]]
@@ -78,21 +78,9 @@ def conv_general_dilated(
         Example 4.2 and Algorithm 4 of the lecture, generalised.
     """
     lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
-    call = make_call(
-        lhs,
-        rhs,
-        window_strides=window_strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        batch_group_count=batch_group_count,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-        out_sharding=out_sharding,
-    )
-    return _trim_and_convolve(lhs, rhs, call)
+    window = (window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers)
+    options = (feature_group_count, batch_group_count, precision, preferred_element_type, out_sharding)
+    return _trim_and_convolve(lhs, rhs, make_call(lhs, rhs, *window, *options))
 
 
 @merge_vmapped_batch
@@ -107,7 +95,7 @@ def _trim_and_convolve(x, k, call):
 
 
 @partial(custom_vjp, nondiff_argnames=("call",))
-def _convolve(x: Array, k: Array, call: Call) -> Array:
+def _convolve(x: Array, k: Array, call: ConvCall) -> Array:
     return forward(x, k, call)
 
 
@@ -166,24 +154,9 @@ def explain_convolution(
     Source:
         The tables in `vjplib.rules.convolution.dispatch`.
     """
-    call = make_call(
-        shaped("lhs", lhs),
-        shaped("rhs", rhs),
-        window_strides=window_strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        batch_group_count=batch_group_count,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-        out_sharding=out_sharding,
-    )
-    return plan(call.trimmed)
-
-
-# --------------------------------------------------------------------------------------------- the shorter names of lax
+    window = (window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers)
+    options = (feature_group_count, batch_group_count, precision, preferred_element_type, out_sharding)
+    return plan(make_call(shaped("lhs", lhs), shaped("rhs", rhs), *window, *options).trimmed)
 
 
 def conv(
@@ -331,6 +304,14 @@ def _edge(name, x, **kwargs):
     return Edge(name, (x, np.ones((3, 1, 2))), case.kwargs)
 
 
+_SAME = {"window_strides": (1,), "padding": "SAME"}
+
+
+def _padded(padding, lhs_dilation=None):
+    strides = (1,) * len(padding)
+    return {"window_strides": strides, "padding": padding, "lhs_dilation": lhs_dilation, "rhs_dilation": None}
+
+
 RULES = (
     Rule(
         fn=conv_general_dilated,
@@ -371,14 +352,8 @@ RULES = (
         reference=reference,
         baselines={"lax.conv": lax.conv},
         cases=(Case(("n 1 h w", "1 1 3 2"), {"n": 2, "h": 7, "w": 5}, {"window_strides": (2, 1), "padding": "SAME"}),),
-        edges=(
-            Edge("one element", (np.ones((1, 1, 1)), np.ones((1, 1, 2))), {"window_strides": (1,), "padding": "SAME"}),
-        ),
-        bench=(
-            Case(
-                ("1 1 1000000", "1 1 3"), {}, {"window_strides": (1,), "padding": "SAME"}, label="one channel n=1e6 k3"
-            ),
-        ),
+        edges=(Edge("one element", (np.ones((1, 1, 1)), np.ones((1, 1, 2))), _SAME),),
+        bench=(Case(("1 1 1000000", "1 1 3"), {}, _SAME, label="one channel n=1e6 k3"),),
         residual_bytes=lambda n, h, w: 4 * (n * h * w + 6),
         reason="conv_general_dilated by its shortest name",
         source="Example 4.2",
@@ -388,30 +363,13 @@ RULES = (
         whole_array=True,
         reference=reference,
         baselines={"lax.conv_with_general_padding": lax.conv_with_general_padding},
-        cases=(
-            Case(
-                ("n 5 m", "2 5 3"),
-                {"n": 2, "m": 7},
-                {"window_strides": (1,), "padding": ((1, 2),), "lhs_dilation": (2,), "rhs_dilation": None},
-            ),
-        ),
-        edges=(
-            Edge(
-                "a cropping pad",
-                (np.ones((1, 1, 5)), np.ones((1, 1, 2))),
-                {"window_strides": (1,), "padding": ((-1, -1),), "lhs_dilation": None, "rhs_dilation": None},
-            ),
-        ),
+        cases=(Case(("n 5 m", "2 5 3"), {"n": 2, "m": 7}, _padded(((1, 2),), (2,))),),
+        edges=(Edge("a cropping pad", (np.ones((1, 1, 5)), np.ones((1, 1, 2))), _padded(((-1, -1),))),),
         bench=(
             Case(
                 ("8 128 28 28", "64 128 2 2"),
                 {},
-                {
-                    "window_strides": (1, 1),
-                    "padding": ((1, 1), (1, 1)),
-                    "lhs_dilation": (2, 2),
-                    "rhs_dilation": None,
-                },
+                _padded(((1, 1), (1, 1)), (2, 2)),
                 label="transposed 2x2s2, channels first (jax#23783)",
             ),
         ),

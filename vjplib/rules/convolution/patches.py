@@ -13,13 +13,13 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Num
 
 from vjplib.compat import custom_vjp, is_symbolic, separate_call
-from vjplib.precision import upcast
+from vjplib.precision import REAL, upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules._cotangents import aval_token, like_primal
 from vjplib.rules.convolution.algorithms.spatial import pad, strided_slice, tap_view
-from vjplib.rules.convolution.call import Call, lax_patches, make_call
-from vjplib.rules.convolution.dispatch import REAL, by_platform
+from vjplib.rules.convolution.call import ConvCall, lax_patches, make_call
+from vjplib.rules.convolution.dispatch import by_platform
 from vjplib.rules.convolution.general import CHANNELS_LAST, Padding
 
 MAX_SLICES = 256  # beyond, the program of one slice a tap takes longer to compile than it saves
@@ -72,23 +72,14 @@ def conv_general_dilated_patches(
     dimensions = lax.conv_dimension_numbers(lhs.shape, (1, 1, *filter_shape), dimension_numbers)
     channels = lhs.shape[dimensions.lhs_spec[1]]
     kernel = dict(zip(dimensions.rhs_spec, (channels * math.prod(filter_shape), 1, *filter_shape), strict=True))
-    call = make_call(
-        lhs,
-        jax.ShapeDtypeStruct([kernel[i] for i in range(lhs.ndim)], lhs.dtype),
-        window_strides=window_strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimensions,
-        feature_group_count=channels,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
+    rhs = jax.ShapeDtypeStruct([kernel[i] for i in range(lhs.ndim)], lhs.dtype)
+    window = (window_strides, padding, lhs_dilation, rhs_dilation, dimensions)
+    call = make_call(lhs, rhs, *window, channels, 1, precision, preferred_element_type)
     return jnp.zeros(call.out, call.out_dtype(lhs)) if call.empty else _patches(lhs, call)
 
 
 @partial(custom_vjp, nondiff_argnames=("call",))
-def _patches(x: Array, call: Call) -> Array:
+def _patches(x: Array, call: ConvCall) -> Array:
     return _forward(x, call)
 
 
@@ -131,18 +122,8 @@ def _input_grad(g, x_token, call):
     return by_platform(separate_call(on_cpu), elsewhere, g)
 
 
-def _lax_patches(call, x):
-    return lax_patches(
-        x,
-        call.problem.kernel,
-        call.strides,
-        call.padding,
-        call.lhs_dilation,
-        call.rhs_dilation,
-        call.dimensions,
-        call.precision,
-        call.preferred_element_type,
-    )
+def _lax_patches(call: ConvCall, x: Array) -> Array:
+    return lax_patches(x, call.problem.kernel, *call.window, call.precision, call.preferred_element_type)
 
 
 def _algorithm(call):

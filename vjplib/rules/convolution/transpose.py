@@ -1,7 +1,6 @@
 """The transposed convolution of `jax.lax`: a convolution of the dilated input."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -62,21 +61,13 @@ def conv_transpose(
     lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
     if lhs.ndim != rhs.ndim or lhs.ndim < 2:  # lax asserts it
         raise ValueError(f"lhs and rhs must have the same rank of at least 2, got shapes {lhs.shape} and {rhs.shape}")
-    given = convolution_arguments(
-        lhs=lhs,
-        rhs=rhs,
-        strides=strides,
-        padding=padding,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        transpose_kernel=transpose_kernel,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-        use_consistent_padding=use_consistent_padding,
-    )
-    strides, padding, rhs_dilation = given["strides"], given["padding"], given["rhs_dilation"]
-    del given["lhs"], given["rhs"]
-    jax.eval_shape(partial(lax_conv_transpose, **given), lhs, rhs)  # raises what lax raises
+    window = {"strides": strides, "padding": padding, "rhs_dilation": rhs_dilation}
+    checked = {"dimension_numbers": dimension_numbers, "preferred_element_type": preferred_element_type}
+    given = convolution_arguments(lhs=lhs, rhs=rhs, **window, **checked)
+    strides, padding, rhs_dilation = (given[name] for name in window)
+    options = (dimension_numbers, transpose_kernel, precision, preferred_element_type, use_consistent_padding)
+    theirs = lambda lhs, rhs: lax_conv_transpose(lhs, rhs, strides, padding, rhs_dilation, *options)  # noqa: E731
+    jax.eval_shape(theirs, lhs, rhs)  # raises what lax raises
     if dimension_numbers is None:
         space = {0: "", 1: "H", 2: "HW", 3: "HWD"}[lhs.ndim - 2]
         dimension_numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
@@ -89,17 +80,8 @@ def conv_transpose(
         padding = tuple(map(_transposed_padding, window, strides, pads))
     if transpose_kernel:
         rhs = jnp.swapaxes(lax.rev(rhs, spatial), *dimensions.rhs_spec[:2])
-    return conv_general_dilated(
-        lhs,
-        rhs,
-        (1,) * len(spatial),
-        padding,
-        strides,
-        dilation,
-        dimensions,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
+    window = ((1,) * len(spatial), padding, strides, dilation, dimensions)
+    return conv_general_dilated(lhs, rhs, *window, 1, 1, precision, preferred_element_type)
 
 
 def _transposed_padding(window: int, stride: int, padding: Any) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp, is_symbolic
 from vjplib.jacobians import Dense
-from vjplib.precision import compute_dtype, upcast
+from vjplib.precision import REAL, compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, integers, pads, positive, reduce_window_arguments
 from vjplib.rules._cotangents import aval_token, like_primal
@@ -403,9 +403,8 @@ def _windows(shape, sizes, strides, padding, dilation=None):
 
 def _has_rule(x, windows):
     """Return True if the rules of this file compute a call, False if lax does."""
-    served = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
     pooled = [(dim, n) for dim, n in zip(windows, x.shape, strict=True) if dim.pools]
-    if x.dtype not in served or is_symbolic(*(n for _, n in pooled)):
+    if x.dtype not in REAL or is_symbolic(*(n for _, n in pooled)):
         return False
     countable = all(dim.span(n) < MAX_POSITIONS for dim, n in pooled)
     return countable and not any(n == 0 for n in (*x.shape, *output_shape(windows, x.shape)))
@@ -447,7 +446,7 @@ def _max_by_lax(operand, *args, **kwargs):
 
 _NAN, _INF = float("nan"), float("inf")
 _LARGE = {"b": 8, "h": 112, "w": 112, "c": 64}
-_LONG = {"b": 32, "n": 4096, "c": 64}
+_SEQUENCE = {"b": 32, "n": 4096, "c": 64}
 
 
 def _image(window, stride):
@@ -455,7 +454,7 @@ def _image(window, stride):
     return Case(("b h w c",), _LARGE, {"window_shape": (window,) * 2, "strides": (stride,) * 2}, label=label)
 
 
-def _wide(n, m, **_):
+def _at_least_3(n, m, **_):
     return n >= 3 and m >= 3
 
 
@@ -465,20 +464,20 @@ _SAME = Case(
     ("b n m c",),
     {"b": 2, "n": 7, "m": 5, "c": 3},
     {"window_shape": (3, 3), "strides": (2, 2), "padding": "SAME"},
-    valid=_wide,
+    valid=_at_least_3,
 )
-_APART = Case(
+_DISJOINT = Case(
     ("n m c",),
     {"n": 7, "m": 5, "c": 2},
     {"window_shape": (2, 3), "strides": (2, 4), "padding": ((0, 1), (2, 1))},
-    valid=_wide,
+    valid=_at_least_3,
     growth=False,
 )
-_CROWDED = Case(
+_OVERLAPPING = Case(
     ("n m k c",),
     {"n": 5, "m": 4, "k": 7, "c": 2},
     {"window_shape": (2, 3, 3), "strides": (1, 2, 1), "padding": ((0, 1), (1, 2), (-1, 0))},
-    valid=lambda k, **sizes: k >= 4 and _wide(**sizes),
+    valid=lambda k, **sizes: k >= 4 and _at_least_3(**sizes),
     growth=False,
 )
 
@@ -497,17 +496,17 @@ _MAX_POOL = Rule(
     fn=max_pool,
     reference=reference_max_pool,
     baselines={"lax.reduce_window": _by_lax(lax.max, -jnp.inf)},
-    cases=(_ROWS, _APART, _CROWDED),
+    cases=(_ROWS, _DISJOINT, _OVERLAPPING),
     edges=_EDGES,
     bench=(
         _image(2, 2),
         _image(3, 2),
-        Case(("b n c",), _LONG, {"window_shape": (2,), "strides": (2,)}, label="1-D k2 stride 2"),
-        Case(("b n c",), _LONG, {"window_shape": (3,), "strides": (2,)}, label="1-D k3 stride 2"),
+        Case(("b n c",), _SEQUENCE, {"window_shape": (2,), "strides": (2,)}, label="1-D k2 stride 2"),
+        Case(("b n c",), _SEQUENCE, {"window_shape": (3,), "strides": (2,)}, label="1-D k3 stride 2"),
     ),
     residual_bytes=lambda b, n, c: b * ((n - 3) // 2 + 1) * c,
     jacobian=jacobian_max_pool,
-    reason="on CPU many times faster than XLA's select-and-scatter; keeps a byte an output, not the input",
+    reason="on CPU many times faster than XLA's select-and-scatter; keeps a byte per output, not the input",
     source="Algorithm 4",
 )
 
@@ -556,7 +555,7 @@ RULES = (
         ),
         residual_bytes=lambda n: (n - 3) // 2 + 1,
         jacobian=jacobian_reduce_window_max,
-        reason="on CPU many times faster than XLA's select-and-scatter, right if x is dilated; keeps a byte an output",
+        reason="on CPU many times faster than XLA's select-and-scatter, correct for dilated x; keeps a byte per output",
         source="Algorithm 4",
     ),
     _MAX_POOL,
@@ -572,7 +571,7 @@ RULES = (
         fn=avg_pool,
         reference=reference_avg_pool,
         baselines={"lax.reduce_window": _mean_by_lax},
-        cases=(_ROWS, _APART, replace(_SAME, kwargs={**_SAME.kwargs, "count_include_pad": False})),
+        cases=(_ROWS, _DISJOINT, replace(_SAME, kwargs={**_SAME.kwargs, "count_include_pad": False})),
         edges=_EDGES,
         bench=(_image(2, 2), _image(3, 2)),
         residual_bytes=lambda b, n, c: 0,

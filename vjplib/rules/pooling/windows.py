@@ -210,8 +210,8 @@ def _best_of_passes(
     return x, index
 
 
-_pass_apart = separate_call(_best_of_pass, static_argnames=("step", "smallest", "dtype"))
-_passes_apart = separate_call(_best_of_passes, static_argnames=("steps", "smallest", "dtype"))
+_pass_no_inline = separate_call(_best_of_pass, static_argnames=("step", "smallest", "dtype"))
+_passes_no_inline = separate_call(_best_of_passes, static_argnames=("steps", "smallest", "dtype"))
 
 
 @partial(jax.jit, static_argnames=("windows", "smallest", "indexed"))
@@ -233,7 +233,7 @@ def argmax_window(x: Array, windows: Windows, smallest: bool, indexed: bool) -> 
         "smallest": smallest,
         "dtype": index_dtype(windows) if indexed else None,
     }
-    cpu = _passes_apart if taps(windows) <= MAX_UNROLLED else partial(_best_of_passes, best_of_pass=_pass_apart)
+    cpu = _passes_no_inline if taps(windows) <= MAX_UNROLLED else partial(_best_of_passes, best_of_pass=_pass_no_inline)
     elsewhere = partial(_best_of_passes, **static) if indexed else partial(_best_by_lax, windows, smallest)
     return lax.platform_dependent(x, cpu=partial(cpu, **static), default=elsewhere)
 
@@ -260,7 +260,7 @@ def _means(x: Array, counts: Array, steps: tuple[Pass, ...]) -> Array:
     return x / counts
 
 
-_means_apart = separate_call(_means, static_argnames=("steps",))
+_means_no_inline = separate_call(_means, static_argnames=("steps",))
 
 
 @partial(jax.jit, static_argnames=("windows",))
@@ -271,7 +271,7 @@ def means(x: Array, counts: Array, windows: Windows) -> Array:
     def elsewhere(x: Array, counts: Array) -> Array:
         return _by_lax(windows, 0.0, lax.add, x) / counts
 
-    return lax.platform_dependent(x, counts, cpu=partial(_means_apart, **static), default=elsewhere)
+    return lax.platform_dependent(x, counts, cpu=partial(_means_no_inline, **static), default=elsewhere)
 
 
 # ------------------------------------------------------------------------------------ from windows to their elements
@@ -379,7 +379,7 @@ def _scatter_to_argmax(index: Array, g: Array, windows: Windows, shape: tuple[in
     return _scatter(index, g, windows, shape)
 
 
-_scatter_to_argmax_apart = separate_call(_scatter_to_argmax, static_argnames=("windows", "shape"))
+_scatter_to_argmax_no_inline = separate_call(_scatter_to_argmax, static_argnames=("windows", "shape"))
 
 
 @partial(jax.jit, static_argnames=("windows", "shape"))
@@ -387,7 +387,7 @@ def scatter_to_argmax(index: Array, g: Array, windows: Windows, shape: tuple[int
     """Return an array of this shape with each window's g added at the indexed element: `argmax_window` transposed."""
     static = {"windows": windows, "shape": shape}
     return lax.platform_dependent(
-        index, g, cpu=partial(_scatter_to_argmax_apart, **static), default=partial(_scatter_to_argmax, **static)
+        index, g, cpu=partial(_scatter_to_argmax_no_inline, **static), default=partial(_scatter_to_argmax, **static)
     )
 
 
@@ -408,7 +408,7 @@ def _spread_to_windows(g: Array, counts: Array, windows: Windows, shape: tuple[i
     return g
 
 
-_spread_to_windows_apart = separate_call(_spread_to_windows, static_argnames=("windows", "shape"))
+_spread_to_windows_no_inline = separate_call(_spread_to_windows, static_argnames=("windows", "shape"))
 
 
 @partial(jax.jit, static_argnames=("windows", "shape"))
@@ -416,5 +416,5 @@ def spread_to_windows(g: Array, counts: Array, windows: Windows, shape: tuple[in
     """Return an array of this shape with each window's g / count added at all its elements: `means` transposed."""
     static = {"windows": windows, "shape": shape}
     return lax.platform_dependent(
-        g, counts, cpu=partial(_spread_to_windows_apart, **static), default=partial(_spread_to_windows, **static)
+        g, counts, cpu=partial(_spread_to_windows_no_inline, **static), default=partial(_spread_to_windows, **static)
     )

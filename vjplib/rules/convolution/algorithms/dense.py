@@ -53,9 +53,6 @@ def _contract(a: Array, b: Array) -> Array:
     return lax.dot_general(a, b, dimension_numbers=((axes, axes), ((), ())))
 
 
-# ------------------------------------------------------------------------------------------------- overlaps, unpadded x
-
-
 def unpadded_applies(problem: Problem) -> bool:
     """Return True where x is too large to pad, and the taps are few enough to compile."""
     return problem.sprawls and problem.taps <= MAX_SUM_TERMS
@@ -88,9 +85,6 @@ def _by_group(problem: Problem, a: Array) -> Array:
     return a.reshape(*a.shape[:-1], problem.groups, -1)
 
 
-# ----------------------------------------------------------------------------------------------- a matrix product a tap
-
-
 def tap_products_apply(problem: Problem) -> bool:
     """Return True for a single tap, in more than one dimension or with a stride: one matrix product."""
     return _dense(problem) and problem.taps == 1 and (problem.ndim > 1 or _strided_or_dilated(problem))
@@ -110,9 +104,6 @@ def tap_products_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
         _contract(x_of(x, by_tap[tap]), y_of(g, by_tap[tap])) if tap in by_tap else zeros for tap in problem.tap_indices
     ]
     return jnp.stack(parts).reshape(*problem.kernel, problem.channels, problem.features)
-
-
-# ----------------------------------------------------------------------------------------------------- disjoint patches
 
 
 def patches_apply(problem: Problem) -> bool:
@@ -145,9 +136,6 @@ def _cut_into_patches(problem: Problem, x: Array) -> Array:
     return jnp.transpose(x, order)
 
 
-# -------------------------------------------------------------------------------------------- x of one spatial position
-
-
 def single_position_applies(problem: Problem) -> bool:
     """Return True where x has a single spatial position, and the kernel several taps."""
     return _dense(problem) and problem.taps > 1 and max(problem.size) == 1
@@ -166,9 +154,6 @@ def single_position(problem: Problem, x: Array, k: Array) -> Array:
     used = lax.slice(used, (0,) * used.ndim, used.shape, (*problem.strides, 1, 1))
     used = jnp.moveaxis(used, -2, 0).reshape(problem.channels, -1)
     return (x.reshape(problem.batch, -1) @ used).reshape(problem.batch, *problem.out, problem.features)
-
-
-# ----------------------------------------------------------------------------------------------------- x of one channel
 
 
 def multiples_apply(problem: Problem) -> bool:
@@ -201,9 +186,6 @@ def rows_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
     rows = jnp.stack([tap_view(problem, x, tap).reshape(-1) for tap in problem.tap_indices])
     dk = rows @ g.reshape(-1, problem.features)
     return dk.reshape(*problem.kernel, problem.channels, problem.features)
-
-
-# ---------------------------------------------------------------------------------- few features: a column for each tap
 
 
 def columns_apply(problem: Problem) -> bool:
@@ -272,9 +254,6 @@ def _flat_index(problem: Problem, tap: Sequence[int]) -> int:
     return int(np.ravel_multi_index(tuple(tap), problem.kernel))
 
 
-# --------------------------------------------------------------------------------- an awkward number of features: bands
-
-
 def bands_weight_grad_apply(problem: Problem) -> bool:
     """Return True for few channels and a number of features, no multiple of eight, for which XLA's dk is slow."""
     if not _dense(problem) or problem.ndim != 2 or problem.taps == 1 or _strided_or_dilated(problem):
@@ -297,9 +276,6 @@ def bands_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
     ]
     dk = jnp.stack([_contract(row, g) for row in rows])
     return dk.reshape(*problem.kernel, problem.channels, problem.features)
-
-
-# ----------------------------------------------------------------------- three dimensions: a convolution of fewer a tap
 
 
 def slabs_apply(problem: Problem) -> bool:
@@ -359,9 +335,6 @@ def _as_batch(x: Array, first: int, step: int, count: int) -> Array:
     """Return a slice of the first spatial axis of x, merged with the batch."""
     rows = strided_slice(x, [(first, count, step)])
     return rows.reshape(-1, *rows.shape[2:])
-
-
-# ---------------------------------------------------------------------------------------------------- XLA's convolution
 
 
 def convolve(problem: Problem, x: Array, k: Array) -> Array:

@@ -45,9 +45,6 @@ def _repeat(x: Array, times: int) -> Array:
     return jnp.repeat(x, times, axis=-1) if times > 1 else x
 
 
-# ------------------------------------------------------------------------------------------------------- shifted copies
-
-
 def shifted_copies_apply(problem: Problem) -> bool:
     """Return True for one channel a group, an undilated x and few enough taps."""
     return _depthwise(problem) and max(problem.lhs_dilation, default=1) == 1
@@ -74,9 +71,6 @@ def _copies_of_one_pad(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
     padded = pad_input(problem, x)
     for tap in problem.tap_indices:
         yield tap_view(problem, padded, tap) * prepend_axes(k[tap], x.ndim)
-
-
-# ---------------------------------------------------------------------------------------------- shifted copies by phase
 
 
 def copies_by_phase_apply(problem: Problem) -> bool:
@@ -125,9 +119,6 @@ def _phase_table(d: int, p: int, r: int, taps: int) -> dict[int, list[int | None
 def _interleave(sizes: Sequence[int], *other: int) -> list[int]:
     others = other if len(other) == len(sizes) else other * len(sizes)
     return [n for pair in zip(sizes, others, strict=True) for n in pair]
-
-
-# ------------------------------------------------------------------------------------------------ the kernel's gradient
 
 
 def weight_grad_applies(problem: Problem) -> bool:

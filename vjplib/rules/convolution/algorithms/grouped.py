@@ -26,9 +26,6 @@ BLOCK_FEATURES = 32  # from which on XLA's dense convolution runs at the process
 MAX_BLOCKS = 64  # a convolution each, for the sake of compile time
 
 
-# ---------------------------------------------------------------------------------------------------------------- lanes
-
-
 def lanes_apply(problem: Problem) -> bool:
     """Return True for several groups, few enough channels and taps, and no stride or no dilated x."""
     return (
@@ -133,9 +130,6 @@ def _channel(problem: Problem, x: Array, d: int) -> Array:
     """Return each group's d-th channel, repeated for the group's features: (batch, *size, features)."""
     x = x.reshape(*x.shape[:-1], problem.groups, problem.depth)[..., d]
     return jnp.repeat(x, problem.width, axis=-1)
-
-
-# --------------------------------------------------------------------------------------------------------------- blocks
 
 
 def blocks_apply(problem: Problem) -> bool:

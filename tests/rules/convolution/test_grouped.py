@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from convolution_calls import differences
+from convolution_calls import differences, random_call
 from jax import lax
 
 import vjplib
@@ -18,38 +18,11 @@ ULPS = 1e-12  # float64 sums of some hundred terms in another order
 CALL = {"window_strides": (1,), "padding": "SAME", "dimension_numbers": ("NWC", "WIO", "NWC"), "feature_group_count": 3}
 
 
-def _grouped_call(rng, ndim):
-    """Returns shapes and arguments of a call with groups of features or, one time in five, of the batch."""
-
-    def each(low, high):
-        return tuple(int(n) for n in rng.integers(low, high + 1, ndim))
-
-    groups, depth, width = (int(n) for n in rng.integers(2, 6, 3))
-    of_batch = rng.random() < 0.2
-    strides, lhs_dilation, rhs_dilation = (each(1, 3) if rng.random() < 0.4 else (1,) * ndim for _ in range(3))
-    space = "DHW"[3 - ndim :]
-    x = (2 * groups if of_batch else 2, *each(4, 7), depth if of_batch else depth * groups)
-    padding = tuple(zip(each(-1, 3), each(2, 6), strict=True))
-    return (
-        x,
-        (*each(1, 3), depth, width * groups),
-        {
-            "window_strides": strides,
-            "padding": padding,
-            "lhs_dilation": lhs_dilation,
-            "rhs_dilation": rhs_dilation,
-            "dimension_numbers": (f"N{space}C", f"{space}IO", f"N{space}C"),
-            "feature_group_count": 1 if of_batch else groups,
-            "batch_group_count": groups if of_batch else 1,
-        },
-    )
-
-
 @pytest.mark.parametrize(("ndim", "seed"), [(1, 0), (1, 1), (2, 2), (2, 3), (2, 4), (3, 5)])
 def test_random_grouped_calls_agree_with_lax(ndim, seed):
     rng = np.random.default_rng(seed)
     for _ in range(3):
-        call = _grouped_call(rng, ndim)
+        call = random_call(rng, 6, {"grouped": 0.8, "batch": 0.2}, ndim)
         assert max(differences(rng, *call)) < ULPS, call
 
 

@@ -1,17 +1,12 @@
 """Sharded convolutions: gradients are those of one device, and sharded batches and channels stay where they are."""
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from sharded_convolutions import CALLS, X
+from sharded_convolutions import CALLS, X, measure
 
-PROGRAM = Path(__file__).parent / "helpers" / "sharded_convolutions.py"
 SPLITS = (
     *(f"{split}, {axes}" for split in ("batch", "space") for axes in ("Auto", "Explicit")),
     "channels, Auto",
@@ -23,10 +18,8 @@ NAMES = [f"{call}, {split}" for call in CALLS for split in SPLITS]
 
 @pytest.fixture(scope="module")
 def results():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, PROGRAM], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    with jax.enable_x64(True):
+        return measure()
 
 
 @pytest.mark.xdist_group("sharding")
