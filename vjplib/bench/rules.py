@@ -16,7 +16,7 @@ import numpy as np
 from vjplib.bench.environment import environment
 from vjplib.bench.timing import Cost, compile_bound, costs, interleaved, require_equal
 from vjplib.compat import x64
-from vjplib.rule import Case, Rule, Scaling
+from vjplib.rule import Case, Rule
 from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.claims.accuracy import tail_error
 from vjplib.verification.claims.residuals import residual_bytes
@@ -131,14 +131,19 @@ def bench_growth(rule: Rule, *, seconds: float = 1.0) -> list[Growth]:
         rule: the record.
         seconds: how long to time each function, as in `bench_rule`.
     """
-    return [_growth(rule, name, scaling, seconds) for name, scaling in rule.scaling.items()]
+    growths = []
+    for name, (fn, case, (dimension, sizes)) in rule.scaling.items():
+        calls = (case.call(np.random.default_rng(0), np.float32, **{dimension: n}) for n in sizes)
+        programs = [compile_bound(lambda a, kw, f=fn: f(*a, **kw), *jax.device_put(tuple(call))) for call in calls]
+        times = interleaved([program.run for program in programs], seconds)
+        growths.append(Growth(rule.name, name, dimension, sizes, tuple(float(t) for t in times.min(axis=1))))
+    return growths
 
 
 # ------------------------------------------------------------------------------------------------------- what is timed
 
 
 def _forward(f: Callable[..., Leaves], leaves: Leaves, gs: Leaves) -> Any:
-    del gs
     return f(*leaves)
 
 
@@ -186,34 +191,17 @@ def _bench_case(rule: Rule, case: Case, seconds: float) -> Iterator[Row]:
     functions = {rule.name: rule.fn, **rule.baselines}
     # Cases without named dimensions have the sizes of networks, where XLA's float64 convolution takes minutes.
     _require_agreement(subject, functions, np.float64 if case.dims else np.float32)
-    residuals = {name: residual_bytes(subject.flat(fn), *subject.leaves()) for name, fn in functions.items()}
-    timed = {measure: _costs(subject, functions, measure, residuals, seconds) for measure in MEASURES}
+    residuals = [residual_bytes(subject.flat(fn), *subject.leaves()) for fn in functions.values()]
+    arrays, timed = jax.device_put((subject.args, _arrays(subject), subject.cotangents(subject.leaves()))), {}
+    for measure in MEASURES:
+        programs = [compile_bound(_program(subject, fn, measure), *arrays) for fn in functions.values()]
+        kept = [0] * len(programs) if measure == "forward" else residuals
+        timed[measure] = dict(zip(functions, costs(programs, kept, seconds), strict=True))
     errors = {name: rule.tails and tail_error(CallUnderTest(fn, ()), rule.tails) for name, fn in functions.items()}
     for baseline in rule.baselines:
         accuracy = errors[rule.name], errors[baseline]
         for measure, of in timed.items():
             yield Row(rule.name, subject.case, baseline, measure, of[rule.name], of[baseline], rule.reason, *accuracy)
-
-
-def _growth(rule: Rule, name: str, scaling: Scaling, seconds: float) -> Growth:
-    fn, case, (dimension, sizes) = scaling
-    calls = (case.call(np.random.default_rng(0), np.float32, **{dimension: n}) for n in sizes)
-    programs = [compile_bound(lambda args, kwargs: fn(*args, **kwargs), *jax.device_put(tuple(call))) for call in calls]
-    times = interleaved([program.run for program in programs], seconds)
-    return Growth(rule.name, name, dimension, sizes, tuple(float(t) for t in times.min(axis=1)))
-
-
-def _costs(
-    subject: CallUnderTest,
-    functions: Mapping[str, Callable[..., Any]],
-    measure: str,
-    residuals: Mapping[str, int],
-    seconds: float,
-) -> dict[str, Cost]:
-    arrays = jax.device_put((subject.args, _arrays(subject), subject.cotangents(subject.leaves())))
-    programs = [compile_bound(_program(subject, fn, measure), *arrays) for fn in functions.values()]
-    kept = [0 if measure == "forward" else residuals[name] for name in functions]
-    return dict(zip(functions, costs(programs, kept, seconds), strict=True))
 
 
 def _arrays(subject: CallUnderTest) -> dict[str, np.ndarray]:
@@ -236,9 +224,6 @@ def _require_agreement(subject: CallUnderTest, functions: Mapping[str, Callable[
             if theirs != shapes:
                 raise ValueError(f"{demand}, but at {subject.case} outputs have shapes {shapes} against {theirs}")
             require_equal(demand, names, expected, jax.jit(_program(subject, fn, "returned"))(*call))
-
-
-# ------------------------------------------------------------------------------------------------------ how it is shown
 
 
 def to_dict(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Tables of what was timed: of rules, of training steps, and of random convolutions."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich import box
@@ -77,8 +78,9 @@ def _calls(rows: Sequence[Row]) -> Table:
     """Return a table with a block per call: a line for the rule, then one for each baseline."""
     numbers = *(f"{measure}\nms" for measure in MEASURES), "±", "compile\ns", "kept\nMB", "scratch\nMB"
     table = _table("ms per call; x: speedup of the rule; ±: half the interquartile range", [""], numbers)
-    for (rule, case), of_case in _grouped(rows, lambda row: (row.rule, row.case)):
-        for i, (baseline, pairs) in enumerate(_grouped(of_case, lambda row: row.baseline)):
+    for (rule, case), of_case in groupby(rows, attrgetter("rule", "case")):
+        for i, (baseline, of_baseline) in enumerate(groupby(of_case, attrgetter("baseline"))):
+            pairs = list(of_baseline)
             if i == 0:
                 ours = [row.ours for row in pairs]
                 table.add_row(f"[bold]{rule}[/]\n{case}", *(short(1e3 * cost.median) for cost in ours), *_held(ours))
@@ -104,7 +106,7 @@ def _accuracy(rows: Sequence[Row]) -> Table:
     """Return a table with a line for each rule whose record declares tails, and each baseline."""
     title = "accuracy: the largest relative error of a component of the gradient in the tails"
     table = _table(title, ["", "error", "autodiff's", "of"])
-    for (rule, baseline), (row, *_) in _grouped(rows, lambda row: (row.rule, row.baseline)):
+    for (rule, baseline), (row, *_) in groupby(rows, attrgetter("rule", "baseline")):
         if row.error is not None and row.baseline_error is not None:
             table.add_row(f"[bold]{rule}[/]", f"{row.error:.0e}", f"{row.baseline_error:.0e}", baseline)
     return table
@@ -125,10 +127,6 @@ def _table(title: str, texts: Iterable[str], numbers: Iterable[str] = ()) -> Tab
     columns += [Column(name, justify="right", no_wrap=True) for name in numbers]
     style = {"title_justify": "left", "box": box.HORIZONTALS, "padding": (0, 1, 0, 0), "pad_edge": False}
     return Table(*columns, title=title, **style)
-
-
-def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[Any, list[Row]]]:
-    return ((value, list(group)) for value, group in groupby(rows, key))
 
 
 def _red(text: str, bad: bool = True) -> str:

@@ -39,7 +39,6 @@ def _mobilenet(F: Any, p: Tensors, s: Tensors, x: Tensor) -> Tensor:
 
 
 def _convnext(F: Any, p: Tensors, s: Tensors, x: Tensor) -> Tensor:
-    del s
     for i in range(2):
         y = _conv(F, p[f"Conv_{i}"], x, groups=x.shape[1]).permute(0, 2, 3, 1)
         y = F.layer_norm(y, y.shape[-1:], p[f"LayerNorm_{i}"]["scale"], p[f"LayerNorm_{i}"]["bias"], eps=1e-6)
@@ -56,7 +55,6 @@ def _resnext(F: Any, p: Tensors, s: Tensors, x: Tensor) -> Tensor:
 
 
 def _mamba(F: Any, p: Tensors, s: Tensors, x: Tensor) -> Tensor:
-    del s
     kernel, bias = p["Conv_0"]["kernel"], p["Conv_0"]["bias"]
     y, gate = _dense(F, p["Dense_0"], x).chunk(2, dim=-1)
     y = F.conv1d(F.pad(y.transpose(1, 2), (kernel.shape[-1] - 1, 0)), kernel, bias, groups=len(kernel))
@@ -65,7 +63,6 @@ def _mamba(F: Any, p: Tensors, s: Tensors, x: Tensor) -> Tensor:
 
 
 def _lenet(F: Any, p: Tensors, s: Tensors, x: Tensor) -> Tensor:
-    del s
     for i, padding in enumerate(("same", "valid")):
         x = F.max_pool2d(F.relu(_conv(F, p[f"Conv_{i}"], x, padding=padding)), 2)
     x = x.permute(0, 2, 3, 1).reshape(len(x), -1)

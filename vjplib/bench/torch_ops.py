@@ -65,9 +65,6 @@ def with_torch(rule: Rule, rows: Sequence[Row], *, seconds: float) -> list[Row]:
     return merged
 
 
-# ------------------------------------------------------------------------------------------------------- what is timed
-
-
 def _programs(
     torch: Any, run: Callable[..., Tensor], leaves: Sequence[Tensor], g: Tensor
 ) -> dict[str, Callable[[], Any]]:
@@ -118,9 +115,6 @@ def tensor(torch: Any, a: np.ndarray, order: tuple[int, ...]) -> Tensor:
     """Return an array as a tensor in torch's order of axes, channels last in memory if it is an image or a volume."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return torch.from_numpy(a).permute(order).contiguous(memory_format=formats.get(a.ndim, torch.contiguous_format))
-
-
-# ---------------------------------------------------------------------------------------------------- torch's functions
 
 
 def _convolution(torch: Any, params: dict[str, Any]) -> TorchOp | None:

@@ -67,7 +67,14 @@ def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = 
     _require_agreement(name, model, torch)
     programs, kept = zip(*(_compiled(model, ops) for ops in (JAX, VJPLIB)), strict=True)
     theirs, ours = costs(programs, kept, seconds)
-    return TrainingStep(name, model.shape, theirs, ours, _torch_cost(name, model, seconds) if torch else None)
+    of_torch = None
+    if torch:
+        from vjplib.bench.torch_networks import training_step as torch_step
+
+        x, labels = _batch(model, np.float32)
+        step = torch_step(name, start(model.network(JAX), x), x, labels)
+        (of_torch,) = costs([Compiled(step)], [0], seconds)
+    return TrainingStep(name, model.shape, theirs, ours, of_torch)
 
 
 def _compiled(model: Model, ops: Ops) -> tuple[Compiled, int]:
@@ -104,14 +111,6 @@ def _require_agreement(name: str, model: Model, torch: bool) -> None:
     for other, given in others.items():
         demand = f"{name}: jax and {other} must compute the same to be timed side by side"
         require_equal(demand, names, expected, given)
-
-
-def _torch_cost(name: str, model: Model, seconds: float) -> Cost:
-    from vjplib.bench.torch_networks import training_step as torch_step
-
-    x, labels = _batch(model, np.float32)
-    step = torch_step(name, start(model.network(JAX), x), x, labels)
-    return costs([Compiled(step)], [0], seconds)[0]
 
 
 def to_dict(steps: Sequence[TrainingStep]) -> dict[str, Any]:

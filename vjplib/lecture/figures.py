@@ -136,19 +136,19 @@ def activations() -> "Figure":
 
 def quadratic_surface() -> "Figure":
     """Fig. 3: 4 x + 7 y^2 with its partial derivatives at (2, 3)."""
-    return _surface(quadratic, "$f(x, y) = 4x + 7y^2$", (2.0, 3.0), 5.0)
+    return _surface(quadratic, "$f(x, y) = 4x + 7y^2$")
 
 
 def product_surface() -> "Figure":
     """Fig. 4: x y with its partial derivatives at (2, 3)."""
-    return _surface(multiply, r"$f(x, y) = x \cdot y$", (2.0, 3.0), 5.0)
+    return _surface(multiply, r"$f(x, y) = x \cdot y$")
 
 
-def _surface(f: Callable[..., Any], formula: str, at: tuple[float, float], extent: float) -> "Figure":
-    """Draw a surface over a square, with the tangents at a point, whose slopes are the partial derivatives."""
-    (x0, y0), z0 = at, float(f(*at))
-    slopes = [float(d) for d in jax.grad(f, argnums=(0, 1))(*at)]
-    x, y = jnp.meshgrid(*[jnp.linspace(-extent, extent, 41)] * 2)
+def _surface(f: Callable[..., Any], formula: str) -> "Figure":
+    """Draw a surface over a square, with the tangents at (2, 3), whose slopes are the partial derivatives."""
+    x0, y0 = 2.0, 3.0
+    z0, *slopes = (float(a) for a in (f(x0, y0), *jax.grad(f, argnums=(0, 1))(x0, y0)))
+    x, y = jnp.meshgrid(*[jnp.linspace(-5, 5, 41)] * 2)
     figure = _figure(7, 5.2)
     axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
     axes.plot_surface(x, y, f(x, y), cmap="cividis", alpha=0.75, linewidth=0, rcount=41, ccount=41, zorder=1)

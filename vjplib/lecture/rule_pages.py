@@ -111,21 +111,23 @@ def _blocks(rule: Rule) -> Iterator[str]:
     for title, text in sections.items():
         yield f"## {title}"
         yield _section(rule.fn, title, text)
-    yield from _derivations(rule)
-    yield from _forms(rule)
-    yield from _verified(rule)
-    if source or rule.source:
-        yield "## Source"
-        yield _prose(source or f"{rule.source}.")
-
-
-def _derivations(rule: Rule) -> Iterator[str]:
     for bwd in _backwards(rule):
         yield "## Derivation"
         if comment := inspect.getcomments(bwd):
             yield _derivation(comment)
         yield "The backward that implements it:" if comment else "The backward:"
         yield _fence("python", inspect.getsource(bwd))
+    if rule.jacobian is not None:
+        yield "## Jacobian"
+        yield "For one vector, with respect to each argument, as objects of `vjplib.jacobians`:"
+        yield _shown(rule, rule.jacobian)
+    yield "## Reference"
+    yield "The same function in plain JAX. Its automatic derivative in float64 is what the backward must equal:"
+    yield _shown(rule, rule.reference)
+    yield from _verified(rule)
+    if source or rule.source:
+        yield "## Source"
+        yield _prose(source or f"{rule.source}.")
 
 
 def _backwards(rule: Rule) -> list[Callable[..., Any]]:
@@ -135,16 +137,6 @@ def _backwards(rule: Rule) -> list[Callable[..., Any]]:
         jax.eval_shape(lambda: rule.fn(*call.args, **call.kwargs))
     backwards = dict.fromkeys(inspect.unwrap(vjp.bwd) for vjp, _, _ in calls if vjp.bwd)
     return [bwd for bwd in backwards if _file(bwd).parent == _file(rule.fn).parent]
-
-
-def _forms(rule: Rule) -> Iterator[str]:
-    if rule.jacobian is not None:
-        yield "## Jacobian"
-        yield "For one vector, with respect to each argument, as objects of `vjplib.jacobians`:"
-        yield _shown(rule, rule.jacobian)
-    yield "## Reference"
-    yield "The same function in plain JAX. Its automatic derivative in float64 is what the backward must equal:"
-    yield _shown(rule, rule.reference)
 
 
 def _shown(rule: Rule, fn: Any) -> str:
@@ -179,21 +171,17 @@ def _case_row(rule: Rule, case: Case) -> tuple[str, str, str]:
 
 
 def _shape(shape: str | None) -> str:
-    if shape is None:
-        return "None"
-    names = shape.split()
-    return f"({names[0]},)" if len(names) == 1 else f"({', '.join(names)})"
+    return "None" if shape is None else str(tuple(shape.split())).replace("'", "")
 
 
 def _edge_call(rule: Rule, edge: Edge) -> str:
-    given = [_value(a) for a in edge.args] + [f"{k}={_value(v)}" for k, v in edge.kwargs.items()]
-    return f"{rule.name}({', '.join(given)})"
-
-
-def _value(a: Any) -> str:
-    if isinstance(a, (np.ndarray, jax.Array)):
+    def value(a: Any) -> str:
+        if not isinstance(a, (np.ndarray, jax.Array)):
+            return repr(a)
         return repr(a.tolist()) if a.size else f"empty {a.shape}"
-    return repr(a)
+
+    given = [value(a) for a in edge.args] + [f"{k}={value(v)}" for k, v in edge.kwargs.items()]
+    return f"{rule.name}({', '.join(given)})"
 
 
 def _residuals(rule: Rule) -> str:

@@ -180,7 +180,7 @@ def flatten(axes: int = 2) -> Layer:
         (320,)
     """
     (axes,) = _positive("flatten", axes=axes)
-    return _fixed("flatten", axes, lambda x: jax.lax.collapse(x, -axes))
+    return _without_parameters("flatten", axes, lambda x: jax.lax.collapse(x, -axes))
 
 
 def swap_axes(axis1: int, axis2: int) -> Layer:
@@ -204,7 +204,7 @@ def swap_axes(axis1: int, axis2: int) -> Layer:
     axis1, axis2 = integer("swap_axes: axis1", axis1), integer("swap_axes: axis2", axis2)
     if axis1 >= 0 or axis2 >= 0:
         raise ValueError(f"swap_axes: axis1 and axis2 must be negative, got {axis1} and {axis2}")
-    return _fixed("swap_axes", max(-axis1, -axis2), lambda x: jnp.swapaxes(x, axis1, axis2))
+    return _without_parameters("swap_axes", max(-axis1, -axis2), lambda x: jnp.swapaxes(x, axis1, axis2))
 
 
 def mean_pool(axes: int = 1) -> Layer:
@@ -225,7 +225,7 @@ def mean_pool(axes: int = 1) -> Layer:
         (32,)
     """
     (axes,) = _positive("mean_pool", axes=axes)
-    mean = _fixed("mean_pool", axes + 1, lambda x: jnp.mean(x, axis=tuple(range(-1 - axes, -1))))
+    mean = _without_parameters("mean_pool", axes + 1, lambda x: jnp.mean(x, axis=tuple(range(-1 - axes, -1))))
 
     def init(key: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
         if 0 in input_shape[-1 - axes : -1]:
@@ -235,7 +235,7 @@ def mean_pool(axes: int = 1) -> Layer:
     return Layer(init, mean.apply)
 
 
-def _fixed(name: str, axes: int, fn: Callable[[Array], Array]) -> Layer:
+def _without_parameters(name: str, axes: int, fn: Callable[[Array], Array]) -> Layer:
     """Return the layer of a function without parameters, of arrays of so many axes or more."""
 
     def init(_: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:

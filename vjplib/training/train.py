@@ -213,15 +213,18 @@ def fit(
         raise ValueError(f"epochs must be positive, got {epochs}")
     run = Fit(jax.tree.map(_copy, State(params, optimizer.init(params))), ())
     fixed = {"seed": seed, "batch_size": batch_size, **_forms(run.state)}
-    with _checkpoints(checkpoint_dir, fixed, arrays) as (resume, save), _bar(epochs, progress) as show:
-        run = resume(run, epochs)
+    columns = TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}")
+    bar = Progress(*columns, TimeRemainingColumn(), disable=not progress)
+    with _checkpoints(checkpoint_dir, fixed, arrays) as (resume, save), bar:
+        run, task = resume(run, epochs), bar.add_task("", total=epochs)
         while len(run.history) < epochs:
             state, mean = _epoch(run, partial(_guarded_step, loss, optimizer), arrays, batch_size, seed)
             given = {} if evaluate is None else evaluate(state.params)
             metrics = {name: _scalar(name, value) for name, value in given.items()}
             run = Fit(state, (*run.history, Record(len(run.history) + 1, mean, metrics)))
             save(run)
-            show(run.history[-1])
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in {"loss": mean, **metrics}.items())
+            bar.update(task, completed=len(run.history), description=shown)
     return run
 
 
@@ -249,13 +252,14 @@ def evaluator(
         {'mean': 20.0}
     """
     batch_size = None if batch_size is None else integer("batch_size", batch_size)
-    arrays, named = _examples(data, batch_size), tuple(metrics.items())
+    arrays, metrics = _examples(data, batch_size), dict(metrics)
     n = len(arrays[0])
     size = batch_size or n
     batches = [tuple(a[i : i + size] for a in arrays) for i in range(0, n, size)]
+    measure = jax.jit(lambda params, batch: {name: metric(params, *batch) for name, metric in metrics.items()})
 
     def evaluate(params: Params) -> dict[str, float]:
-        parts = [(len(batch[0]) / n, _measured(named, params, batch)) for batch in batches]
+        parts = [(len(batch[0]) / n, measure(params, batch)) for batch in batches]
         return {name: sum(share * _scalar(name, part[name]) for share, part in parts) for name in metrics}
 
     return evaluate
@@ -298,18 +302,13 @@ def _guarded_step(
     return jax.tree.map(partial(jnp.where, good), new, state), good, value
 
 
-@partial(jax.jit, static_argnums=0)
-def _measured(metrics: tuple[tuple[str, Metric], ...], params: Params, batch: Batch) -> dict[str, Float[Array, ""]]:
-    return {name: metric(params, *batch) for name, metric in metrics}
-
-
 def _copy(a: ArrayLike) -> Array:
     # Steps donate their state: copies keep the caller's arrays alive, and donate no shared array twice.
     # An explicit dtype makes a weak type strong, like every step's output: otherwise the step would compile twice.
     return jnp.array(a, dtype=jnp.asarray(a).dtype)
 
 
-# --------------------------------------------------------------------------------------------- checkpoints and progress
+# ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
 def _forms(state: State) -> dict[str, str]:
@@ -360,21 +359,6 @@ def _checkpoints(
 
     with ocp.CheckpointManager(Path(directory).absolute(), options=options) as manager:
         yield resume, save
-
-
-@contextmanager
-def _bar(epochs: int, progress: bool) -> Iterator[Callable[[Record], None]]:
-    """Provide `show(record)`, which moves the bar to the record's epoch."""
-    columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
-        task = bar.add_task("", total=epochs)
-
-        def show(record: Record) -> None:
-            figures = {"loss": record.loss, **record.metrics}
-            text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            bar.update(task, completed=record.epoch, description=text)
-
-        yield show
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
