@@ -28,7 +28,7 @@ COPIES = {
     "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
     "cloudpickle": lambda thing: cloudpickle.loads(cloudpickle.dumps(thing)),
 }
-PUBLIC = {name: thing for name, thing in vars(vjplib).items() if callable(thing) and not name.startswith("_")}
+PUBLIC = {name: thing for name in vjplib.__all__ if callable(thing := getattr(vjplib, name))}
 ACTIVATIONS = ["relu", "tanh", "sigmoid", "softmax", "log_softmax"]
 
 
