@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from wrong_rules import normal, rule
 
 import vjplib
-from vjplib.compat import mapped as is_mapped
+from vjplib.compat import is_vmapped as is_mapped
 from vjplib.rules import like_primal
 from vjplib.verification.api import at_case
 from vjplib.verification.call import CallUnderTest

@@ -44,8 +44,8 @@ from vjplib.compat.jaxprs import strip_custom_rules as strip_custom_rules
 from vjplib.compat.jaxprs import unclose as unclose
 from vjplib.compat.jaxprs import used_inputs as used_inputs
 from vjplib.compat.jaxprs import without_dead_code as without_dead_code
-from vjplib.compat.placing import automatic as automatic
-from vjplib.compat.placing import mapped as mapped
+from vjplib.compat.placing import auto_sharded as auto_sharded
+from vjplib.compat.placing import is_vmapped as is_vmapped
+from vjplib.compat.placing import no_inline as no_inline
 from vjplib.compat.placing import psum_to_primal as psum_to_primal
-from vjplib.compat.placing import separate_call as separate_call
 from vjplib.compat.shapes import is_symbolic as is_symbolic

@@ -10,7 +10,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType, auto_axes, get_abstract_mesh
 
 
-def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
+def no_inline(f: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
     """Return f jitted, as a call that the CPU's compiler does not inline.
 
     XLA:CPU fuses shifted slices into their consumers and recomputes them there; a call that is not inlined is as fast
@@ -23,7 +23,7 @@ def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., An
 
     Example:
         >>> import jax.numpy as jnp
-        >>> float(separate_call(jnp.sin)(0.0))
+        >>> float(no_inline(jnp.sin)(0.0))
         0.0
     """
     jitted = jax.jit(f, **jit_options)
@@ -35,13 +35,13 @@ def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., An
     return call
 
 
-def mapped(x: Any) -> bool:
+def is_vmapped(x: Any) -> bool:
     """Return whether the innermost transformation is `jax.vmap` and maps over an axis of x.
 
     Example:
         >>> import jax.numpy as jnp
         >>> seen = []
-        >>> _ = jax.vmap(lambda x, y: seen.append((mapped(x), mapped(y))), in_axes=(0, None))(jnp.ones(2), 1.0)
+        >>> _ = jax.vmap(lambda x, y: seen.append((is_vmapped(x), is_vmapped(y))), in_axes=(0, None))(jnp.ones(2), 1.0)
         >>> seen
         [(True, False)]
     """
@@ -49,7 +49,7 @@ def mapped(x: Any) -> bool:
     return isinstance(trace, BatchTrace) and isinstance(x, BatchTracer) and x._trace.tag is trace.tag
 
 
-def automatic(f: Callable[..., Any], result: jax.ShapeDtypeStruct) -> Callable[..., Any]:
+def auto_sharded(f: Callable[..., Any], result: jax.ShapeDtypeStruct) -> Callable[..., Any]:
     """Return f, partitioned by the compiler even under a mesh with explicit axes.
 
     JAX refuses slices and reshapes of sharded dimensions under explicit axes, though they partition well.
@@ -60,7 +60,7 @@ def automatic(f: Callable[..., Any], result: jax.ShapeDtypeStruct) -> Callable[.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> automatic(jnp.sin, jax.ShapeDtypeStruct((), jnp.float32)) is jnp.sin
+        >>> auto_sharded(jnp.sin, jax.ShapeDtypeStruct((), jnp.float32)) is jnp.sin
         True
     """
     if not any(kind == AxisType.Explicit for kind in get_abstract_mesh().axis_types):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from vjplib.compat import automatic, custom_vjp
+from vjplib.compat import auto_sharded, custom_vjp
 from vjplib.jacobians import Dense, Diagonal
 from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule
@@ -90,7 +90,7 @@ def _product(subscripts, a, b, primal):
     Where it sums over a sharded axis, as dW does over the batch, JAX does not choose a sharding by itself.
     """
     product = partial(jnp.einsum, subscripts, preferred_element_type=compute_dtype(jnp.result_type(a, b)))
-    return automatic(product, jax.typeof(primal))(a, b)
+    return auto_sharded(product, jax.typeof(primal))(a, b)
 
 
 _linear.defvjp(fwd, bwd)

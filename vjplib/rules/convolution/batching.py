@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vjplib.compat import mapped
+from vjplib.compat import is_vmapped
 from vjplib.rules.convolution.call import ConvCall
 
 Convolve = Callable[[jax.Array, jax.Array, ConvCall], jax.Array]
@@ -43,7 +43,7 @@ def merge_vmapped_batch(convolve: Convolve) -> Convolve:
 
     @functools.wraps(convolve)
     def merging(x: jax.Array, k: jax.Array, call: ConvCall) -> jax.Array:
-        if not mapped(x) or mapped(k):
+        if not is_vmapped(x) or is_vmapped(k):
             return convolve(x, k, call)
         batch, channels, *_ = call.dimensions.lhs_spec
         if call.batch_groups > 1:

@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
-from vjplib.compat import automatic, custom_vjp, is_symbolic, separate_call
+from vjplib.compat import auto_sharded, custom_vjp, is_symbolic, no_inline
 from vjplib.jacobians import BandedToeplitz, Dense
 from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule, Scaling
@@ -103,7 +103,7 @@ def bwd(stride, res, g):
     def h_cotangent(g, x):
         return convolve_weight_grad(problem, _with_channels(x, h), _with_channels(g, h)).reshape(h.shape)
 
-    dh = automatic(h_cotangent, jax.typeof(h))(g, x_up)
+    dh = auto_sharded(h_cotangent, jax.typeof(h))(g, x_up)
     return like_primal(dx, x), like_primal(dh, h), None if b_token is None else like_primal(g, b_token)
 
 
@@ -145,7 +145,7 @@ def _correlate(x, h, low):
         x,
         h,
         cpu=lambda x, h: _by_taps(x, h, low=low),
-        default=automatic(lambda x, h: _one_channel(x, h, low), jax.typeof(x)),
+        default=auto_sharded(lambda x, h: _one_channel(x, h, low), jax.typeof(x)),
     )
 
 
@@ -168,7 +168,7 @@ def _one_channel(x, h, low):
     return lax_convolution(rows, h[None, None, :], (1,), padding).reshape(x.shape)
 
 
-_by_taps = separate_call(_taps, static_argnames=("low",))
+_by_taps = no_inline(_taps, static_argnames=("low",))
 
 # ------------------------------------------------ channels and strides, by convolutions of (batch, n, i) with (k, i, o)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vjplib.compat import automatic, is_symbolic, separate_call
+from vjplib.compat import auto_sharded, is_symbolic, no_inline
 from vjplib.precision import REAL, compute_dtype
 from vjplib.rules._cotangents import like_primal
 from vjplib.rules.convolution.algorithms import dense, depthwise, grouped, phased
@@ -321,7 +321,7 @@ def by_platform(on_cpu: Callable[..., Array] | None, default: Callable[..., Arra
     """Return a product of arrays: on CPU by `on_cpu` unless that is None, elsewhere by `default`."""
     if on_cpu is None:
         return default(*arrays)
-    on_devices = automatic(on_cpu, jax.eval_shape(default, *arrays))
+    on_devices = auto_sharded(on_cpu, jax.eval_shape(default, *arrays))
     return lax.platform_dependent(*arrays, cpu=on_devices, default=default)
 
 
@@ -332,4 +332,4 @@ def _in_one_dtype(run: Any, problem: Problem, dtype: Any) -> Callable[..., Array
         computing = compute_dtype(jnp.result_type(*arrays, dtype))
         return run(problem, *(a.astype(computing) for a in arrays)).astype(dtype)
 
-    return separate_call(rounded)
+    return no_inline(rounded)

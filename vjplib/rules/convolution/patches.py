@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.compat import custom_vjp, is_symbolic, separate_call
+from vjplib.compat import custom_vjp, is_symbolic, no_inline
 from vjplib.precision import REAL, upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
@@ -104,7 +104,7 @@ def _forward(x, call):
     def on_cpu(x):
         return call.y_from_canonical(cut(call.problem, call.x_to_canonical(x))).astype(call.out_dtype(x))
 
-    return by_platform(separate_call(on_cpu), partial(_lax_patches, call), x)
+    return by_platform(no_inline(on_cpu), partial(_lax_patches, call), x)
 
 
 @partial(jax.jit, static_argnames="call")
@@ -119,7 +119,7 @@ def _input_grad(g, x_token, call):
     def elsewhere(g):
         return jax.linear_transpose(partial(_lax_patches, call), x_token.aval)(g)[0]
 
-    return by_platform(separate_call(on_cpu), elsewhere, g)
+    return by_platform(no_inline(on_cpu), elsewhere, g)
 
 
 def _lax_patches(call: ConvCall, x: Array) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from vjplib.compat import separate_call
+from vjplib.compat import no_inline
 
 MAX_UNROLLED = 9
 """The most taps, and the most phases, that are written out in one loop over the result."""
@@ -210,8 +210,8 @@ def _best_of_passes(
     return x, index
 
 
-_pass_no_inline = separate_call(_best_of_pass, static_argnames=("step", "smallest", "dtype"))
-_passes_no_inline = separate_call(_best_of_passes, static_argnames=("steps", "smallest", "dtype"))
+_pass_no_inline = no_inline(_best_of_pass, static_argnames=("step", "smallest", "dtype"))
+_passes_no_inline = no_inline(_best_of_passes, static_argnames=("steps", "smallest", "dtype"))
 
 
 @partial(jax.jit, static_argnames=("windows", "smallest", "indexed"))
@@ -260,7 +260,7 @@ def _means(x: Array, counts: Array, steps: tuple[Pass, ...]) -> Array:
     return x / counts
 
 
-_means_no_inline = separate_call(_means, static_argnames=("steps",))
+_means_no_inline = no_inline(_means, static_argnames=("steps",))
 
 
 @partial(jax.jit, static_argnames=("windows",))
@@ -379,7 +379,7 @@ def _scatter_to_argmax(index: Array, g: Array, windows: Windows, shape: tuple[in
     return _scatter(index, g, windows, shape)
 
 
-_scatter_to_argmax_no_inline = separate_call(_scatter_to_argmax, static_argnames=("windows", "shape"))
+_scatter_to_argmax_no_inline = no_inline(_scatter_to_argmax, static_argnames=("windows", "shape"))
 
 
 @partial(jax.jit, static_argnames=("windows", "shape"))
@@ -408,7 +408,7 @@ def _spread_to_windows(g: Array, counts: Array, windows: Windows, shape: tuple[i
     return g
 
 
-_spread_to_windows_no_inline = separate_call(_spread_to_windows, static_argnames=("windows", "shape"))
+_spread_to_windows_no_inline = no_inline(_spread_to_windows, static_argnames=("windows", "shape"))
 
 
 @partial(jax.jit, static_argnames=("windows", "shape"))

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from vjplib.compat import separate_call
+from vjplib.compat import no_inline
 from vjplib.rules._cotangents import prepend_axes
 from vjplib.rules.convolution.algorithms import depthwise
 from vjplib.rules.convolution.algorithms.spatial import MAX_SUM_TERMS, pad, pad_input, strided_slice, weave_phases
@@ -44,7 +44,7 @@ def lanes(problem: Problem, x: Array, k: Array) -> Array:
     if len(parts) == 1:
         return _lanes(problem, x, k)
     # Without the wall XLA makes the concatenation one loop, in which each element decides which part it lies in.
-    ys = [separate_call(partial(_lanes, part))(x[..., xs], k[..., ys]) for part, xs, ys in parts]
+    ys = [no_inline(partial(_lanes, part))(x[..., xs], k[..., ys]) for part, xs, ys in parts]
     return jnp.concatenate(ys, axis=-1)
 
 
