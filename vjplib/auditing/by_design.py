@@ -9,7 +9,8 @@ import numpy as np
 
 from vjplib.compat import programs, strip_custom_rules, unclose, x64
 from vjplib.verification.call import CallUnderTest, Leaves, normal_of
-from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, size_of, wide
+from vjplib.verification.oracle import leaves_to_float64
+from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, size_of
 
 ROUNDED = (
     "the primal rounds to {}, which autodiff differentiates as if it were no rounding or flat: rules of quantized "
@@ -116,11 +117,10 @@ def kinks(subject: CallUnderTest, leaves: Leaves, failed: Sequence[str]) -> dict
     """
     gs = tuple(np.abs(g).astype(g.dtype) for g in subject.cotangents(leaves))
     with x64():
-        exact = tuple(wide(np.asarray(a)) for a in leaves)
-        wide_gs = tuple(wide(np.asarray(g)) for g in gs)
+        exact, exact_gs = leaves_to_float64(leaves, gs)
         try:
-            ours = [np.asarray(a) for a in subject.answers(exact, wide_gs).dxs]
-            near = [_answers(subject, _moved(subject, exact, k), wide_gs) for k in range(8)]
+            ours = [np.asarray(a) for a in subject.answers(exact, exact_gs).dxs]
+            near = [_answers(subject, _moved(subject, exact, k), exact_gs) for k in range(8)]
         except Exception:  # a rule that refuses float64
             return {}
     if any(np.iscomplexobj(a) for a in ours):
@@ -150,6 +150,8 @@ def _pulled(subject: CallUnderTest, leaves: Leaves) -> Leaves:
 
 def _moved(subject: CallUnderTest, leaves: Leaves, k: int) -> Leaves:
     rng = np.random.default_rng((subject.seed, 8, k))
+    sizes = [size_of(a) or 1.0 for a in leaves_to_float64(leaves)[0]]
     return tuple(
-        np.asarray(a + NEAR * (size_of(wide(a)) or 1.0) * rng.standard_normal(a.shape)).astype(a.dtype) for a in leaves
+        np.asarray(a + NEAR * n * rng.standard_normal(a.shape)).astype(a.dtype)
+        for a, n in zip(leaves, sizes, strict=True)
     )

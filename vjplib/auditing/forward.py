@@ -8,9 +8,9 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.verification.call import CallUnderTest, Leaves, normal_of
-from vjplib.verification.oracle import DRAWS
+from vjplib.verification.oracle import DRAWS, leaves_to_float64
 from vjplib.verification.report import Finding, failed, noted, passed
-from vjplib.verification.tolerance import HALF_THE_DIGITS, error, relative_gap, unit_of, wide
+from vjplib.verification.tolerance import HALF_THE_DIGITS, error, relative_gap, unit_of
 
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:
@@ -24,7 +24,7 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
     ours, theirs = (jax.jit(lambda xs, ts, f=f: jax.jvp(f, xs, ts)[1]) for f in (subject.call, subject.oracle))
     unit = unit_of(leaves)
     with x64():
-        exact = [tuple(wide(np.asarray(a)) for a in part) for part in (leaves, ts)]
+        exact = leaves_to_float64(leaves, ts)
         truth = _host(theirs(*exact))
         draws = []
         for _ in range(DRAWS):
@@ -49,21 +49,20 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
 def _agrees_nearby(subject: CallUnderTest, leaves: Leaves, ts: Leaves) -> bool:
     ours, theirs = (jax.jit(lambda xs, ts, f=f: jax.jvp(f, xs, ts)[1]) for f in (subject.call, subject.oracle))
     with x64():
+        exact, tangents = leaves_to_float64(leaves, ts)
+        sizes = [np.max(np.abs(a), initial=0.0) or 1.0 for a in exact]
         for k in range(4):
             rng = np.random.default_rng((subject.seed, 9, k))
-            near = tuple(
-                wide(np.asarray(a))
-                + 1e-3 * (np.max(np.abs(wide(np.asarray(a))), initial=0.0) or 1.0) * rng.standard_normal(a.shape)
-                for a in leaves
-            )
-            exact = tuple(wide(np.asarray(t)) for t in ts)
-            pairs = zip(_host(ours(near, exact)), _host(theirs(near, exact)), strict=True)
+            near = tuple(a + 1e-3 * n * rng.standard_normal(a.shape) for a, n in zip(exact, sizes, strict=True))
+            pairs = zip(_host(ours(near, tangents)), _host(theirs(near, tangents)), strict=True)
             if any(relative_gap(r, o) > HALF_THE_DIGITS for r, o in pairs):
                 return False
     return True
 
 
-def _linearity(subject: CallUnderTest, ours: Any, exact: list[Leaves], rng: np.random.Generator) -> Iterator[Finding]:
+def _linearity(
+    subject: CallUnderTest, ours: Any, exact: tuple[Leaves, ...], rng: np.random.Generator
+) -> Iterator[Finding]:
     with x64():
         leaves, ts = exact
         others = tuple(normal_of(rng, a.shape, a.dtype) for a in ts)

@@ -25,7 +25,7 @@ from vjplib.verification.claims.residuals import residual_bytes
 from vjplib.verification.explain import locate
 from vjplib.verification.isolation import run_with_timeout
 from vjplib.verification.report import Code, Finding, Level, describe_error, failed, finding, noted, passed, skipped
-from vjplib.verification.tolerance import HALF_THE_DIGITS, Error, relative_gap, unit_of, wide
+from vjplib.verification.tolerance import HALF_THE_DIGITS, Error, relative_gap, to_float64, unit_of
 
 Effort = Literal["quick", "standard", "deep"]
 Verdict = Literal["pass", "fail", "note", "undecided"]
@@ -184,8 +184,8 @@ class _Work:
 
     def run(self) -> bool:
         """Fill findings, errors and kept; return True."""
-        wide = any(a.dtype in (np.float64, np.complex128) for a in self.subjects[0].leaves())
-        if wide and not jax.config.read("jax_enable_x64"):
+        double = any(a.dtype in (np.float64, np.complex128) for a in self.subjects[0].leaves())
+        if double and not jax.config.read("jax_enable_x64"):
             with x64(), np.errstate(all="ignore"):
                 self._as_requested()
         else:
@@ -330,7 +330,7 @@ class _Work:
         found = jax.tree.map(np.asarray, subject.answers(leaves, subject.cotangents(leaves)))
         names = [f"cotangent of {name}" for name in subject.names]
         for name, r, a in zip(names, found.dxs, found.true_dxs, strict=True):
-            gap = relative_gap(wide(r), wide(a))
+            gap = relative_gap(to_float64(r), to_float64(a))
             tolerance = 64 * unit_of(leaves)
             level = "pass" if gap <= tolerance else "fail" if gap > OTHER else "skipped"
             message = (

@@ -9,7 +9,7 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.verification.call import CallUnderTest, Leaves
-from vjplib.verification.tolerance import as_parts, root_mean_square, size_of, wide
+from vjplib.verification.tolerance import as_parts, root_mean_square, size_of, to_float64
 
 DRAWS = 4
 ROUNDINGS = 64.0  # units of half the last place of a typical magnitude that results in float64 may differ by
@@ -40,16 +40,16 @@ def evaluate_oracle(subject: CallUnderTest, leaves: Leaves, gs: Leaves, unit: fl
         return np.concatenate((a[None], a[None] * (1 + unit * noise)))
 
     with x64():
-        stacks = jax.tree.map(rounded, upcast(leaves, gs))
+        stacks = jax.tree.map(rounded, leaves_to_float64(leaves, gs))
         answers = [_results(subject.truths, *jax.tree.map(lambda a, k=k: a[k], stacks)) for k in range(1 + DRAWS)]
     with np.errstate(invalid="ignore"):
         draws = tuple(tuple(a - o for a, o in zip(moved, answers[0], strict=True)) for moved in answers[1:])
     return Oracle(tuple(answers[0]), draws)
 
 
-def upcast(*parts: Leaves) -> tuple[Leaves, ...]:
+def leaves_to_float64(*parts: Leaves) -> tuple[Leaves, ...]:
     """Return leaves and cotangents in float64."""
-    return tuple(tuple(wide(np.asarray(a)) for a in part) for part in parts)
+    return tuple(tuple(to_float64(np.asarray(a)) for a in part) for part in parts)
 
 
 def _results(pull: Pull, leaves: Leaves, gs: Leaves) -> list[np.ndarray]:
@@ -61,7 +61,7 @@ def typical_magnitude(subject: CallUnderTest, leaves: Leaves, gs: Leaves, of: Pu
 
     Each array is the larger of two: that at the leaves, and that at the leaves shrunk to a root mean square of 1.
     """
-    exact, cotangents = upcast(leaves, gs)
+    exact, cotangents = leaves_to_float64(leaves, gs)
     sizes = [root_mean_square(as_parts(a) if np.iscomplexobj(a) else np.where(np.isfinite(a), a, 0.0)) for a in exact]
     shrunk = tuple(a / n if n > 1 else a for a, n in zip(exact, sizes, strict=True))
     with x64():

@@ -134,10 +134,10 @@ def reach_of(leaves: Sequence[np.ndarray]) -> float:
         >>> reach_of([np.float32([0.5, -3, np.inf])])
         3.0
     """
-    return max([1.0, *(size_of(wide(np.asarray(a))) for a in leaves)])
+    return max([1.0, *(size_of(to_float64(np.asarray(a))) for a in leaves)])
 
 
-def wide(x: np.ndarray) -> np.ndarray:
+def to_float64(x: np.ndarray) -> np.ndarray:
     """Return an array in float64, in complex128 if it is complex."""
     return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
 

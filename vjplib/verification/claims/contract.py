@@ -65,7 +65,9 @@ def _avals(subject: CallUnderTest, dtype: Any) -> Iterator[Finding]:
     wrong = False
     for m in output_mismatches(primal, forward):
         wrong = True
-        trap = "weak-type" if m.kind == "weak" else "forward-is-not-the-primal"
+        # A Python number takes its neighbours' dtype: with the weak type the dtype may differ too.
+        weak = m.kind in ("weak", "dtype") and m.given.weak != m.wanted.weak
+        trap = "weak-type" if weak else "forward-is-not-the-primal"
         message = f"{at}, the forward pass returns {m.given} where the primal returns {m.wanted}"
         yield failed("wrong_aval", message, "output", trap=trap)
     for name, x, dx in zip(subject.names, leaves, dxs, strict=True):

@@ -13,7 +13,7 @@ from vjplib.verification.call import CallUnderTest, Leaves, as_taken_by_jax, kin
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.value import compare, right
 from vjplib.verification.explain import shrink
-from vjplib.verification.oracle import typical_magnitude, upcast
+from vjplib.verification.oracle import leaves_to_float64, typical_magnitude
 from vjplib.verification.report import Finding, Level, finding, noted, passed
 from vjplib.verification.tolerance import size_of
 
@@ -57,14 +57,14 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
 def _infinite_where_masked(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> Leaves | None:
     """Return the cotangents, infinite where outputs are constant; None where none is or the oracle uses them."""
     with x64():
-        exact, cotangents = upcast(leaves, gs)
+        exact, cotangents = leaves_to_float64(leaves, gs)
         here, _ = subject.truths(exact, cotangents)
         there, _ = subject.truths(tuple(MOVED * a + MOVED for a in exact), cotangents)
         constant = [np.asarray(a) == np.asarray(b) for a, b in zip(here, there, strict=True)]
         if not any(c.any() for c in constant):
             return None
         infinite = tuple(np.where(c, np.inf, g).astype(g.dtype) for c, g in zip(constant, gs, strict=True))
-        _, dxs = subject.truths(exact, *upcast(infinite))
+        _, dxs = subject.truths(exact, *leaves_to_float64(infinite))
     return infinite if all(np.isfinite(np.asarray(dx)).all() for dx in dxs) else None
 
 
@@ -151,7 +151,7 @@ def _excuses(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> dict[str, tu
     tie that was counted twice shows. Cotangents are made positive, so that kinks in different outputs do not cancel.
     """
     gs = tuple(np.abs(g).astype(g.dtype) for g in gs)
-    (ours,) = upcast(subject.answers(leaves, gs).dxs)
+    (ours,) = leaves_to_float64(subject.answers(leaves, gs).dxs)
     excuses: dict[str, tuple[Level, str]] = {}
     for i, name in enumerate(subject.names):
         rows = list(_limits(subject, leaves, gs, i))
@@ -175,7 +175,7 @@ def _slope(dx: np.ndarray, t: np.ndarray) -> float:
 
 def _limits(subject: CallUnderTest, leaves: Leaves, gs: Leaves, i: int) -> Iterator[tuple[np.ndarray, float, float]]:
     """Yield directions of one argument, and the oracle's slope along each, just below and just above these leaves."""
-    exact, cotangents = upcast(leaves, gs)
+    exact, cotangents = leaves_to_float64(leaves, gs)
     x = exact[i]
     rng = np.random.default_rng((subject.seed, 5))
     coordinates = rng.permutation(x.size)[:MOST_DIRECTIONS]

@@ -18,7 +18,8 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.verification.call import SCALES, CallUnderTest, Leaves, Static, kind_of, parameters
-from vjplib.verification.tolerance import relative_gap, size_of, wide
+from vjplib.verification.oracle import leaves_to_float64
+from vjplib.verification.tolerance import relative_gap, size_of
 
 # In a hurry, and not: counts, not times, so that the same seed gives the same counterexample on a busy machine too.
 SHAPES = {True: 5, False: 20}  # each is compiled
@@ -86,7 +87,7 @@ def counterexample(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> str:
         gs: the output cotangents.
     """
     with x64():
-        point = _failing(subject, tuple(wide(np.asarray(a)) for a in leaves), tuple(wide(np.asarray(g)) for g in gs))
+        point = _failing(subject, *leaves_to_float64(leaves, gs))
         return _source(_shrunk(point)) if point else ""
 
 
@@ -233,7 +234,7 @@ def _source(point: _Point) -> str:
     subject = point.subject
     single = tuple(a.astype(kind_of(a.dtype, np.float32)) for a in point.leaves)
     gs = tuple(g.astype(kind_of(g.dtype, np.float32)) for g in point.gs)
-    _, _, theirs = _gaps(subject, tuple(map(wide, single)), tuple(map(wide, gs)))
+    _, _, theirs = _gaps(subject, *leaves_to_float64(single, gs))
     args = subject.rebuild(single)
     moving = [not isinstance(a, Static) and any(map(_inexact, jax.tree.leaves(a))) for a in subject.args]
     names = _names(subject)
