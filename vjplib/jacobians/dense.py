@@ -15,7 +15,7 @@ class Jacobian(ABC):
     """The m x n matrix of partial derivatives dy_i/dx_j of a layer y = f(x), in a form that multiplies cheaply.
 
     A structure is one subclass, a frozen dataclass registered as a pytree, with `shape`, `dense`, `_vjp` and `_jvp`. It
-    need not know the other structures: `@` asks the left factor, then the right one, for a product that keeps structure.
+    need not know the other structures: `@` asks the left factor, then the right one, for a structured product.
 
     Example:
         >>> from vjplib.jacobians import Diagonal
