@@ -1,14 +1,14 @@
 """Derive, write and verify a new rule: RMS normalisation, y = x / sqrt(mean(x^2) + eps).
 
 The file has the order of any rule's file: function, forward, derivation, backward, reference, Jacobian, record. When
-run, it first verifies a backward with a likely mistake, treating the norm as a constant, and prints the report; then it
-verifies the right one.
+run, it first verifies a backward with a likely mistake, which treats the norm as a constant, and prints the report;
+then it verifies the correct backward.
 
     python examples/define_a_rule.py [--effort quick|standard|deep]
 
-The record at its end is all that the command line needs: `PYTHONPATH=examples vjplib verify define_a_rule`, run here,
-gives the same proof sheet, and `PYTHONPATH=examples python -m vjplib.lecture.rule_pages DIRECTORY define_a_rule` writes
-the rule's page.
+The command line finds the record at the end of the file. In the folder of the project,
+`PYTHONPATH=examples vjplib verify define_a_rule` prints the same report, and
+`PYTHONPATH=examples python -m vjplib.lecture.rule_pages DIRECTORY define_a_rule` writes the rule's page.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def rms_norm(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
 
     Returns:
         An array of x's shape and dtype, whose mean square along the last axis is 1, or less where x is as small as
-        1e-3. A row of zeros gives zeros. NaN makes its row NaN; an infinity gives NaN, and 0 beside it. Where |x|
-        exceeds 1e19 its square overflows float32, and the row is 0.
+        1e-3. A row of zeros gives zeros. NaN makes its row NaN; an infinity gives NaN, and 0 in the rest of its row.
+        Where |x| exceeds 1e19 its square overflows float32, and the row is 0.
 
     Raises:
         TypeError: x is not floating.
@@ -54,7 +54,7 @@ def rms_norm(x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
 
 
 def fwd(x):
-    """Step 1: the forward checks the argument, and keeps what the backward needs: y, and one number 1 / r a row."""
+    """Step 1: check the argument; keep the residuals that the backward needs, y and one number 1 / r a row."""
     x = as_floating("x", x)
     if x.ndim == 0:
         raise ValueError("x must have at least one axis to normalise along, got shape ()")
@@ -69,7 +69,7 @@ def fwd(x):
 # second term is a number times y:
 #   g^T J = (g - mean(g * y) y) / r
 def bwd(res, g):
-    """Step 2: the derivative and its product with the cotangent, derived together above; y has x's shape and dtype."""
+    """Step 2: the product derived above. `like_primal` is given y for x: both have the same shape and dtype."""
     y, inverse = res
     g, p = upcast(g), upcast(y)
     return (like_primal((g - jnp.mean(g * p, -1, keepdims=True) * p) * inverse, y),)
@@ -79,12 +79,12 @@ rms_norm.defvjp(fwd, bwd)
 
 
 def reference(x):
-    """Step 3: the textbook form, in plain jnp. Its automatic derivative in float64 is the truth to compare with."""
+    """Step 3: the textbook form, in plain jnp. Its autodiff in float64 is the oracle."""
     return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + EPS)
 
 
 def jacobian(x):
-    """Step 4: the derivative as a matrix, for one vector: diagonal minus rank one. To be looked at, never formed."""
+    """Step 4: the Jacobian for one vector, diagonal minus rank one; the matrix is never formed."""
     y = reference(x)
     inverse = jax.lax.rsqrt(jnp.mean(x**2) + EPS)
     return (DiagonalMinusLowRank(jnp.full_like(x, inverse), inverse * y[:, None], y[:, None] / x.size),)
@@ -92,20 +92,20 @@ def jacobian(x):
 
 @jax.custom_vjp
 def careless(x):
-    """rms_norm once more, for a backward that is wrong."""
+    """rms_norm, with a wrong backward."""
     return fwd(x)[0]
 
 
-# With r taken for a constant J = I / r, and the cotangent is merely scaled: a mistake easily made, and one that trains.
+# With r treated as a constant, J = I / r, and the cotangent is only scaled. Training still works with this mistake.
 def bwd_careless(res, g):
-    """g / r: the second term is lost."""
+    """g / r, without the second term."""
     y, inverse = res
     return (like_primal(upcast(g) * inverse, y),)
 
 
 careless.defvjp(fwd, bwd_careless)
 
-# Step 5: the record, with inputs to try and claims to hold. The assertions are the library's.
+# Step 5: the record: inputs and claims. The library writes the assertions.
 RULES = (
     Rule(
         fn=rms_norm,
@@ -132,10 +132,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--effort", default="standard", choices=("quick", "standard", "deep"))
     effort = parser.parse_args(argv).effort
 
-    # Without a reference, a function is held to JAX's derivative of what it computes itself.
+    # Without a reference, the oracle is JAX's derivative of the function without its custom rule.
     x = np.random.default_rng(0).standard_normal((2, 7)).astype(np.float32)
     wrong = verify(careless, (x,), effort=effort)
-    print("With the norm taken for a constant:", wrong, sep="\n")
+    print("With the norm treated as a constant:", wrong, sep="\n")
     assert not wrong.ok
 
     right = verify_rule(RULES[0], effort=effort)

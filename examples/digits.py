@@ -1,10 +1,10 @@
-"""Digits: a small CNN made of vjplib's rules reads scikit-learn's 8 x 8 digits, at least 98 % of those held out.
+"""Digits: a small CNN of vjplib's rules classifies scikit-learn's 8 x 8 digits, at least 98 % of the held-out ones.
 
-A `conv1d` runs along one axis. Two of them with the axes swapped between are a convolution in two dimensions, whose
+A `conv1d` runs along one axis. Two of them, with the axes swapped in between, are a two-dimensional convolution whose
 kernels are products of a row and a column, summed over the channels in between.
 
     python examples/digits.py               # train on four fifths of the images, test on the rest
-    python examples/digits.py --validate    # how settings were compared: the same within those four fifths
+    python examples/digits.py --validate    # the same within those four fifths, to compare settings
 """
 
 import argparse
@@ -57,8 +57,8 @@ def split(data: Data) -> tuple[Data, Data]:
     from sklearn.model_selection import train_test_split
 
     x, y = data
-    kept, rest = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=0)
-    return (x[kept], y[kept]), (x[rest], y[rest])
+    first, rest = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=0)
+    return (x[first], y[first]), (x[rest], y[rest])
 
 
 def with_shifts(data: Data) -> Data:
@@ -70,7 +70,7 @@ def with_shifts(data: Data) -> Data:
 
 
 def trained(data: Data, args: argparse.Namespace):
-    """Train by SGD with momentum, weight decay and a rate that rises, then falls; return the parameters."""
+    """Train by SGD with momentum, weight decay and a learning rate that rises, then falls; return the parameters."""
     steps = args.epochs * (len(data[0]) // BATCH_SIZE)
     rate = optax.warmup_cosine_decay_schedule(0.0, 0.03, steps // 10, steps)
     optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(rate, momentum=0.9))

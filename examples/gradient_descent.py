@@ -32,7 +32,7 @@ def descend(
     """Compute the weights after each update of `optax.sgd`, and the derivative of the cost at each.
 
     Raises:
-        AssertionError: an update differs from Eq. 1, w - lr dl/dw, by as much as a bit.
+        AssertionError: an update differs from Eq. 1, w - lr dl/dw, in any bit.
     """
     optimizer, derivative = optax.sgd(learning_rate), jax.grad(cost)
     w = jnp.asarray(start, jnp.float32)

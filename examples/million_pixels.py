@@ -1,7 +1,7 @@
 """Differentiate the lecture's network l = f(g(h(x))) at a million pixels, and print the cost of the other order.
 
-h is a convolution with a kernel of three, g a softmax, whose Jacobian has not one zero in it, and f the squared error
-to a target image: the network of Example 4.1 (Eq. 31 to 33), its layers those of Examples 4.2 and 2.6.
+h is a convolution with a kernel of three, g a softmax, whose Jacobian has no zero entry, and f the squared error to a
+target image. This is the network of Example 4.1 (Eq. 31 to 33) with the layers of Examples 4.2 and 2.6.
 
     python examples/million_pixels.py [--n 1000000]
 """
@@ -30,7 +30,7 @@ from vjplib.jacobians import (
     forward_order,
 )
 
-RUNNABLE = 2**28  # bytes up to which the forward order is run as well
+RUNNABLE = 2**28  # the forward order also runs if it needs at most this many bytes
 
 
 def network(x: Float[Array, " n"], kernel: Float[Array, " k"], target: Float[Array, " n"]) -> Float[Array, ""]:
@@ -48,7 +48,7 @@ def factors(
 
 
 class Run(NamedTuple):
-    """One way to the gradient: the gradient and what it took."""
+    """One computation of the gradient: its result, time and memory."""
 
     gradient: np.ndarray
     compile_seconds: float
@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The ways that were run, by name, and the work of both orders of Eq. 33."""
+    """The runs by name, and the cost of both orders of Eq. 33."""
 
     runs: dict[str, Run]
     backward: Chain
@@ -80,10 +80,10 @@ def measure(gradient: Callable[..., Float[Array, " n"]], args: tuple[Any, ...], 
 
 
 def differentiate(n: int) -> Report:
-    """Differentiate the network at n pixels in every way that fits in memory.
+    """Differentiate the network at n pixels by each method that fits in memory.
 
     Raises:
-        AssertionError: two ways disagree.
+        AssertionError: two methods disagree.
     """
     rng = np.random.default_rng(0)
     pixels = jnp.asarray(rng.standard_normal(n), jnp.float32)
@@ -93,15 +93,15 @@ def differentiate(n: int) -> Report:
     def along(order: Callable[[Sequence[Jacobian]], Chain]) -> Callable[..., Float[Array, " n"]]:
         return lambda *args: order(factors(*args)).jacobian.dense()[0]
 
-    # From shapes alone, an order counts its work without doing it.
+    # Counted from shapes alone, without computing the products.
     backward, forward = (
         jax.eval_shape(lambda *args, order=order: order(factors(*args)), *args)
         for order in (backward_order, forward_order)
     )
-    ways = {"jax.grad of the rules": jax.grad(network), "(f' g') h', Eq. 33a": along(backward_order)}
+    methods = {"jax.grad of the rules": jax.grad(network), "(f' g') h', Eq. 33a": along(backward_order)}
     if forward.peak_bytes <= RUNNABLE:
-        ways["f' (g' h'), Eq. 33b"] = along(forward_order)
-    runs = {name: measure(way, args) for name, way in ways.items()}
+        methods["f' (g' h'), Eq. 33b"] = along(forward_order)
+    runs = {name: measure(method, args) for name, method in methods.items()}
 
     expected, *others = (run.gradient for run in runs.values())
     for gradient in others:

@@ -1,10 +1,10 @@
-"""MNIST-1D: logistic regression, an MLP and a CNN beside the paper's figures; layers and loss are vjplib's rules.
+"""MNIST-1D: logistic regression, an MLP and a CNN compared with the paper; layers and loss are vjplib's rules.
 
-The data are sequences of 40 numbers, digits drawn in one stroke, then scaled, shifted, sheared and drowned in noise:
+The data are sequences of 40 numbers: digits drawn in one stroke, then scaled, shifted, sheared and mixed with noise,
 4000 to train on and 1000 to test on (Greydanus and Kobak, Scaling down deep learning with MNIST-1D, arXiv 2011.14439).
 
     python examples/mnist1d.py             # train on all training data, test, print the table
-    python examples/mnist1d.py --search    # how the settings were chosen, on a fifth of the training data
+    python examples/mnist1d.py --search    # repeat the choice of the settings, on a fifth of the training data
 """
 
 import argparse
@@ -28,7 +28,7 @@ BATCH_SIZE = 100
 
 
 class Setting(NamedTuple):
-    """What is searched: sizes are the widths of the MLP's hidden layers, or the strides of the CNN's."""
+    """Settings to search; sizes are the widths of the MLP's hidden layers, or the strides of the CNN's."""
 
     sizes: tuple[int, ...]
     learning_rate: float
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A network for given sizes, its accuracy in the paper in per cent, the settings searched, and the best of them."""
+    """A network for given sizes, its accuracy in the paper in per cent, the settings to search, and the best."""
 
     network: Callable[[tuple[int, ...]], Layer]
     paper: float
@@ -56,7 +56,7 @@ def mlp(widths: tuple[int, ...]) -> Layer:
 
 
 def cnn(strides: tuple[int, ...]) -> Layer:
-    """Convolutions of 32 channels; the mean over all places then makes the digit's shift matter little."""
+    """Convolutions of 32 channels, then the mean over all positions, which makes the digit's shift matter little."""
     hidden = [layer for stride in strides for layer in (conv1d(32, kernel_size=5, stride=stride), relu)]
     return serial(*hidden, mean_pool(), linear(10))
 
@@ -91,7 +91,7 @@ def load() -> tuple[Data, Data]:
 def accuracies(setting: Setting, network: Layer, data: Data, held_out: Data, args: argparse.Namespace) -> list[float]:
     """Train on data with each seed, and return the accuracies on held_out in per cent."""
     steps = args.epochs * (len(data[0]) // BATCH_SIZE)
-    # The first tenth warms up: at their full rate, the first steps may be so long that no ReLU passes anything again.
+    # The first tenth warms up: at the full rate, the first steps may be so long that every ReLU stays at 0.
     rate = optax.warmup_cosine_decay_schedule(0.0, setting.learning_rate, steps // 10, steps)
     optimizer = optax.chain(optax.add_decayed_weights(setting.weight_decay), optax.sgd(rate, momentum=0.9))
 
@@ -109,21 +109,21 @@ def accuracies(setting: Setting, network: Layer, data: Data, held_out: Data, arg
 
 
 def search(name: str, train: Data, args: argparse.Namespace) -> dict[Setting, list[float]]:
-    """Compute the accuracies of each setting on the last fifth of the training data, trained on the rest."""
+    """Train each setting on four fifths of the training data, and return its accuracies on the last fifth."""
     x, y = train
-    kept = len(x) * 4 // 5
+    cut = len(x) * 4 // 5
     model = MODELS[name]
     table = Table("sizes", "learning rate", "weight decay", "validation", "each seed", title=name)
     results = {}
     for s in model.searched:
-        results[s] = accuracies(s, model.network(s.sizes), (x[:kept], y[:kept]), (x[kept:], y[kept:]), args)
+        results[s] = accuracies(s, model.network(s.sizes), (x[:cut], y[:cut]), (x[cut:], y[cut:]), args)
         table.add_row(*map(str, s), *cells(results[s]), style="bold" if s == model.chosen else None)
     Console().print(table)
     return results
 
 
 def compare(train: Data, held_out: Data, args: argparse.Namespace) -> dict[str, list[float]]:
-    """Compute the accuracies of each model on the test set, trained on all training data with its chosen setting."""
+    """Train each model on all training data with its chosen setting, and return its accuracies on the test set."""
     table = Table("model", "paper", "ours, mean", "each seed", title="MNIST-1D, accuracy on the test set")
     results = {}
     for name in args.models:
@@ -155,6 +155,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    # A script's folder comes first on the path, and from there this file would hide the package of its name.
+    # A script's folder is first on the path, so this file would hide the package mnist1d.
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
     main()

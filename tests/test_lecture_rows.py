@@ -16,13 +16,12 @@ import optax
 import pytest
 
 import vjplib as vl
-from vjplib.compat import programs, recorded_custom_vjps, unclose
+from vjplib.compat import cost_of, programs, recorded_custom_vjps, unclose
 from vjplib.jacobians import BandedToeplitz, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
 from vjplib.lecture import figures
 from vjplib.rule import find, rules
 from vjplib.rules.convolution.conv1d import naive_vjp, sparse_vjp
 from vjplib.training import net
-from vjplib.verification.claims.growth import cost
 
 
 def normal(seed, *shape):
@@ -122,7 +121,7 @@ def test_L7_partial_derivatives_of_a_product(x, partials):
 
 
 def test_L7_all_partial_derivatives_take_linear_time_and_memory():
-    small, large = (cost(jax.make_jaxpr(jax.grad(vl.prod))(jnp.ones(n)).jaxpr) for n in (1024, 2048))
+    small, large = (cost_of(jax.make_jaxpr(jax.grad(vl.prod))(jnp.ones(n)).jaxpr) for n in (1024, 2048))
     assert large.operations < 2.1 * small.operations
     assert large.largest < 2.1 * small.largest
 
@@ -284,7 +283,7 @@ def test_L17_its_jacobian_is_the_band_matrix_of_equation_35():
 def exponents(f, n=2**14):
     """Returns the base-2 logarithms of the growth of f's operations, and of its largest array, as n doubles."""
     vectors = (jax.ShapeDtypeStruct((size,), jnp.float32) for size in (n, 2 * n))
-    small, large = (cost(jax.make_jaxpr(f)(H, g).jaxpr) for g in vectors)
+    small, large = (cost_of(jax.make_jaxpr(f)(H, g).jaxpr) for g in vectors)
     return np.log2(large.operations / small.operations), np.log2(large.largest / small.largest)
 
 

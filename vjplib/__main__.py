@@ -14,13 +14,13 @@ from vjplib.verification.isolation import CHECK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0 if all is well, 1 if a claim fails.
+    """Run one command and return the exit status: 0 for success, 1 for a failure.
 
     Args:
-        arguments: the words after `vjplib`; None for those of this process.
+        arguments: the command line after `vjplib`; None for that of this process.
 
     Raises:
-        SystemExit: with status 2, after one line of text, if the arguments make no sense; with 0 after help or version.
+        SystemExit: with status 2 and one line of text if the arguments are invalid; with 0 after help or version.
 
     Example:
         >>> main(["verify", "tanh", "--quick", "--claims", "contract,residuals"])
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return parsed.run(parsed)
     except KeyboardInterrupt:
-        return 130  # what a shell reports of a process that was interrupted
+        return 130  # the exit status of an interrupted process
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run() -> NoReturn:
-    """Runs the command of this process and ends that, even if compiled code that does not end was left behind."""
+    """Run the command of this process and end it, even if a thread is left in compiled code that does not end."""
     status = main()
     if any(thread.name == CHECK for thread in threading.enumerate()):
         sys.stdout.flush()

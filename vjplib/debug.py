@@ -1,32 +1,24 @@
-"""Debug: the contract of a custom_vjp, held where the rule is traced in a running program, and free once compiled."""
+"""Debug: checks the contract of a custom_vjp where a program traces it; the compiled program is not slower."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from vjplib.compat import CustomVJP, custom_vjp_of, replaced_custom_vjp_calls, require_passes, symbolic_zero_aval
+from vjplib.compat import CustomVJP, custom_vjp_of, replaced_custom_vjp_calls, require_passes
+from vjplib.verification.avals import avals_of, cotangent_mismatches, output_mismatches
+from vjplib.verification.call import combine, parameters
 
 
 class ContractError(TypeError):
-    """A pass of a custom_vjp returned what its rule may not: another tree, shape, dtype or weak type."""
-
-
-class _Aval(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: Any
-    weak: bool
-
-    def __str__(self) -> str:
-        return f"{'weak ' if self.weak else ''}{self.dtype} of shape {self.shape}"
+    """A pass of a custom_vjp returned another pytree, shape, dtype or weak type than its rule must."""
 
 
 @jax.tree_util.register_pytree_node_class
 class _Kept:
-    """What is kept for the backward: the rule's residuals, and what its arguments looked like, which has no leaves."""
+    """Residuals of a checked rule: its own, and the avals of its arguments as static data."""
 
     def __init__(self, residuals: Any, arguments: tuple[Any, ...]) -> None:
         self.residuals, self.arguments = residuals, arguments
@@ -40,11 +32,11 @@ class _Kept:
 
 
 def debug_rule(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a custom_vjp that computes what fn does, and raises as it is traced where fn breaks the contract.
+    """Return a custom_vjp that computes what fn does, and raises while JAX traces it if fn breaks the contract.
 
     JAX lets a rule return cotangents of another dtype than the argument's, one array for a whole pytree, or outputs
-    from the forward pass that are not the primal's. Here each is an error at the call that meets it, with the names of
-    rule and argument. Shapes and dtypes alone are looked at, while JAX traces: the compiled program is that of fn.
+    from the forward pass that are not the primal's. Here each is an error at the call, with the names of rule and
+    argument. Only shapes and dtypes are checked, while JAX traces: the compiled program is that of fn.
 
     Args:
         fn: a `jax.custom_vjp`.
@@ -53,7 +45,7 @@ def debug_rule(fn: Callable[..., Any]) -> Callable[..., Any]:
         A `jax.custom_vjp` of the same signature; `optimize_remat`, if fn has it, does not apply.
 
     Raises:
-        ValueError: fn has no passes yet, for want of `defvjp`.
+        ValueError: fn has no passes, because `defvjp` was not called.
         TypeError: fn is no custom_vjp. Called, a `ContractError`, which is a TypeError: the forward pass returns
             another tree, shape, dtype or weak type than the primal, or the backward another number of cotangents, tree,
             shape or dtype than the arguments'; None stands for zeros, and integers take None or float0.
@@ -73,7 +65,7 @@ def debug_rule(fn: Callable[..., Any]) -> Callable[..., Any]:
         halve: the backward returns float16 of shape () for argument x, float32 of shape ()
 
     Source:
-        JAX's own contract of `jax.custom_vjp`, of which it checks a part. `vjplib.verify` examines the same.
+        JAX's contract of `jax.custom_vjp`, of which JAX checks a part. `vjplib.verify` checks the same contract.
     """
     rule = custom_vjp_of(fn)
     if rule is None:
@@ -84,8 +76,10 @@ def debug_rule(fn: Callable[..., Any]) -> Callable[..., Any]:
     def fwd(*args: Any) -> Any:
         bare = [_bare(a) for a in args] if rule.symbolic_zeros else list(args)
         y, residuals = rule.fwd(*args)
-        _require_same_output(rule, bare, y)
-        return y, _Kept(residuals, tuple(_avals(a) for i, a in enumerate(bare) if i not in rule.static))
+        moving = [i for i in range(len(bare)) if i not in rule.static]
+        primal = lambda *values: rule.primal(*combine(bare, moving, values))  # noqa: E731
+        _require_same_output(rule, jax.eval_shape(primal, *(bare[i] for i in moving)), y)
+        return y, _Kept(residuals, tuple(avals_of(bare[i]) for i in moving))
 
     def bwd(*given: Any) -> Any:
         *nondiff, kept, g = given
@@ -99,10 +93,10 @@ def debug_rule(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def debug_rules() -> Iterator[None]:
-    """In this context every custom_vjp that is called is as `debug_rule` makes it.
+    """Context in which every custom_vjp that is called is checked as by `debug_rule`.
 
-    That holds for whatever is traced inside: a function that `jax.jit` compiled before is not traced again, and so not
-    looked at. For the time of the context the class `jax.custom_vjp` is patched, for all threads.
+    Only programs traced inside are checked: JAX does not trace a function again that `jax.jit` compiled before. In the
+    context the class `jax.custom_vjp` is patched, for all threads.
 
     Example:
         >>> import jax
@@ -119,75 +113,34 @@ def debug_rules() -> Iterator[None]:
         yield
 
 
-def _require_same_output(rule: CustomVJP, args: list[Any], y: Any) -> None:
-    static = {i: a for i, a in enumerate(args) if i in rule.static}
-    moving = [a for i, a in enumerate(args) if i not in static]
-
-    def primal(*values: Any) -> Any:
-        rest = iter(values)
-        return rule.primal(*(static[i] if i in static else next(rest) for i in range(len(args))))
-
-    expected = jax.eval_shape(primal, *moving)
-    if jax.tree.structure(y) != jax.tree.structure(expected):
-        raise ContractError(
-            f"{rule.name}: the forward pass returns {jax.tree.structure(y)}, the primal {jax.tree.structure(expected)}"
-        )
-    for (path, a), b in zip(jax.tree.leaves_with_path(y), jax.tree.leaves(expected), strict=True):
-        if _aval(a) != _aval(b):
-            where = "" if not path else f" at {jax.tree_util.keystr(path)}"
-            raise ContractError(f"{rule.name}: the forward pass returns {_aval(a)}{where}, the primal {_aval(b)}")
+def _require_same_output(rule: CustomVJP, primal: Any, forward: Any) -> None:
+    for m in output_mismatches(primal, forward):
+        where = f" at {m.path}" if m.path else ""
+        raise ContractError(f"{rule.name}: the forward pass returns {m.given}{where}, the primal {m.wanted}")
 
 
 def _require_cotangents(rule: CustomVJP, arguments: tuple[Any, ...], dxs: Any) -> None:
-    names = [name for i, name in enumerate(inspect.signature(rule.primal).parameters) if i not in rule.static]
     if not isinstance(dxs, (tuple, list)) or len(dxs) != len(arguments):
         given = f"{len(dxs)}" if isinstance(dxs, (tuple, list)) else f"a {type(dxs).__name__}"
         raise ContractError(
             f"{rule.name}: the backward must return a tuple of {len(arguments)}, a cotangent for each argument that is "
             f"differentiated, and returns {given}"
         )
-    for i, ((tree, avals), dx) in enumerate(zip(arguments, dxs, strict=True)):
-        name = f"argument {names[min(i, len(names) - 1)]}" if names else f"argument {i}"
-        if dx is None:
-            continue
-        leaves, given = jax.tree.flatten(dx, is_leaf=lambda a: a is None)
-        if given != tree:
-            raise ContractError(
-                f"{rule.name}: the backward returns {given} for {name}, which is {tree}; JAX would copy it to each leaf"
-            )
-        for x, a in zip(avals, leaves, strict=True):
-            _require_cotangent(rule, name, x, a)
-
-
-def _require_cotangent(rule: CustomVJP, name: str, x: _Aval, dx: Any) -> None:
-    if dx is None:
-        return
-    given = _aval(dx)
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        if given.dtype != jax.dtypes.float0:
-            raise ContractError(
-                f"{rule.name}: the backward returns {given} for {name}, {x}; for integers and booleans it must be "
-                "None or float0"
-            )
-    elif given[:2] != x[:2]:
-        shown, wanted = given._replace(weak=False), x._replace(weak=False)
-        raise ContractError(f"{rule.name}: the backward returns {shown} for {name}, {wanted}")
-
-
-def _avals(tree: Any) -> tuple[Any, tuple[_Aval, ...]]:
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple(map(_aval, leaves))
-
-
-def _aval(a: Any) -> _Aval:
-    a = symbolic_zero_aval(a)
-    if not hasattr(a, "shape"):  # a Python number
-        a = jax.typeof(a)
-    weak = getattr(a, "weak_type", False)
-    return _Aval(tuple(a.shape), a.dtype, bool(weak))
+    names = parameters(rule.primal, len(arguments) + len(rule.static))
+    moving = [name for i, name in enumerate(names) if i not in rule.static]
+    for name, argument, dx in zip(moving, arguments, dxs, strict=True):
+        for m in cotangent_mismatches(argument, dx):
+            returns = f"{rule.name}: the backward returns {m.given} for argument {name}"
+            if m.kind == "tree":
+                raise ContractError(f"{returns}, which is {m.wanted}; JAX would copy it to each leaf")
+            if m.kind == "integer":
+                raise ContractError(f"{returns}, {m.wanted}; for integers and booleans it must be None or float0")
+            if m.kind != "weak":
+                strong = [replace(aval, weak=False) for aval in (m.given, m.wanted)]
+                raise ContractError(f"{rule.name}: the backward returns {strong[0]} for argument {name}, {strong[1]}")
 
 
 def _bare(argument: Any) -> Any:
-    """Returns an argument that a forward pass with symbolic zeros gets, without the mark of what is perturbed."""
+    """Return an argument of a forward pass with symbolic zeros, without the mark on each leaf that is perturbed."""
     marked = lambda a: hasattr(a, "perturbed") and hasattr(a, "value")  # noqa: E731
     return jax.tree.map(lambda a: a.value if marked(a) else a, argument, is_leaf=marked)

@@ -9,10 +9,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from claims_at_a_call import examine
 
 from vjplib.rule import find, rules
 from vjplib.verification import CLAIMS, verify_rule
-from vjplib.verification.api import at_case, examine
+from vjplib.verification.api import at_case
 
 CHECKED = [claim.name for claim in CLAIMS.values() if claim.records]
 RULES = {rule.name: rule for rule in rules()}

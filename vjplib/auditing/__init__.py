@@ -1,31 +1,33 @@
-"""The auditor: finds every custom rule that a JAX program calls, and verifies each at the inputs that it meets."""
+"""The auditor: finds every custom rule that a JAX program calls, and verifies each at the inputs of these calls."""
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vjplib.auditing.examine import Effort, Examined, examine
+from vjplib.auditing.judge import Effort, Judgement, judge
+from vjplib.auditing.recording import CallGroup, Watch
+from vjplib.auditing.recording import watching as watching
 from vjplib.auditing.report import AuditedRule as AuditedRule
 from vjplib.auditing.report import AuditReport as AuditReport
 from vjplib.auditing.report import order
-from vjplib.auditing.watching import Group, Watch
-from vjplib.auditing.watching import watching as watching
+from vjplib.verification.call import combine
 from vjplib.verification.claims.residuals import residual_bytes
 from vjplib.verification.report import describe_error
 
-SECONDS = 60.0  # that one rule may take
-MOST_SHAPES = {"quick": 2, "standard": 6, "deep": 24}  # of one rule that are examined
+SECONDS = 60.0  # time limit of one rule
+MOST_SHAPES = {"quick": 2, "standard": 6, "deep": 24}  # examined of one rule
 
 
 def audit(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> AuditReport:
-    """Returns what is right and wrong with each custom rule that fn(*args, **kwargs) calls, at the inputs it meets.
+    """Verify each custom rule that fn(*args, **kwargs) calls, at the inputs of these calls.
 
-    fn runs once, as it is: through jit, grad, scan, while, cond, vmap, checkpoint, shard_map and rules inside rules,
-    each call of a `jax.custom_vjp` or `jax.custom_jvp` tells the values of its arguments. Then each rule is verified at
-    a sample of these, against autodiff in float64 of what it computes.
+    fn runs once, unchanged: each call of a `jax.custom_vjp` or `jax.custom_jvp` records the values of its arguments,
+    through jit, grad, scan, while, cond, vmap, checkpoint, shard_map and rules inside rules. Then each rule is verified
+    at a sample of these calls, against autodiff of its primal in float64.
 
     `watching` and `examined` do the same for several steps, and with other options.
 
@@ -35,8 +37,8 @@ def audit(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> AuditReport:
         **kwargs: its keyword arguments.
 
     Returns:
-        An `AuditReport`: `.ok`, `.rules`, `.failures`; prints as a table of 80 columns. What fn raises is told by
-        `.raised`, and what was met until then is examined.
+        An `AuditReport`: `.ok`, `.rules`, `.failures`; prints as a table of 80 columns. If fn raises, `.raised` holds
+        the message, and the calls until then are examined.
 
     Raises:
         TypeError: fn is not callable.
@@ -59,7 +61,7 @@ def audit(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> AuditReport:
     with watching() as watch:
         try:
             jax.block_until_ready(fn(*args, **kwargs))
-        except Exception as error:  # a rule's fault, or the program's: what was met until then is examined
+        except Exception as error:  # of a rule or of the program: the calls until then are examined
             raised = describe_error(error)
     name = getattr(fn, "__name__", type(fn).__name__)
     kept = 0 if watch.gradients or raised else _kept_by(fn, args, kwargs)
@@ -75,20 +77,20 @@ def examined(
     by_design: Mapping[str, str] | None = None,
     raised: str = "",
     kept: int = 0,
-    progress: Callable[[list[Group]], Any] = iter,
+    progress: Callable[[list[CallGroup]], Any] = iter,
 ) -> AuditReport:
-    """Returns the report on what a watch has met.
+    """Return the report on the rules that a watch recorded.
 
     Args:
-        watch: what `watching` gave, its context ended.
+        watch: the value of `watching`, after its context has ended.
         name: of the program.
         effort: "quick" examines one call of each rule at two shapes at most; "deep" eight calls at 24 shapes, and also
-            transforms, second derivatives and edges, which it notes only, being beyond what the program does.
-        seconds: how long examining one rule may take, at all its shapes.
-        by_design: rules whose derivatives are known to differ from autodiff's, by name, and why.
-        raised: what the program raised.
-        kept: the bytes that the program's gradient would keep, where it took none itself.
-        progress: passes on the groups, one at a time, as they are examined.
+            transforms, second derivatives and edges, of which it makes notes only: the program does not use them.
+        seconds: the time limit for one rule, at all its shapes.
+        by_design: the reason by name of each rule whose derivative differs from autodiff's on purpose.
+        raised: the message of the exception that the program raised.
+        kept: the bytes that the program's gradient would keep, if the program takes none itself.
+        progress: takes the groups and yields each before it is examined.
 
     Raises:
         ValueError: effort is not known, or seconds is not positive.
@@ -109,20 +111,22 @@ def examined(
     total, taken = watch.kept or kept, {}
     shapes: dict[tuple[str, str], int] = {}
     rows = []
-    # Of the shapes of one rule, those called most come first.
+    # Of the shapes of one rule, the one called most comes first.
     for group in progress(sorted(watch.groups.values(), key=lambda g: (g.name, g.source, -g.calls))):
         rule = (group.name, group.source)
         number = shapes[rule] = shapes.get(rule, 0) + 1
         left = seconds - taken.get(rule, 0.0)
         if number > MOST_SHAPES[effort]:
-            found = Examined("undecided", f"not examined: more than {MOST_SHAPES[effort]} shapes of this rule were met")
+            found = Judgement(
+                "undecided", f"not examined: the program called this rule at more than {MOST_SHAPES[effort]} shapes"
+            )
         elif left <= 0:
-            found = Examined("undecided", f"not examined: other shapes took the {seconds:g} s that a rule may take")
+            found = Judgement("undecided", f"not examined: other shapes of this rule took all of its {seconds:g} s")
         else:
-            found = examine(group, effort, watch.seed, left, _known(group, by_design))
+            found = judge(group, effort, watch.seed, left, _known(group, by_design))
         if found.verdict == "fail" and watch.gradients and not group.derived:
             reason = f"this program, which takes gradients, does not differentiate it; otherwise: {found.reason}"
-            found = found._replace(verdict="note", reason=reason)
+            found = replace(found, verdict="note", reason=reason)
         taken[rule] = taken.get(rule, 0.0) + found.seconds
         rows.append(_row(group, found, total, bool(watch.gradients)))
     met = {name for row in rows for name in _names(row.name)}
@@ -131,17 +135,17 @@ def examined(
 
 
 def _names(rule: str) -> tuple[str, str]:
-    """Returns the names by which a caller may call a rule: its own, and the last part of it."""
+    """Return the names of a rule in `by_design`: its qualified name, and the last part of it."""
     return rule, rule.rsplit(".", 1)[-1]
 
 
-def _known(group: Group, by_design: Mapping[str, str] | None) -> str | None:
+def _known(group: CallGroup, by_design: Mapping[str, str] | None) -> str | None:
     reasons = by_design or {}
     said_so = (reasons[n] or "no reason given" for n in _names(group.name) if n in reasons)
     return next((f"by design, as the caller says: {reason}" for reason in said_so), None)
 
 
-def _row(group: Group, found: Examined, total: int, gradients: bool) -> AuditedRule:
+def _row(group: CallGroup, found: Judgement, total: int, gradients: bool) -> AuditedRule:
     counted = group.differentiated if gradients else group.calls
     share = found.kept * counted / total if total and found.kept is not None and not group.recomputed else None
     return AuditedRule(
@@ -154,20 +158,17 @@ def _row(group: Group, found: Examined, total: int, gradients: bool) -> AuditedR
         differentiated=group.differentiated,
         share=share,
         recomputed=group.recomputed,
-        **found._asdict(),
+        **vars(found),
     )
 
 
 def _kept_by(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Returns the bytes that the gradient of a program would keep that takes none itself; 0 where it has none."""
+    """Return the bytes that the gradient of a program without gradients would keep; 0 if it has no gradient."""
     leaves, tree = jax.tree.flatten(args)
     floating = [i for i, a in enumerate(leaves) if hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)]
 
     def flat(*moving: Any) -> Any:
-        every = list(leaves)
-        for i, a in zip(floating, moving, strict=True):
-            every[i] = a
-        outputs = jax.tree.leaves(fn(*jax.tree.unflatten(tree, every), **kwargs))
+        outputs = jax.tree.leaves(fn(*jax.tree.unflatten(tree, combine(leaves, floating, moving)), **kwargs))
         return [y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.inexact)]
 
     try:

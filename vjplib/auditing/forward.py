@@ -1,4 +1,4 @@
-"""The rule of a custom_jvp: its tangents equal autodiff's of the primal, and are linear in the tangents given."""
+"""The rule of a custom_jvp: its tangents equal autodiff's of the primal, and are linear in the input tangents."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,9 +14,9 @@ from vjplib.verification.tolerance import HALF_THE_DIGITS, error, relative_gap, 
 
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:
-    """Yields a finding for each tangent that comes out, and one on linearity.
+    """Yield a finding for each output tangent, and one on linearity.
 
-    At kinks a tangent may differ from autodiff's by choice: cotangents, which the rule gives too, are judged for that.
+    At kinks a tangent may differ from autodiff's by choice: the rule's cotangents are judged for that.
     """
     leaves = subject.leaves()
     rng = np.random.default_rng((subject.seed, 6))

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vjplib.auditing.examine import Verdict
-from vjplib.verification.report import Finding, as_json, in_markdown
+from vjplib.auditing.judge import Judgement
+from vjplib.verification.report import as_json, in_markdown
 
 _SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "undecided": "?"}
 _STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "undecided": "dim"}
@@ -26,9 +26,9 @@ _LEGEND = (
 )
 
 
-@dataclass(frozen=True)
-class AuditedRule:
-    """One rule at the shapes and static arguments that it was called with.
+@dataclass(frozen=True, kw_only=True)
+class AuditedRule(Judgement):
+    """One rule at the shapes and static arguments that it was called with, and the judgement on it.
 
     Args:
         name: the rule's name.
@@ -36,20 +36,10 @@ class AuditedRule:
         source: file and line where it is defined.
         callers: the lines that call it.
         shapes: its arguments.
-        calls: how often it was called while the program ran; 0 if it was traced alone.
+        calls: how often it was called while the program ran; 0 if it was only traced.
         differentiated: how many of these calls were differentiated.
-        sampled: how many were examined.
-        verdict: "pass", "fail", "note" or "undecided".
-        reason: why, in words; empty for a pass without a remark.
-        error: the cotangents' largest error against float64, relative to their size; None where none was measured.
-        autodiff_error: that of autodiff of the primal.
-        relative: the error as a multiple of autodiff's; None where autodiff makes none.
-        kept: the bytes that one call keeps for its backward.
-        autodiff_kept: those that autodiff of the primal would keep.
         share: of the bytes that all gradients of the program keep; None where none were taken, or it is recomputed.
         recomputed: whether it was called inside `jax.checkpoint`.
-        findings: all that was found.
-        seconds: how long examining took.
     """
 
     name: str
@@ -59,18 +49,8 @@ class AuditedRule:
     shapes: str
     calls: int
     differentiated: int
-    sampled: int
-    verdict: Verdict
-    reason: str
-    error: float | None
-    autodiff_error: float | None
-    relative: float | None
-    kept: int | None
-    autodiff_kept: int | None
     share: float | None
     recomputed: bool
-    findings: tuple[Finding, ...]
-    seconds: float
 
     @property
     def ok(self) -> bool:

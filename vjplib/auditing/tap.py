@@ -1,8 +1,8 @@
-"""tap: an identity that tells the host which values pass through it, under every transformation of JAX.
+"""tap: an identity that passes the values that run through it to the host, under every transformation of JAX.
 
 It is a primitive of its own because `jax.debug.callback` has an effect, which linear solves and others refuse, and is
-unrolled by vmap. This one has none: it stays as long as what passes through it is used, is differentiated and
-transposed as the identity it is, and under vmap tells the batch at once.
+unrolled by vmap. This one has none: it stays as long as its outputs are used, is differentiated and transposed as an
+identity, and under vmap passes the whole batch at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,20 +19,20 @@ Axes = tuple[tuple[int, tuple[int | None, ...]], ...]
 
 
 class Listener(Protocol):
-    """Is told of each time that values pass; hashable, as all parameters of primitives are."""
+    """Called whenever values pass; hashable, as all parameters of primitives must be."""
 
     def __call__(self, values: Sequence[np.ndarray], axes: Axes, perturbed: tuple[bool, ...]) -> None:
-        """Takes the values.
+        """Take the values.
 
         Args:
-            values: what passed, keys of random numbers as their data.
+            values: the arrays, random keys as their data.
             axes: for each vmap, the innermost first, its size and the axis of each value that it maps over.
             perturbed: for each value, whether a tangent passed along with it; empty if none did.
         """
         ...
 
     def differentiates(self) -> None:
-        """Is called where JAX takes a derivative, as it traces."""
+        """Called while JAX traces a derivative."""
         ...
 
 
@@ -41,7 +41,7 @@ _tap.multiple_results = True
 
 
 def tap(values: Sequence[Any], listener: Listener) -> list[Any]:
-    """Returns the values as they are; whenever the program runs, the listener is told of them.
+    """Return the values unchanged; whenever the program runs, the listener gets them.
 
     Args:
         values: arrays, traced or not.
@@ -61,10 +61,10 @@ def tap(values: Sequence[Any], listener: Listener) -> list[Any]:
     return _tap.bind(*values, listener=listener, axes=(), perturbed=())
 
 
-def _told(*values: Any, listener: Listener, axes: Axes, perturbed: tuple[bool, ...]) -> list[Any]:
-    """Returns the values, with a call of the listener; traced into the program that is compiled."""
-    told = [jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in values]
-    jax.debug.callback(_Call(listener, axes, perturbed), *told)
+def _tapped(*values: Any, listener: Listener, axes: Axes, perturbed: tuple[bool, ...]) -> list[Any]:
+    """Return the values and call the listener; traced into the compiled program."""
+    data = [jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in values]
+    jax.debug.callback(_Call(listener, axes, perturbed), *data)
     return list(values)
 
 
@@ -100,42 +100,42 @@ def _transposed(cotangents: Sequence[Any], *values: Any, **params: Any) -> list[
     return [g if ad.is_undefined_primal(v) else None for g, v in zip(cotangents, values, strict=True)]
 
 
-_asked = Primitive("vjplib_asked")
+_requested = Primitive("vjplib_requested")
 
 
-def asked(values: Sequence[Any], heard: Callable[[int], None]) -> list[Any]:
-    """Returns the values as they are; where JAX pulls a cotangent of one back, heard is told which, as it is traced.
+def requested(values: Sequence[Any], listener: Callable[[int], None]) -> list[Any]:
+    """Return the values unchanged; while JAX traces the pullback of one, the listener gets its index.
 
     Args:
         values: arrays, traced or not.
-        heard: called with the place of the value; hashable.
+        listener: called with the index of the value; hashable.
 
     Example:
         >>> seen = set()
         >>> def loss(x):
-        ...     y, unused = asked([2 * x, 3 * x], seen.add)
+        ...     y, unused = requested([2 * x, 3 * x], seen.add)
         ...     return y
         >>> float(jax.grad(loss)(1.0)), seen
         (2.0, {0})
     """
-    return [_asked.bind(v, heard=heard, place=i) for i, v in enumerate(values)]
+    return [_requested.bind(v, listener=listener, place=i) for i, v in enumerate(values)]
 
 
-def _pulled_back(g: Any, value: Any, *, heard: Callable[[int], None], place: int) -> list[Any]:
+def _pulled_back(g: Any, value: Any, *, listener: Callable[[int], None], place: int) -> list[Any]:
     if type(g) is not ad.Zero:
-        heard(place)
+        listener(place)
     return [g]
 
 
-_asked.def_impl(lambda value, **_: value)
-_asked.def_abstract_eval(lambda aval, **_: aval)
-ad.deflinear2(_asked, _pulled_back)
-batching.primitive_batchers[_asked] = lambda values, dims, **params: (_asked.bind(*values, **params), dims[0])
-mlir.register_lowering(_asked, mlir.lower_fun(lambda value, **_: value, multiple_results=False))
+_requested.def_impl(lambda value, **_: value)
+_requested.def_abstract_eval(lambda aval, **_: aval)
+ad.deflinear2(_requested, _pulled_back)
+batching.primitive_batchers[_requested] = lambda values, dims, **params: (_requested.bind(*values, **params), dims[0])
+mlir.register_lowering(_requested, mlir.lower_fun(lambda value, **_: value, multiple_results=False))
 
-_tap.def_impl(_told)
+_tap.def_impl(_tapped)
 _tap.def_abstract_eval(lambda *avals, **_: list(avals))
 batching.primitive_batchers[_tap] = _batched
 ad.primitive_jvps[_tap] = _differentiated
 ad.primitive_transposes[_tap] = _transposed
-mlir.register_lowering(_tap, mlir.lower_fun(_told, multiple_results=True))
+mlir.register_lowering(_tap, mlir.lower_fun(_tapped, multiple_results=True))

@@ -24,12 +24,7 @@ OPTIMIZER = optax.sgd(LEARNING_RATE)
 
 
 class Ops(NamedTuple):
-    """The operations of a network.
-
-    Args:
-        conv_general_dilated: has the signature of `jax.lax.conv_general_dilated`.
-        max_pool: has the signature of `flax.linen.max_pool`.
-    """
+    """The operations of a network, which have the signatures of `jax.lax` and of `flax.linen`."""
 
     conv_general_dilated: Callable[..., Array]
     max_pool: Callable[..., Array]
@@ -39,120 +34,92 @@ JAX = Ops(lax.conv_general_dilated, nn.max_pool)
 VJPLIB = Ops(conv_general_dilated, max_pool)
 
 
-class MobileNetV2Like(nn.Module):
+def _mobilenet(ops: Ops, x: Array) -> Array:
     """Three inverted residuals: 1x1 to three times the channels, depthwise 3x3, 1x1 back."""
-
-    ops: Ops
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch classes"]:
-        """Compute the logits."""
-        conv = partial(nn.Conv, use_bias=False, conv_general_dilated=self.ops.conv_general_dilated)
-        norm = partial(nn.BatchNorm, use_running_average=False)
-        c = x.shape[-1]
-        for _ in range(3):
-            y = nn.relu6(norm()(conv(3 * c, (1, 1))(x)))
-            y = nn.relu6(norm()(conv(3 * c, (3, 3), feature_group_count=3 * c)(y)))
-            x = x + norm()(conv(c, (1, 1))(y))
-        return nn.Dense(CLASSES)(x.mean((1, 2)))
+    conv = partial(nn.Conv, use_bias=False, conv_general_dilated=ops.conv_general_dilated)
+    norm = partial(nn.BatchNorm, use_running_average=False)
+    c = x.shape[-1]
+    for _ in range(3):
+        y = nn.relu6(norm()(conv(3 * c, (1, 1))(x)))
+        y = nn.relu6(norm()(conv(3 * c, (3, 3), feature_group_count=3 * c)(y)))
+        x = x + norm()(conv(c, (1, 1))(y))
+    return x.mean((1, 2))
 
 
-class ConvNeXtLike(nn.Module):
+def _convnext(ops: Ops, x: Array) -> Array:
     """Two blocks: depthwise 7x7, layer norm, a perceptron with gelu, added to their input."""
-
-    ops: Ops
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch classes"]:
-        """Compute the logits."""
-        c = x.shape[-1]
-        for _ in range(2):
-            y = nn.Conv(c, (7, 7), feature_group_count=c, conv_general_dilated=self.ops.conv_general_dilated)(x)
-            y = nn.gelu(nn.Dense(4 * c)(nn.LayerNorm()(y)))
-            x = x + nn.Dense(c)(y)
-        return nn.Dense(CLASSES)(x.mean((1, 2)))
+    c = x.shape[-1]
+    for _ in range(2):
+        y = nn.Conv(c, (7, 7), feature_group_count=c, conv_general_dilated=ops.conv_general_dilated)(x)
+        y = nn.gelu(nn.Dense(4 * c)(nn.LayerNorm()(y)))
+        x = x + nn.Dense(c)(y)
+    return x.mean((1, 2))
 
 
-class ResNeXtLike(nn.Module):
+def _resnext(ops: Ops, x: Array) -> Array:
     """One block: 1x1, 3x3 in 32 groups, 1x1, each with batch norm, added to their input."""
-
-    ops: Ops
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch classes"]:
-        """Compute the logits."""
-        conv = partial(nn.Conv, use_bias=False, conv_general_dilated=self.ops.conv_general_dilated)
-        norm = partial(nn.BatchNorm, use_running_average=False)
-        c = x.shape[-1]
-        y = nn.relu(norm()(conv(c, (1, 1))(x)))
-        y = nn.relu(norm()(conv(c, (3, 3), feature_group_count=32)(y)))
-        y = norm()(conv(c, (1, 1))(y))
-        return nn.Dense(CLASSES)(nn.relu(x + y).mean((1, 2)))
+    conv = partial(nn.Conv, use_bias=False, conv_general_dilated=ops.conv_general_dilated)
+    norm = partial(nn.BatchNorm, use_running_average=False)
+    c = x.shape[-1]
+    y = nn.relu(norm()(conv(c, (1, 1))(x)))
+    y = nn.relu(norm()(conv(c, (3, 3), feature_group_count=32)(y)))
+    y = norm()(conv(c, (1, 1))(y))
+    return nn.relu(x + y).mean((1, 2))
 
 
-class MambaLike(nn.Module):
+def _mamba(ops: Ops, x: Array) -> Array:
     """One block around a short convolution of twice the channels: causal, depthwise, four taps, silu, and a gate."""
-
-    ops: Ops
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch n c"]) -> Float[Array, "batch classes"]:
-        """Compute the logits."""
-        conv = partial(nn.Conv, padding="CAUSAL", conv_general_dilated=self.ops.conv_general_dilated)
-        c = x.shape[-1]
-        y, gate = jnp.split(nn.Dense(4 * c)(x), 2, axis=-1)
-        y = nn.silu(conv(2 * c, (4,), feature_group_count=2 * c)(y))
-        x = x + nn.Dense(c)(y * nn.silu(gate))
-        return nn.Dense(CLASSES)(x.mean(1))
+    conv = partial(nn.Conv, padding="CAUSAL", conv_general_dilated=ops.conv_general_dilated)
+    c = x.shape[-1]
+    y, gate = jnp.split(nn.Dense(4 * c)(x), 2, axis=-1)
+    y = nn.silu(conv(2 * c, (4,), feature_group_count=2 * c)(y))
+    x = x + nn.Dense(c)(y * nn.silu(gate))
+    return x.mean(1)
 
 
-class LeNetLike(nn.Module):
+def _lenet(ops: Ops, x: Array) -> Array:
     """LeNet-5 with relu and max-pooling: two 5x5 convolutions of 6 and 16 features, and a perceptron."""
+    for features, padding in ((6, "SAME"), (16, "VALID")):
+        conv = nn.Conv(features, (5, 5), padding=padding, conv_general_dilated=ops.conv_general_dilated)
+        x = ops.max_pool(nn.relu(conv(x)), (2, 2), (2, 2))
+    x = x.reshape(len(x), -1)
+    for features in (120, 84):
+        x = nn.relu(nn.Dense(features)(x))
+    return x
 
+
+class Network(nn.Module):
+    """Features of images or sequences, channels last, and a linear map from them to the logits."""
+
+    features: Callable[[Ops, Array], Array]
     ops: Ops
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch classes"]:
+    def __call__(self, x: Float[Array, "batch *space c"]) -> Float[Array, "batch classes"]:
         """Compute the logits."""
-        for features, padding in ((6, "SAME"), (16, "VALID")):
-            conv = nn.Conv(features, (5, 5), padding=padding, conv_general_dilated=self.ops.conv_general_dilated)
-            x = self.ops.max_pool(nn.relu(conv(x)), (2, 2), (2, 2))
-        x = x.reshape(len(x), -1)
-        for features in (120, 84):
-            x = nn.relu(nn.Dense(features)(x))
-        return nn.Dense(CLASSES)(x)
+        features = self.features(self.ops, x)  # first: flax numbers layers in the order of their making
+        return nn.Dense(CLASSES)(features)
 
 
 class Model(NamedTuple):
-    """A network and the shape of the batch that it is timed on.
-
-    Args:
-        network: makes the flax module from `Ops`.
-        shape: the shape of the input, the batch first.
-    """
+    """A network, made from `Ops`, and the shape of the batch that it is timed on, the batch first."""
 
     network: Callable[[Ops], nn.Module]
     shape: tuple[int, ...]
 
 
 MODELS = {
-    "MobileNetV2-like": Model(MobileNetV2Like, (16, 56, 56, 32)),
-    "ConvNeXt-like": Model(ConvNeXtLike, (8, 28, 28, 96)),
-    "ResNeXt-like": Model(ResNeXtLike, (8, 28, 28, 128)),
-    "Mamba-like": Model(MambaLike, (8, 1024, 128)),
-    "LeNet-like": Model(LeNetLike, (128, 28, 28, 1)),
+    "MobileNetV2-like": Model(partial(Network, _mobilenet), (16, 56, 56, 32)),
+    "ConvNeXt-like": Model(partial(Network, _convnext), (8, 28, 28, 96)),
+    "ResNeXt-like": Model(partial(Network, _resnext), (8, 28, 28, 128)),
+    "Mamba-like": Model(partial(Network, _mamba), (8, 1024, 128)),
+    "LeNet-like": Model(partial(Network, _lenet), (128, 28, 28, 1)),
 }
 """The networks timed."""
 
 
 class NetworkState(NamedTuple):
-    """The state of training.
-
-    Args:
-        params: the network's parameters.
-        statistics: its other variables, the statistics of batch norm.
-        optimizer: the state of `OPTIMIZER`.
-    """
+    """The state of training: the network's parameters, the statistics of batch norm, and the state of `OPTIMIZER`."""
 
     params: Any
     statistics: Any
@@ -177,16 +144,8 @@ def loss(
 def training_step(
     network: nn.Module, state: NetworkState, x: Float[Array, "batch ..."], labels: Int[Array, " batch"]
 ) -> tuple[NetworkState, Float[Array, ""]]:
-    """Take one step of gradient descent; return the new state, and the loss before the step.
-
-    Args:
-        network: a network of `MODELS`, made with `JAX` or `VJPLIB`; static under `jax.jit`.
-        state: from `start`, or from the previous step.
-        x: the inputs.
-        labels: the class of each input, below `CLASSES`.
-    """
-    (value, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(
-        state.params, network, state.statistics, x, labels
-    )
+    """Take one step of gradient descent; return the new state, and the loss before the step."""
+    evaluate = jax.value_and_grad(loss, has_aux=True)
+    (value, statistics), gradients = evaluate(state.params, network, state.statistics, x, labels)
     updates, optimizer = OPTIMIZER.update(gradients, state.optimizer)
     return NetworkState(optax.apply_updates(state.params, updates), statistics, optimizer), value

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.bench.environment import environment
-from vjplib.bench.timing import Cost, compile_bound, cost, difference, interleaved
+from vjplib.bench.timing import Cost, compile_bound, costs, interleaved, require_equal
 from vjplib.compat import x64
 from vjplib.rule import Case, Rule, Scaling
 from vjplib.verification.call import CallUnderTest, Leaves
@@ -36,11 +36,10 @@ class Row:
         case: the call's sizes.
         baseline: the baseline's name.
         measure: a key of `MEASURES`.
-        ours: the cost of the rule.
-        theirs: the cost of the baseline under autodiff.
+        ours: the cost of the rule, and theirs that of the baseline under autodiff.
         reason: why the rule exists.
-        error: the largest relative error of a component of the rule's gradient in its tails; None if not measured.
-        baseline_error: the same of the baseline under autodiff.
+        error: the largest relative error of a component of the rule's gradient in its tails, and baseline_error that of
+            the baseline under autodiff; None if not measured.
 
     Example:
         >>> fast, slow = (Cost(s, s, s, 9, 0.1, 0.1, 0, 0) for s in (1e-3, 3e-3))
@@ -78,8 +77,7 @@ class Growth:
         rule: the rule whose record names the function.
         name: the function's name in the record.
         dimension: the name of the dimension that grows.
-        sizes: the sizes of the dimension.
-        seconds: the shortest time at each size.
+        seconds: the shortest time at each of its sizes.
     """
 
     rule: str
@@ -131,7 +129,7 @@ def bench_growth(rule: Rule, *, seconds: float = 1.0) -> list[Growth]:
 
     Args:
         rule: the record.
-        seconds: how long to time each function, as in `vjplib.bench.timing.interleaved`.
+        seconds: how long to time each function, as in `bench_rule`.
     """
     return [_growth(rule, name, scaling, seconds) for name, scaling in rule.scaling.items()]
 
@@ -155,15 +153,13 @@ def _reduced(f: Callable[..., Leaves], leaves: Leaves, gs: Leaves) -> Any:
 
 
 def _followed(f: Callable[..., Leaves], leaves: Leaves, gs: Leaves) -> Any:
-    def loss(xs: Leaves) -> Any:
-        return sum(jnp.sum(_normed(jax.nn.silu(y)) * g) for y, g in zip(f(*xs), gs, strict=True))
-
-    return jax.value_and_grad(loss)(leaves)
+    return _reduced(lambda *xs: tuple(_normed_silu(y) for y in f(*xs)), leaves, gs)
 
 
-def _normed(y: jax.Array) -> jax.Array:
-    """Return y with mean 0 and variance 1 along its last axis longer than 1."""
+def _normed_silu(y: jax.Array) -> jax.Array:
+    """Return silu of y with mean 0 and variance 1 along y's last axis longer than 1."""
     axis = next((i for i in reversed(range(y.ndim)) if y.shape[i] > 1), None)
+    y = jax.nn.silu(y)
     centred = y - jnp.mean(y, axis, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis, keepdims=True) + 1e-5)
 
@@ -191,11 +187,11 @@ def _bench_case(rule: Rule, case: Case, seconds: float) -> Iterator[Row]:
     # Cases without named dimensions have the sizes of networks, where XLA's float64 convolution takes minutes.
     _require_agreement(subject, functions, np.float64 if case.dims else np.float32)
     residuals = {name: residual_bytes(subject.flat(fn), *subject.leaves()) for name, fn in functions.items()}
-    costs = {measure: _costs(subject, functions, measure, residuals, seconds) for measure in MEASURES}
+    timed = {measure: _costs(subject, functions, measure, residuals, seconds) for measure in MEASURES}
     errors = {name: rule.tails and tail_error(CallUnderTest(fn, ()), rule.tails) for name, fn in functions.items()}
     for baseline in rule.baselines:
         accuracy = errors[rule.name], errors[baseline]
-        for measure, of in costs.items():
+        for measure, of in timed.items():
             yield Row(rule.name, subject.case, baseline, measure, of[rule.name], of[baseline], rule.reason, *accuracy)
 
 
@@ -216,11 +212,8 @@ def _costs(
 ) -> dict[str, Cost]:
     arrays = jax.device_put((subject.args, _arrays(subject), subject.cotangents(subject.leaves())))
     programs = [compile_bound(_program(subject, fn, measure), *arrays) for fn in functions.values()]
-    times = interleaved([program.run for program in programs], seconds)
-    return {
-        name: cost(t, program, 0 if measure == "forward" else residuals[name])
-        for name, program, t in zip(functions, programs, times, strict=True)
-    }
+    kept = [0 if measure == "forward" else residuals[name] for name in functions]
+    return dict(zip(functions, costs(programs, kept, seconds), strict=True))
 
 
 def _arrays(subject: CallUnderTest) -> dict[str, np.ndarray]:
@@ -236,16 +229,13 @@ def _require_agreement(subject: CallUnderTest, functions: Mapping[str, Callable[
         shapes = [y.shape for y in jax.eval_shape(_program(subject, first, "forward"), *call)]
         expected = jax.jit(_program(subject, first, "returned"))(*call)
         outputs = [f"output {i}" if len(expected[0]) > 1 else "output" for i in range(len(expected[0]))]
-        names = [*outputs, *(f"cotangent of {name}" for name in subject.names)]
+        names = [f"at {subject.case} the {what}" for what in (*outputs, *(f"cotangent of {a}" for a in subject.names))]
         for baseline, fn in baselines:
             demand = f"{ours} and its baseline {baseline} must be one function to be timed side by side"
             theirs = [y.shape for y in jax.eval_shape(_program(subject, fn, "forward"), *call)]
             if theirs != shapes:
                 raise ValueError(f"{demand}, but at {subject.case} outputs have shapes {shapes} against {theirs}")
-            given = jax.jit(_program(subject, fn, "returned"))(*call)
-            for name, a, b in zip(names, jax.tree.leaves(expected), jax.tree.leaves(given), strict=True):
-                if gap := difference(np.asarray(a), np.asarray(b)):
-                    raise ValueError(f"{demand}, but at {subject.case} the {name} {gap}")
+            require_equal(demand, names, expected, jax.jit(_program(subject, fn, "returned"))(*call))
 
 
 # ------------------------------------------------------------------------------------------------------ how it is shown
@@ -262,9 +252,6 @@ def to_dict(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> dict[str, An
 
 def remarks(rows: Sequence[Row]) -> Iterator[str]:
     """Yield a line for each row whose rule is slower than its baseline, with the reason why the rule exists."""
-    for row in rows:
-        if row.slower:
-            yield (
-                f"{row.rule} [{row.case}] {row.measure}: {1 / row.ratio:.2f} x the time of {row.baseline}. "
-                f"Reason for the rule: {row.reason or 'none is given'}"
-            )
+    for row in (row for row in rows if row.slower):
+        time = f"{row.rule} [{row.case}] {row.measure}: {1 / row.ratio:.2f} x the time of {row.baseline}"
+        yield f"{time}. Reason for the rule: {row.reason or 'none is given'}"

@@ -13,6 +13,7 @@ from jax import lax
 from vjplib.bench import timing
 from vjplib.bench.environment import environment
 from vjplib.rules.convolution.general import conv_general_dilated, explain_convolution
+from vjplib.verification.report import as_json
 
 SLOW = 0.8
 """A convolution is slow if its speedup over lax is below this in each of `REPEATS` runs."""
@@ -35,12 +36,10 @@ class Trial:
         rhs: the shape of the kernel.
         arguments: keyword arguments of `conv_general_dilated`.
         served: the names of the algorithms of y, dx and dk on CPU.
-        ratio: lax's median time divided by ours; the last of up to `REPEATS` runs, which end once one is not slow.
-        ours: our median time in seconds.
-        theirs: lax's median time in seconds.
+        ratio: theirs / ours, in the last of up to `REPEATS` runs, which end once one is not slow.
+        ours: our median time in seconds, and theirs lax's.
         compiling: seconds to lower and compile ours, and lax's.
-        errors: the largest errors of our y, dx and dk, relative to the largest entry; inf for NaN.
-        lax_errors: the same of lax's.
+        errors: `errors` of our y, dx and dk, and lax_errors those of lax's.
     """
 
     lhs: tuple[int, ...]
@@ -50,7 +49,7 @@ class Trial:
     ratio: float
     ours: float
     theirs: float
-    compiling: tuple[float, float]
+    compiling: tuple[float, ...]
     errors: tuple[float, ...]
     lax_errors: tuple[float, ...]
 
@@ -72,11 +71,11 @@ class Trial:
     def __str__(self) -> str:
         """Return the call in one line, without the arguments that have their default."""
         given = {k: v for k, v in self.arguments.items() if k == "padding" or v not in (1, (1,) * (len(self.lhs) - 2))}
-        layout, *rest = given.pop("dimension_numbers"), *(f"{k}={v}" for k, v in given.items())
+        layout = given.pop("dimension_numbers")
         shapes = (
-            f"{spec}{'x'.join(map(str, shape))}" for spec, shape in zip(layout, (self.lhs, self.rhs), strict=False)
+            f"{axes}{'x'.join(map(str, shape))}" for axes, shape in zip(layout, (self.lhs, self.rhs), strict=False)
         )
-        return " ".join((*shapes, *rest))
+        return " ".join((*shapes, *(f"{k}={v}" for k, v in given.items())))
 
 
 Drawn = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
@@ -128,7 +127,7 @@ def _form(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _drawn(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+def _drawn(rng: np.random.Generator) -> Drawn:
     def pick(*values: Any) -> Any:
         return values[int(rng.integers(len(values)))]
 
@@ -173,43 +172,26 @@ def _drawn(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...], 
         "dimension_numbers": layout,
         "feature_group_count": groups,
     }
-    return (
-        tuple(sizes.get(e, size) for e in layout[0]),
-        tuple(sizes.get(e, kernel) for e in layout[1]),
-        arguments,
-    )
+    return tuple(sizes.get(e, size) for e in layout[0]), tuple(sizes.get(e, kernel) for e in layout[1]), arguments
 
 
 def unusual_pads(rng: np.random.Generator, window: int) -> tuple[int, int]:
-    """Draw the pads of an axis: one-sided, cropping, or at least as long as the window.
-
-    Args:
-        rng: the random numbers.
-        window: the size of the dilated kernel along the axis.
+    """Draw the pads of an axis: one-sided, cropping, or at least as long as the window, which is the dilated kernel.
 
     Example:
         >>> unusual_pads(np.random.default_rng(0), 3)
         (8, 8)
     """
     beyond, cut, few = int(rng.integers(window, 2 * window + 4)), -int(rng.integers(1, 4)), int(rng.integers(1, 3))
-    pads = (
-        *((beyond, 0), (0, beyond), (beyond, beyond)),
-        *((cut, 0), (0, cut), (cut, few), (few, cut), (cut, beyond), (beyond, cut)),
-    )
+    one_sided, cropping = [(beyond, 0), (0, beyond), (beyond, beyond)], [(cut, 0), (0, cut), (cut, few), (few, cut)]
+    pads = [*one_sided, *cropping, (cut, beyond), (beyond, cut)]
     return pads[int(rng.integers(len(pads)))]
 
 
 def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compute y, dx and dk of a convolution in float64 with NumPy alone: one matrix product for each tap.
 
-    Args:
-        x: the input.
-        k: the kernel.
-        g: the cotangent of y.
-        arguments: keyword arguments of `conv_general_dilated`, with one group of the batch.
-
-    Returns:
-        y, dx and dk, in the layouts of y, x and k.
+    g is the cotangent of y; arguments are those of `conv_general_dilated`, with one group of the batch.
 
     Example:
         >>> x, k = np.ones((1, 1, 3)), np.ones((1, 1, 2))
@@ -221,9 +203,8 @@ def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray
     layouts = lax.conv_dimension_numbers(x.shape, k.shape, arguments["dimension_numbers"])
     order_x, order_y = ((spec[0], *spec[2:], spec[1]) for spec in (layouts.lhs_spec, layouts.out_spec))
     order_k = (*layouts.rhs_spec[2:], layouts.rhs_spec[1], layouts.rhs_spec[0])
-    x, k, g = (
-        np.transpose(np.asarray(a, np.float64), order) for a, order in ((x, order_x), (k, order_k), (g, order_y))
-    )
+    given = (x, order_x), (k, order_k), (g, order_y)
+    x, k, g = (np.transpose(np.asarray(a, np.float64), order) for a, order in given)
     size, kernel, out = x.shape[1:-1], k.shape[:-2], g.shape[1:-1]
     strides, ones = arguments["window_strides"], (1,) * len(size)
     dilated, dilation = arguments.get("lhs_dilation", ones), arguments.get("rhs_dilation", ones)
@@ -257,10 +238,8 @@ def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray
         y += _product(xs, ks)
         cotangent[at] += ungrouped(_product(gs, np.swapaxes(ks, 1, 2))).reshape(whole[at].shape)
         dk[tap] = ungrouped(np.swapaxes(xs, 1, 2) @ gs)
-    dx = cotangent[:, *inside]
-    made = (ungrouped(y).reshape(g.shape), order_y), (dx, order_x), (dk, order_k)
-    y, dx, dk = (np.transpose(a, np.argsort(order)) for a, order in made)
-    return y, dx, dk
+    y = np.transpose(ungrouped(y).reshape(g.shape), np.argsort(order_y))
+    return y, np.transpose(cotangent[:, *inside], np.argsort(order_x)), np.transpose(dk, np.argsort(order_k))
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -275,11 +254,9 @@ def errors(products: Sequence[Any], right: Sequence[np.ndarray]) -> tuple[float,
         >>> errors([np.array([1.0, 2.0]), np.array([np.nan])], [np.array([1.0, 4.0]), np.array([1.0])])
         (0.5, inf)
     """
-    found = []
-    for a, b in zip(products, right, strict=True):
-        error = np.max(np.abs(np.asarray(a, np.float64) - b)) / max(np.max(np.abs(b)), np.finfo(np.float32).tiny)
-        found.append(float(error) if np.isfinite(error) else math.inf)
-    return tuple(found)
+    gaps = (np.max(np.abs(np.asarray(a, np.float64) - b)) for a, b in zip(products, right, strict=True))
+    shares = (gap / max(np.max(np.abs(b)), np.finfo(np.float32).tiny) for gap, b in zip(gaps, right, strict=True))
+    return tuple(float(np.nan_to_num(share, nan=np.inf, posinf=np.inf)) for share in shares)
 
 
 def sweep(count: int, *, seed: int = 0, seconds: float = 0.2) -> Iterator[Trial]:
@@ -293,9 +270,6 @@ def sweep(count: int, *, seed: int = 0, seconds: float = 0.2) -> Iterator[Trial]
         seed: seed of the random shapes and numbers.
         seconds: how long to time each, as in `vjplib.bench.timing.interleaved`.
 
-    Yields:
-        A trial per convolution.
-
     Raises:
         ValueError: count is less than 1.
 
@@ -308,49 +282,35 @@ def sweep(count: int, *, seed: int = 0, seconds: float = 0.2) -> Iterator[Trial]
     rng = np.random.default_rng(seed)
     for _ in range(count):
         lhs, rhs, arguments = draw(rng)
-        served = explain_convolution(_form(lhs), _form(rhs), **arguments)
-        names = tuple(formulation.name for formulation in served)
+        served = tuple(algorithm.name for algorithm in explain_convolution(_form(lhs), _form(rhs), **arguments))
         x, k = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in (lhs, rhs))
         y = jax.eval_shape(lambda x, k, a=arguments: lax.conv_general_dilated(x, k, **a), x, k)
         g = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
-        programs = [_program(f, x, k, g, arguments) for f in (conv_general_dilated, lax.conv_general_dilated)]
-        runs, compiling = zip(*programs, strict=True)
+        convolutions = conv_general_dilated, lax.conv_general_dilated
+        programs = [timing.compile_bound(_products(f, arguments), x, k, g) for f in convolutions]
+        runs, compiling = [p.run for p in programs], tuple(p.lowering + p.compiling for p in programs)
         ours, theirs, repeats = 1.0, 0.0, 0
         while theirs < SLOW * ours and repeats < REPEATS:
             ours, theirs = (float(t) for t in np.median(timing.interleaved(runs, seconds), axis=1))
             repeats += 1
         right = exact(x, k, g, arguments)
         found = (errors(run(), right) for run in runs)
-        yield Trial(lhs, rhs, arguments, names, theirs / ours, ours, theirs, compiling, *found)
+        yield Trial(lhs, rhs, arguments, served, theirs / ours, ours, theirs, compiling, *found)
 
 
-def _program(
-    f: Callable[..., Any], x: jax.Array, k: jax.Array, g: jax.Array, arguments: dict[str, Any]
-) -> tuple[Callable[[], Any], float]:
-    """Return a compiled program of y and both cotangents, and the seconds to lower and compile it."""
-
+def _products(f: Callable[..., Any], arguments: dict[str, Any]) -> Callable[..., Any]:
     # All arrays are arguments: XLA folds constants with another convolution than the one that it would run.
     def run(x: jax.Array, k: jax.Array, g: jax.Array) -> Any:
         y, back = jax.vjp(lambda x, k: f(x, k, **arguments), x, k)
         return y, *back(g)
 
-    program = timing.compile_bound(run, x, k, g)
-    return program.run, program.lowering + program.compiling
+    return run
 
 
 def to_dict(trials: Sequence[Trial]) -> dict[str, Any]:
-    """Return trials and the environment in plain types, as `vjplib bench --sweep N --json` writes them.
-
-    An infinite error, which JSON cannot represent, becomes the string "inf".
-    """
-
-    def row(trial: Trial) -> dict[str, Any]:
-        fields = {name: getattr(trial, name) for name in ("slow", "wrong", "lax_wrong")}
-        for name in ("errors", "lax_errors"):
-            fields[name] = [e if math.isfinite(e) else str(e) for e in getattr(trial, name)]
-        return asdict(trial) | fields
-
-    return {"environment": environment(), "trials": [row(trial) for trial in trials]}
+    """Return trials and the environment in plain types, as `vjplib bench --sweep N --json` writes them."""
+    rows = [{**asdict(t), "slow": t.slow, "wrong": t.wrong, "lax_wrong": t.lax_wrong} for t in trials]
+    return {"environment": environment(), "trials": as_json(rows)}
 
 
 def remarks(trials: Sequence[Trial]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich import box
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from vjplib.bench.rules import MEASURES, Growth, Row
 from vjplib.bench.sweep import REPEATS, SLOW, WRONG, Trial
@@ -35,10 +35,8 @@ def of_steps(steps: Sequence["TrainingStep"]) -> Iterator[Table]:
     """Yield the table of training steps, unless there are none."""
     if not steps:
         return
-    table = _table("ms per training step ± half the interquartile range; x: speedup of vjplib")
-    table.add_column("", overflow="fold")
-    for heading in ("step\nms", "", "lower +\ncompile s", "kept\nMB", "scratch\nMB"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = "step\nms", "", "lower +\ncompile s", "kept\nMB", "scratch\nMB"
+    table = _table("ms per training step ± half the interquartile range; x: speedup of vjplib", [""], numbers)
     for step in steps:
         table.add_row(f"[bold]{step.model}[/]\n{'x'.join(map(str, step.shape))}")
         for name, cost in (("vjplib", step.ours), ("jax.lax", step.theirs), ("torch", step.torch)):
@@ -54,23 +52,20 @@ def of_steps(steps: Sequence["TrainingStep"]) -> Iterator[Table]:
 def of_sweep(trials: Sequence[Trial]) -> Iterator[Table]:
     """Yield a table of our wrong results, if there are any, one of the speedups, and one of the slowest trials."""
     if wrong := [trial for trial in trials if trial.wrong]:
-        table = _table(f"WRONG: our float32 y, dx or dk is off by more than {WRONG:g} of the largest entry")
-        for heading in ("call", "y is computed by", "y", "dx", "dk"):
-            table.add_column(heading, justify="right" if len(heading) < 3 else "left", overflow="fold")
+        title = f"WRONG: our float32 y, dx or dk is off by more than {WRONG:g} of the largest entry"
+        table = _table(title, ["call", "y is computed by"], ["y", "dx", "dk"])
         for trial in wrong:
             errors = (_red(f"{error:.1e}", error > WRONG) for error in trial.errors)
             table.add_row(_red(escape(str(trial))), trial.served[0], *errors)
         yield table
-    table = _table(f"{len(trials)} random convolutions, forward and backward: speedup over lax")
-    for heading in ("y is computed by", "number", "lowest", "median", "highest"):
-        table.add_column(heading, justify="left" if heading.startswith("y") else "right")
+    title = f"{len(trials)} random convolutions, forward and backward: speedup over lax"
+    table = _table(title, ["y is computed by"], ["number", "lowest", "median", "highest"])
     for name in ("all", *sorted({trial.served[0] for trial in trials})):
         ratios = [trial.ratio for trial in trials if name in ("all", trial.served[0])]
         table.add_row(name, str(len(ratios)), *(f"{short(float(q))} x" for q in np.quantile(ratios, (0, 0.5, 1))))
     yield table
-    table = _table(f"the slowest; a speedup below {SLOW} in each of {REPEATS} runs is a wrong choice of algorithm")
-    for heading in ("call", "x", "ms", "lax ms", "compile s", "lax s"):
-        table.add_column(heading, justify="left" if heading == "call" else "right", overflow="fold")
+    title = f"the slowest; a speedup below {SLOW} in each of {REPEATS} runs is a wrong choice of algorithm"
+    table = _table(title, ["call"], ["x", "ms", "lax ms", "compile\ns", "lax\ns"])
     for trial in sorted(trials, key=lambda trial: trial.ratio)[:LOWEST]:
         times = (short(1e3 * t) for t in (trial.ours, trial.theirs))
         compiling = (f"{t:.2f}" for t in trial.compiling)
@@ -80,10 +75,8 @@ def of_sweep(trials: Sequence[Trial]) -> Iterator[Table]:
 
 def _calls(rows: Sequence[Row]) -> Table:
     """Return a table with a block per call: a line for the rule, then one for each baseline."""
-    table = _table("ms per call; x: speedup of the rule; ±: half the interquartile range")
-    table.add_column("", overflow="fold")
-    for heading in (*(f"{measure}\nms" for measure in MEASURES), "±", "compile\ns", "kept\nMB", "scratch\nMB"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = *(f"{measure}\nms" for measure in MEASURES), "±", "compile\ns", "kept\nMB", "scratch\nMB"
+    table = _table("ms per call; x: speedup of the rule; ±: half the interquartile range", [""], numbers)
     for (rule, case), of_case in _grouped(rows, lambda row: (row.rule, row.case)):
         for i, (baseline, pairs) in enumerate(_grouped(of_case, lambda row: row.baseline)):
             if i == 0:
@@ -109,9 +102,8 @@ def _memory(cost: Cost) -> tuple[str, str]:
 
 def _accuracy(rows: Sequence[Row]) -> Table:
     """Return a table with a line for each rule whose record declares tails, and each baseline."""
-    table = _table("accuracy: the largest relative error of a component of the gradient in the tails")
-    for heading in ("", "error", "autodiff's", "of"):
-        table.add_column(heading, overflow="fold")
+    title = "accuracy: the largest relative error of a component of the gradient in the tails"
+    table = _table(title, ["", "error", "autodiff's", "of"])
     for (rule, baseline), (row, *_) in _grouped(rows, lambda row: (row.rule, row.baseline)):
         if row.error is not None and row.baseline_error is not None:
             table.add_row(f"[bold]{rule}[/]", f"{row.error:.0e}", f"{row.baseline_error:.0e}", baseline)
@@ -119,9 +111,8 @@ def _accuracy(rows: Sequence[Row]) -> Table:
 
 
 def _growth(growths: Sequence[Growth]) -> Table:
-    table = _table("growth of time: seconds ~ size ^ exponent")
-    for heading in ("", "function", "sizes", "shortest ms", "exponent"):
-        table.add_column(heading)
+    columns = ["", "function", "sizes", "shortest ms", "exponent"]
+    table = _table("growth of time: seconds ~ size ^ exponent", columns)
     for g in growths:
         sizes = f"{g.dimension} = {g.sizes[0]:,} to {g.sizes[-1]:,}"
         times = f"{short(1e3 * g.seconds[0])} to {short(1e3 * g.seconds[-1])}"
@@ -129,8 +120,11 @@ def _growth(growths: Sequence[Growth]) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
+def _table(title: str, texts: Iterable[str], numbers: Iterable[str] = ()) -> Table:
+    columns = [Column(name, overflow="fold") for name in texts]
+    columns += [Column(name, justify="right", no_wrap=True) for name in numbers]
+    style = {"title_justify": "left", "box": box.HORIZONTALS, "padding": (0, 1, 0, 0), "pad_edge": False}
+    return Table(*columns, title=title, **style)
 
 
 def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[Any, list[Row]]]:

@@ -1,7 +1,7 @@
 """The timing kit: compile a program, call several in turn, and hold their results against each other beforehand."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,9 +21,7 @@ class Cost:
     """What one compiled program takes.
 
     Args:
-        median: seconds per call.
-        low: the first quartile, in seconds.
-        high: the third quartile, in seconds.
+        median: seconds per call, low the first quartile, and high the third.
         rounds: the number of calls timed.
         lowering: seconds to trace and lower.
         compiling: seconds to compile.
@@ -47,14 +45,7 @@ class Cost:
 
 
 class Compiled(NamedTuple):
-    """A compiled program.
-
-    Args:
-        run: calls it with the arguments it was compiled for.
-        lowering: seconds to trace and lower.
-        compiling: seconds to compile.
-        temporary: bytes of scratch memory; None where the platform does not report them.
-    """
+    """A program bound to its arguments, and what `Cost` says about its making and memory."""
 
     run: Callable[[], Any]
     lowering: float = 0.0
@@ -101,10 +92,10 @@ def cost(times: np.ndarray, program: Compiled, residual: int = 0) -> Cost:
     return Cost(median, low, high, len(times), program.lowering, program.compiling, program.temporary, residual)
 
 
-def time_alone(run: Callable[[], Any], seconds: float) -> Cost:
-    """Return the cost of a function that is not compiled by JAX, timed in rounds of its own."""
-    (times,) = interleaved([run], seconds)
-    return cost(times, Compiled(run))
+def costs(programs: Sequence[Compiled], residuals: Sequence[int], seconds: float) -> list[Cost]:
+    """Return the costs of programs, interleaved, which keep these bytes for the backward."""
+    times = interleaved([program.run for program in programs], seconds)
+    return [cost(*of) for of in zip(times, programs, residuals, strict=True)]
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> str:
@@ -118,3 +109,10 @@ def difference(a: np.ndarray, b: np.ndarray) -> str:
         return ""
     index = tuple(int(i) for i in np.unravel_index(np.argmax(apart), apart.shape))
     return f"differs by {share:.1e} of its largest entry, most at {index}: {a[index]:.6g} against {b[index]:.6g}"
+
+
+def require_equal(demand: str, names: Iterable[str], expected: Any, given: Any) -> None:
+    """Raise ValueError with the demand and the first difference of two trees, whose leaves have these names."""
+    for name, a, b in zip(names, jax.tree.leaves(expected), jax.tree.leaves(given), strict=True):
+        if gap := difference(np.asarray(a), np.asarray(b)):
+            raise ValueError(f"{demand}, but {name} {gap}")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vjplib.bench.networks import LEARNING_RATE, NetworkState
-from vjplib.bench.torch_ops import import_torch
+from vjplib.bench.torch_ops import import_torch, tensor
 
 Tensor = Any
 Tensors = Any
@@ -74,7 +74,7 @@ def _lenet(F: Any, p: Tensors, s: Tensors, x: Tensor) -> Tensor:
     return _dense(F, p["Dense_2"], x)
 
 
-NETWORKS: dict[str, Callable[[Any, Tensors, Tensors, Tensor], Tensor]] = {
+NETWORKS = {
     "MobileNetV2-like": _mobilenet,
     "ConvNeXt-like": _convnext,
     "ResNeXt-like": _resnext,
@@ -85,39 +85,17 @@ NETWORKS: dict[str, Callable[[Any, Tensors, Tensors, Tensor], Tensor]] = {
 
 
 def loss_and_gradients(name: str, state: NetworkState, x: jax.Array, labels: jax.Array) -> dict[str, Any]:
-    """Compute a network's loss and gradients in torch, as NumPy arrays in the layout of flax's parameters.
-
-    Args:
-        name: a key of `NETWORKS`.
-        state: as from `vjplib.bench.networks.start`.
-        x: the inputs, channels last.
-        labels: the class of each.
-
-    Raises:
-        ImportError: torch is not installed.
-    """
-    torch = import_torch()
-    params, value = _loss(torch, name, state, x, labels)
+    """Compute the loss and gradients of a network of `NETWORKS`, as NumPy arrays in the layout of flax's parameters."""
+    params, value = _loss(name, state, x, labels)
     computed = value()
     computed.backward()
     return {"loss": computed.detach().numpy(), "gradients": jax.tree.map(lambda w: _to_flax(w.grad), params)}
 
 
 def training_step(name: str, state: NetworkState, x: jax.Array, labels: jax.Array) -> Callable[[], None]:
-    """Return a function without arguments that takes one step of gradient descent in torch.
-
-    Args:
-        name: a key of `NETWORKS`.
-        state: as from `vjplib.bench.networks.start`.
-        x: the inputs, channels last.
-        labels: the class of each.
-
-    Raises:
-        ImportError: torch is not installed.
-    """
-    torch = import_torch()
-    params, value = _loss(torch, name, state, x, labels)
-    optimizer = torch.optim.SGD(jax.tree.leaves(params), lr=LEARNING_RATE)
+    """Return a function without arguments that takes one step of gradient descent of a network of `NETWORKS`."""
+    params, value = _loss(name, state, x, labels)
+    optimizer = import_torch().optim.SGD(jax.tree.leaves(params), lr=LEARNING_RATE)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -127,10 +105,9 @@ def training_step(name: str, state: NetworkState, x: jax.Array, labels: jax.Arra
     return step
 
 
-def _loss(
-    torch: Any, name: str, state: NetworkState, x: jax.Array, labels: jax.Array
-) -> tuple[Tensors, Callable[[], Tensor]]:
+def _loss(name: str, state: NetworkState, x: jax.Array, labels: jax.Array) -> tuple[Tensors, Callable[[], Tensor]]:
     """Return the parameters as leaves that take gradients, and the loss as a function without arguments."""
+    torch = import_torch()
     F = torch.nn.functional
     params = jax.tree.map(lambda a: _from_flax(torch, a).requires_grad_(), state.params)
     statistics = jax.tree.map(partial(_from_flax, torch), state.statistics.get("batch_stats", {}))
@@ -140,14 +117,14 @@ def _loss(
     return params, lambda: F.cross_entropy(NETWORKS[name](F, params, statistics, inputs), targets)
 
 
-_OUT_IN_SPACE = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}  # torch's order of the axes (*space, in, out) of a kernel
+def _out_in_space(ndim: int) -> tuple[int, ...]:
+    """Return torch's order of the axes (*space, in, out) of a kernel, and that of a vector."""
+    return (*reversed(range(max(ndim - 2, 0), ndim)), *range(ndim - 2))
 
 
 def _from_flax(torch: Any, a: jax.Array) -> Tensor:
-    w = torch.from_numpy(np.array(a))
-    w = w.permute(_OUT_IN_SPACE.get(a.ndim, tuple(range(a.ndim))))
-    return w.contiguous(memory_format=torch.channels_last if a.ndim == 4 else torch.contiguous_format)
+    return tensor(torch, np.array(a), _out_in_space(a.ndim))
 
 
 def _to_flax(w: Tensor) -> np.ndarray:
-    return w.numpy().transpose(np.argsort(_OUT_IN_SPACE.get(w.ndim, tuple(range(w.ndim)))))
+    return w.numpy().transpose(np.argsort(_out_in_space(w.ndim)))

@@ -8,17 +8,16 @@ CPUs. Only `vjplib bench --torch` imports torch.
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vjplib.bench.rules import Row
-from vjplib.bench.timing import Cost, time_alone
+from vjplib.bench.timing import Compiled, Cost, costs
 from vjplib.compat import programs
 from vjplib.rule import Case, Rule
 
@@ -41,14 +40,8 @@ def import_torch() -> Any:
     return torch
 
 
-@dataclass(frozen=True)
-class TorchOp:
-    """A function of torch that computes the same as one primitive of JAX.
-
-    Args:
-        run: takes the operands as tensors, in torch's order of axes.
-        orders: torch's order of the axes of each operand, and last of the result.
-    """
+class TorchOp(NamedTuple):
+    """A function of torch's tensors, and torch's order of the axes of each of its operands, and last of its result."""
 
     run: Callable[..., Tensor]
     orders: tuple[tuple[int, ...], ...]
@@ -57,13 +50,7 @@ class TorchOp:
 def with_torch(rule: Rule, rows: Sequence[Row], *, seconds: float) -> list[Row]:
     """Add torch as one more baseline to the rows of a rule, for each case that torch can compute.
 
-    Args:
-        rule: the record of the rows.
-        rows: from `bench_rule`.
-        seconds: how long to time each measure.
-
-    Returns:
-        The rows, those of torch after the others of the same case.
+    The rows of torch stand after the others of the same case; each measure is timed for so many seconds.
 
     Raises:
         ImportError: torch is not installed.
@@ -81,62 +68,53 @@ def with_torch(rule: Rule, rows: Sequence[Row], *, seconds: float) -> list[Row]:
 # ------------------------------------------------------------------------------------------------------- what is timed
 
 
-def _forward(torch: Any, run: Callable[..., Tensor], leaves: Sequence[Tensor], g: Tensor) -> None:
-    del g
-    with torch.no_grad():
-        run(*leaves)
+def _programs(
+    torch: Any, run: Callable[..., Tensor], leaves: Sequence[Tensor], g: Tensor
+) -> dict[str, Callable[[], Any]]:
+    """Return the programs of `vjplib.bench.rules.MEASURES` in torch; the norm is taken over channels."""
+    F, gradients = torch.nn.functional, torch.autograd.grad
 
+    def followed() -> Any:
+        y = F.silu(run(*leaves)).movedim(1, -1)
+        return gradients((F.layer_norm(y, y.shape[-1:]) * g.movedim(1, -1)).sum(), leaves)
 
-def _returned(torch: Any, run: Callable[..., Tensor], leaves: Sequence[Tensor], g: Tensor) -> None:
-    torch.autograd.grad(run(*leaves), leaves, g)
-
-
-def _reduced(torch: Any, run: Callable[..., Tensor], leaves: Sequence[Tensor], g: Tensor) -> None:
-    torch.autograd.grad((run(*leaves) * g).sum(), leaves)
-
-
-def _followed(torch: Any, run: Callable[..., Tensor], leaves: Sequence[Tensor], g: Tensor) -> None:
-    F = torch.nn.functional
-    y = F.silu(run(*leaves)).movedim(1, -1)
-    torch.autograd.grad((F.layer_norm(y, y.shape[-1:]) * g.movedim(1, -1)).sum(), leaves)
-
-
-MEASURES = {"forward": _forward, "returned": _returned, "reduced": _reduced, "followed": _followed}
-"""The programs of `vjplib.bench.rules.MEASURES` in torch; the norm is taken over channels."""
+    return {
+        "forward": torch.no_grad()(lambda: run(*leaves)),
+        "returned": lambda: gradients(run(*leaves), leaves, g),
+        "reduced": lambda: gradients((run(*leaves) * g).sum(), leaves),
+        "followed": followed,
+    }
 
 
 def _costs(torch: Any, rule: Rule, case: Case, seconds: float) -> dict[str, Cost]:
     """Return the cost of each measure in torch; nothing if torch has no equivalent."""
-    call = case.call(np.random.default_rng(0), np.float32)
-    baseline = next(iter(rule.baselines.values()))
-    found = list(_primitives(jax.make_jaxpr(lambda *args: baseline(*args, **call.kwargs))(*call.args).jaxpr))
-    if len(found) != 1:
-        return {}
-    (eqn,) = found
-    op = TORCH_OPS[eqn.primitive.name](torch, eqn.params)
+    call, rng = case.call(np.random.default_rng(0), np.float32), np.random.default_rng(0)
+    name, baseline = next(iter(rule.baselines.items()))
+    found = list(_equations(jax.make_jaxpr(partial(baseline, **call.kwargs))(*call.args).jaxpr))
+    op = TORCH_OPS[found[0].primitive.name](torch, found[0].params) if len(found) == 1 else None
     if op is None:
         return {}
-    rng = np.random.default_rng(0)
+    (eqn,), (run, orders) = found, op
     operands = [rng.standard_normal(v.aval.shape, np.float32) for v in eqn.invars]
-    leaves = [_tensor(torch, a, order).requires_grad_() for a, order in zip(operands, op.orders, strict=False)]
-    y = op.run(*leaves).detach()
-    expected = np.asarray(eqn.primitive.bind(*map(jnp.asarray, operands), **eqn.params)).transpose(op.orders[-1])
+    leaves = [tensor(torch, a, order).requires_grad_() for a, order in zip(operands, orders, strict=False)]
+    y = run(*leaves).detach()
+    expected = np.asarray(eqn.primitive.bind(*map(jnp.asarray, operands), **eqn.params)).transpose(orders[-1])
     if not np.allclose(y.numpy(), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()):
-        raise ValueError(f"torch and {next(iter(rule.baselines))} must compute the same to be timed side by side")
-    g = torch.randn_like(y)
-    return {name: time_alone(partial(f, torch, op.run, leaves, g), seconds) for name, f in MEASURES.items()}
+        raise ValueError(f"torch and {name} must compute the same to be timed side by side")
+    programs = _programs(torch, run, leaves, torch.randn_like(y))
+    return {measure: costs([Compiled(program)], [0], seconds)[0] for measure, program in programs.items()}
 
 
-def _primitives(jaxpr: Any) -> Iterator[Any]:
+def _equations(jaxpr: Any) -> Iterator[Any]:
     """Yield the equations of a program, inner programs included, whose primitive is in `TORCH_OPS`."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in TORCH_OPS:
             yield eqn
         for _, inner, _ in programs(eqn.params):
-            yield from _primitives(inner)
+            yield from _equations(inner)
 
 
-def _tensor(torch: Any, a: np.ndarray, order: tuple[int, ...]) -> Tensor:
+def tensor(torch: Any, a: np.ndarray, order: tuple[int, ...]) -> Tensor:
     """Return an array as a tensor in torch's order of axes, channels last in memory if it is an image or a volume."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return torch.from_numpy(a).permute(order).contiguous(memory_format=formats.get(a.ndim, torch.contiguous_format))
@@ -150,11 +128,7 @@ def _convolution(torch: Any, params: dict[str, Any]) -> TorchOp | None:
     F, dimensions = torch.nn.functional, params["dimension_numbers"]
     strides, dilated, padding = params["window_strides"], params["lhs_dilation"], params["padding"]
     groups, r, n = params["feature_group_count"], params["rhs_dilation"], len(params["window_strides"])
-    if (
-        params["batch_group_count"] != 1
-        or (max(strides, default=1) > 1 and max(dilated, default=1) > 1)
-        or not 1 <= n <= 3
-    ):
+    if params["batch_group_count"] > 1 or not 1 <= n <= 3 or (max(strides) > 1 and max(dilated) > 1):
         return None
     if max(dilated) == 1:
         convolve = getattr(F, f"conv{n}d")
@@ -200,8 +174,5 @@ def _paddings(padding: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]
     return [p for pair in reversed(padding) for p in pair], [0] * len(padding)
 
 
-TORCH_OPS: dict[str, Callable[[Any, dict[str, Any]], TorchOp | None]] = {
-    "conv_general_dilated": _convolution,
-    "reduce_window_max": _max_pool,
-}
+TORCH_OPS = {"conv_general_dilated": _convolution, "reduce_window_max": _max_pool}
 """Torch's equivalent of a primitive of JAX, made from the primitive's parameters."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from vjplib.bench.environment import environment
 from vjplib.bench.networks import CLASSES, JAX, VJPLIB, Model, Ops, loss, start, training_step
-from vjplib.bench.timing import Compiled, Cost, compile_bound, cost, difference, interleaved, time_alone
+from vjplib.bench.timing import Compiled, Cost, compile_bound, costs, require_equal
 from vjplib.compat import x64
 from vjplib.verification.claims.residuals import residual_bytes
 
@@ -25,10 +25,8 @@ class TrainingStep:
     """One training step of a network.
 
     Args:
-        model: the network's name.
-        shape: the shape of the batch.
-        theirs: the cost with the convolution and pooling of JAX and flax, under autodiff.
-        ours: the cost with vjplib's.
+        model: the network's name, and shape that of the batch.
+        theirs: the cost with the convolution and pooling of JAX and flax, under autodiff, and ours with vjplib's.
         torch: the cost in PyTorch; None if it was not timed.
 
     Example:
@@ -67,10 +65,9 @@ def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = 
         print(step.ratio)
     """
     _require_agreement(name, model, torch)
-    (theirs, kept), (ours, kept_ours) = (_compiled(model, ops) for ops in (JAX, VJPLIB))
-    times = interleaved([theirs.run, ours.run], seconds)
-    costs = cost(times[0], theirs, kept), cost(times[1], ours, kept_ours)
-    return TrainingStep(name, model.shape, *costs, _torch_cost(name, model, seconds) if torch else None)
+    programs, kept = zip(*(_compiled(model, ops) for ops in (JAX, VJPLIB)), strict=True)
+    theirs, ours = costs(programs, kept, seconds)
+    return TrainingStep(name, model.shape, theirs, ours, _torch_cost(name, model, seconds) if torch else None)
 
 
 def _compiled(model: Model, ops: Ops) -> tuple[Compiled, int]:
@@ -98,28 +95,23 @@ def _require_agreement(name: str, model: Model, torch: bool) -> None:
             (value, _), gradients = jax.jit(f)(state.params, statistics=state.statistics, x=x, labels=labels)
             return {"loss": value, "gradients": gradients}
 
-        expected = evaluated(JAX)
-        _require_equal(name, "vjplib", expected, evaluated(VJPLIB))
+        expected, others = evaluated(JAX), {"vjplib": evaluated(VJPLIB)}
         if torch:
             from vjplib.bench.torch_networks import loss_and_gradients
 
-            _require_equal(name, "torch", expected, loss_and_gradients(name, state, x, labels))
-
-
-def _require_equal(name: str, other: str, expected: Any, given: Any) -> None:
-    for (path, a), b in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(given), strict=True):
-        if gap := difference(np.asarray(a), np.asarray(b)):
-            where = jax.tree_util.keystr(path, simple=True, separator=" ")
-            raise ValueError(
-                f"{name}: jax and {other} must compute the same to be timed side by side, but {where} {gap}"
-            )
+            others["torch"] = loss_and_gradients(name, state, x, labels)
+    names = [jax.tree_util.keystr(path, simple=True, separator=" ") for path, _ in jax.tree.leaves_with_path(expected)]
+    for other, given in others.items():
+        demand = f"{name}: jax and {other} must compute the same to be timed side by side"
+        require_equal(demand, names, expected, given)
 
 
 def _torch_cost(name: str, model: Model, seconds: float) -> Cost:
     from vjplib.bench.torch_networks import training_step as torch_step
 
     x, labels = _batch(model, np.float32)
-    return time_alone(torch_step(name, start(model.network(JAX), x), x, labels), seconds)
+    step = torch_step(name, start(model.network(JAX), x), x, labels)
+    return costs([Compiled(step)], [0], seconds)[0]
 
 
 def to_dict(steps: Sequence[TrainingStep]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands of the command line, a module each: `add(command)` gives its name, its options and what runs it."""
+"""The commands of the command line, a module each: `add(command)` adds the command's parser and its options."""
 
 from vjplib.commands import audit, bench, figures, listing, power, verify
 

@@ -1,4 +1,4 @@
-"""vjplib audit: the custom rules of a program, each verified at the inputs that it meets."""
+"""vjplib audit: verifies every custom rule of a program, at the inputs that the program calls it with."""
 
 import argparse
 import importlib.util
@@ -26,40 +26,40 @@ from vjplib.commands.common import (
 
 
 def add(command: Command) -> None:
-    """Adds the command."""
+    """Add the command."""
     audit = command("audit", _audit, "verify every custom rule that a program calls; exit 1 if one fails")
     audit.add_argument(
         "target",
         nargs="?",
         metavar="FILE.py:FUNCTION",
-        help="a function, called with the ARGS of its module, a tuple or a function that returns one, if it has them",
+        help="function to audit; called with the module's ARGS (a tuple, or a function returning one) if defined",
     )
     effort = add_effort(
         audit,
-        quick="one call of each rule, at two shapes at most, and no search for the place of a fault",
-        deep="more calls and shapes, and beyond them transforms, second derivatives and edges, noted only",
+        quick="examine one call of each rule, at two shapes at most, and do not locate bugs",
+        deep="examine more calls and shapes; also transforms, second derivatives and edges, as notes only",
     )
-    effort.add_argument("--effort", choices=("quick", "standard", "deep"), help="the same by name (default: standard)")
+    effort.add_argument(
+        "--effort", choices=("quick", "standard", "deep"), help="the effort by name (default: standard)"
+    )
     audit.add_argument("--steps", type=count, default=1, metavar="N", help="call the function N times (default 1)")
-    audit.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of what is sampled (default 0)")
-    audit.add_argument(
-        "--time-limit", type=seconds, metavar="S", help="seconds that one rule may take, at all its shapes (default 60)"
-    )
+    audit.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the sampled calls (default 0)")
+    audit.add_argument("--time-limit", type=seconds, metavar="S", help="time limit of one rule in seconds (default 60)")
     audit.add_argument(
         "--by-design",
         action="append",
         default=[],
         metavar="RULE=REASON",
-        help="a rule whose derivative differs from autodiff's on purpose: noted, and no failure",
+        help="rule whose derivative differs from autodiff's on purpose: a note, not a failure",
     )
-    audit.add_argument("--json", type=json_path, metavar="FILE", help="write the report to this file too")
-    audit.add_argument("--markdown", type=json_path, metavar="FILE", help="write the report to this file as Markdown")
+    audit.add_argument("--json", type=json_path, metavar="FILE", help="also write the report to this file")
+    audit.add_argument("--markdown", type=json_path, metavar="FILE", help="also write it to this file, as Markdown")
     audit.add_argument(
         "--run",
         nargs=argparse.REMAINDER,
         dest="script",
         metavar="SCRIPT.py",
-        help="run a script, with the arguments that follow, and watch; options of the audit come before --run",
+        help="script to run and audit, followed by its arguments; options of the audit come before --run",
     )
 
 
@@ -101,7 +101,7 @@ def _reason(parsed: argparse.Namespace, text: str) -> tuple[str, str]:
 
 
 def _function(parsed: Any) -> Callable[[], str]:
-    """Returns what calls the function of FILE.py:FUNCTION, and returns what it raises, in a line."""
+    """Return a function that calls FILE.py:FUNCTION, and returns the message of what that raises."""
     file, colon, name = parsed.target.rpartition(":")
     path = Path(file)
     if not colon or not path.is_file():
@@ -133,15 +133,15 @@ def _steps(fn: Callable[..., Any], args: Any, steps: int) -> str:
     try:
         for _ in range(steps):
             jax.block_until_ready(fn(*args))
-    except SystemExit as leave:  # no way for a function to end, with whatever status
+    except SystemExit as leave:  # a failure whatever its status: a function must return
         return f"SystemExit: status {leave.code or 0}"
-    except Exception as error:  # what was met until then is examined
-        return _told(error)
+    except Exception as error:  # the calls until then are examined
+        return _reported(error)
     return ""
 
 
 def _script(parsed: argparse.Namespace) -> Callable[[], str]:
-    """Returns what runs the script as the main program, and returns what it raises, in a line."""
+    """Return a function that runs the script as the main program, and returns the message of what that raises."""
     path = Path(parsed.script[0])
     if not path.is_file():
         parsed.error(f"--run must be followed by a script that exists, got {path}")
@@ -153,15 +153,15 @@ def _script(parsed: argparse.Namespace) -> Callable[[], str]:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as leave:
             return f"SystemExit: status {leave.code}" if leave.code not in (None, 0) else ""
-        except Exception as error:  # what was met until then is examined
-            return _told(error)
+        except Exception as error:  # the calls until then are examined
+            return _reported(error)
         return ""
 
     return run
 
 
-def _told(error: Exception) -> str:
-    """Prints the trace of what a program raised, its own frames alone, and returns it in a line."""
+def _reported(error: Exception) -> str:
+    """Print the traceback of an exception, the program's own frames only, and return its message."""
     from vjplib.verification.report import describe_error
 
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

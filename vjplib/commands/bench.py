@@ -1,48 +1,47 @@
 """vjplib bench: rules, networks and random convolutions timed; the convolutions are checked too."""
 
 import argparse
+from collections.abc import Iterable
 from importlib.util import find_spec
 from operator import attrgetter, itemgetter
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from vjplib.commands.common import Command, add_targets, count, progress, rules_of, seed, write_json
 
 
 def add(command: Command) -> None:
     """Add the command."""
-    bench = command("bench", _bench, "time rules against JAX's derivative of what users would otherwise call")
+    bench = command("bench", _bench, "time rules against autodiff of the functions that users would otherwise call")
     add_targets(bench)
     bench.add_argument("--quick", action="store_true", help="few repetitions: enough to see a factor of two")
     bench.add_argument("--models", action="store_true", help="time training steps of flax networks instead of rules")
-    bench.add_argument(
-        "--sweep",
-        type=count,
-        metavar="N",
-        help="check and time N random convolutions instead of rules; exit 1 if one is wrong, or slower than lax's",
-    )
+    does = "check and time N random convolutions instead of rules; exit 1 if one is wrong, or slower than lax's"
+    bench.add_argument("--sweep", type=count, metavar="N", help=does)
     bench.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the random convolutions (default 0)")
-    bench.add_argument(
-        "--torch", action="store_true", help="also time the equivalent PyTorch operation, if torch is installed"
-    )
+    does = "also time the equivalent PyTorch operation, if torch is installed"
+    bench.add_argument("--torch", action="store_true", help=does)
 
 
 def _bench(parsed: argparse.Namespace) -> int:
+    if parsed.torch:
+        from vjplib.bench.torch_ops import import_torch
+
+        try:
+            import_torch()
+        except ImportError as error:
+            parsed.error(str(error))
+    seconds, console = 0.1 if parsed.quick else 1.5, Console(highlight=False)
+    return (_sweep if parsed.sweep else _models if parsed.models else _rules)(parsed, seconds, console)
+
+
+def _rules(parsed: argparse.Namespace, seconds: float, console: Console) -> int:
     from vjplib.bench import rules as bench
     from vjplib.bench import tables, torch_ops
     from vjplib.verification.report import describe_error
 
-    if parsed.torch:
-        try:
-            torch_ops.import_torch()
-        except ImportError as error:
-            parsed.error(str(error))
-    if parsed.sweep:
-        return _sweep(parsed)
-    if parsed.models:
-        return _bench_models(parsed)
-    console = Console(highlight=False)
-    seconds = _seconds(parsed)
     rows, growths, refused = [], [], []
     for rule in progress(rules_of(parsed), console, attrgetter("name")):
         try:
@@ -53,18 +52,11 @@ def _bench(parsed: argparse.Namespace) -> int:
             refused.append(f"{rule.name} is not timed: {describe_error(error)}")
         if not rule.bench or not rule.baselines:
             refused.append(f"{rule.name} is not timed: its record must give bench and baselines")
-    if parsed.json:
-        write_json(parsed.json, bench.to_dict(rows, growths) | {"refused": refused})
-    for table in tables.of_rules(rows, growths):
-        console.print(table)
-    for line in bench.remarks(rows):
-        console.print(line, markup=False, soft_wrap=True)
-    for line in refused:
-        console.print(line, markup=False, soft_wrap=True, style="bold red")
-    return 1 if refused else 0
+    content = bench.to_dict(rows, growths) | {"refused": refused}
+    return _show(parsed, console, content, tables.of_rules(rows, growths), bench.remarks(rows))
 
 
-def _bench_models(parsed: argparse.Namespace) -> int:
+def _models(parsed: argparse.Namespace, seconds: float, console: Console) -> int:
     if parsed.targets:
         parsed.error(f"--models times networks and takes no rule, got {' '.join(parsed.targets)}")
     if find_spec("flax") is None:
@@ -72,42 +64,36 @@ def _bench_models(parsed: argparse.Namespace) -> int:
     from vjplib.bench import networks, tables, training_steps
     from vjplib.verification.report import describe_error
 
-    console = Console(highlight=False)
     steps, refused = [], []
     for name, model in progress(tuple(networks.MODELS.items()), console, itemgetter(0)):
         try:
-            steps.append(training_steps.bench_model(name, model, seconds=_seconds(parsed), torch=parsed.torch))
+            steps.append(training_steps.bench_model(name, model, seconds=seconds, torch=parsed.torch))
         except Exception as error:  # the other networks are timed
             refused.append(f"{name} is not timed: {describe_error(error)}")
-    if parsed.json:
-        write_json(parsed.json, training_steps.to_dict(steps) | {"refused": refused})
-    for table in tables.of_steps(steps):
-        console.print(table)
-    for line in refused:
-        console.print(line, markup=False, soft_wrap=True, style="bold red")
-    return 1 if refused else 0
+    return _show(parsed, console, training_steps.to_dict(steps) | {"refused": refused}, tables.of_steps(steps), ())
 
 
-def _sweep(parsed: argparse.Namespace) -> int:
+def _sweep(parsed: argparse.Namespace, seconds: float, console: Console) -> int:
     if parsed.targets or parsed.models:
         parsed.error("--sweep checks and times random convolutions and takes neither a rule nor --models")
     from vjplib.bench import sweep, tables
 
-    console = Console(highlight=False)
-    trials = sweep.sweep(parsed.sweep, seed=parsed.seed, seconds=_seconds(parsed) / 10)
-    done = []
-    for number in progress(range(parsed.sweep), console, lambda number: f"convolution {number + 1}"):
-        del number
-        done.append(next(trials))
-    if parsed.json:
-        write_json(parsed.json, sweep.to_dict(done))
-    for table in tables.of_sweep(done):
-        console.print(table)
-    for line in sweep.remarks(done):
-        console.print(line, markup=False, soft_wrap=True)
+    trials = sweep.sweep(parsed.sweep, seed=parsed.seed, seconds=seconds / 10)
+    numbers = progress(range(parsed.sweep), console, lambda number: f"convolution {number + 1}")
+    done = [next(trials) for _ in numbers]
+    _show(parsed, console, sweep.to_dict(done), tables.of_sweep(done), sweep.remarks(done))
     return 1 if any(trial.slow or trial.wrong for trial in done) else 0
 
 
-def _seconds(parsed: argparse.Namespace) -> float:
-    """Return how long to time each program."""
-    return 0.1 if parsed.quick else 1.5
+def _show(
+    parsed: argparse.Namespace, console: Console, content: dict[str, Any], tables: Iterable[Table], lines: Iterable[str]
+) -> int:
+    """Write the JSON file, print the tables, the lines and what is refused, and return 1 if anything is refused."""
+    if parsed.json:
+        write_json(parsed.json, content)
+    for table in tables:
+        console.print(table)
+    refused = content.get("refused", [])
+    for line, style in (*((line, None) for line in lines), *((line, "bold red") for line in refused)):
+        console.print(line, markup=False, soft_wrap=True, style=style)
+    return 1 if refused else 0

@@ -1,4 +1,4 @@
-"""What the commands have in common: argument types, targets, progress and files."""
+"""Argument types, targets, progress bars and files, for all commands."""
 
 import argparse
 import json
@@ -6,56 +6,56 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from rich.console import Console
 
-from vjplib.rule import Rule
+from vjplib.rule import Rule, find, rules
 from vjplib.verification.registry import resolve
 
 T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that exits with one line in place of the whole usage."""
+    """A parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Exits with status 2."""
+        """Exit with status 2."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 class Command(Protocol):
-    """Adds a command: its name, what runs it and returns the exit status, and what it does, in a line."""
+    """Add a command: its name, the function that runs it and returns the exit status, and its help."""
 
     def __call__(self, name: str, run: Callable[[argparse.Namespace], int], does: str) -> argparse.ArgumentParser:
-        """Returns the command's parser; `error` of the namespace that run is given exits with status 2."""
+        """Return the command's parser; `parsed.error(message)` exits with status 2."""
         ...
 
 
 def add_targets(parser: argparse.ArgumentParser) -> None:
-    """Adds the rules to work on, and --json."""
+    """Add the targets, which name rules, and --json."""
     parser.add_argument(
         "targets", nargs="*", metavar="RULE", help="a rule's name, package.module or package.module:name (default: all)"
     )
-    parser.add_argument("--json", type=json_path, metavar="FILE", help="write the results to this file too")
+    parser.add_argument("--json", type=json_path, metavar="FILE", help="also write the results to this file")
 
 
 def add_effort(parser: argparse.ArgumentParser, quick: str, deep: str) -> Any:
-    """Adds --quick and --deep, of which one may be given, with what they do; returns their group."""
+    """Add --quick and --deep, which exclude each other, with their help; return their group."""
     effort = parser.add_mutually_exclusive_group()
     for name, does in (("quick", quick), ("deep", deep)):
         effort.add_argument(f"--{name}", dest="effort", action="store_const", const=name, help=does)
     return effort
 
 
-def add_jobs(parser: argparse.ArgumentParser, each: str = "a rule in each") -> None:
-    """Adds --jobs, how many processes are at work at a time; each says what one of them works on."""
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add --jobs."""
     parser.add_argument(
         "--jobs",
         type=seed,
         default=min(2, os.cpu_count() or 1),
         metavar="N",
-        help=f"processes at work at a time, {each} (default 2); 0 for this one alone, as for a debugger",
+        help="worker processes (default 2); 0 runs everything in this process, for a debugger",
     )
 
 
@@ -68,14 +68,14 @@ def claims(text: str) -> tuple[str, ...]:
 
 
 def seed(text: str) -> int:
-    """Returns a seed, an integer of at least 0."""
+    """Return a seed, an integer of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text}")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """Returns a positive number of seconds."""
+    """Return a positive number of seconds."""
     try:
         number = float(text)
     except ValueError:
@@ -86,14 +86,14 @@ def seconds(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """Returns an integer of at least 1."""
+    """Return an integer of at least 1."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
     return int(text)
 
 
 def json_path(text: str) -> Path:
-    """Returns the path of a file that can be written."""
+    """Return the path of a file that can be written."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"must lie in a folder that exists, got {text}")
@@ -103,7 +103,7 @@ def json_path(text: str) -> Path:
 
 
 def must_differ(parsed: argparse.Namespace, *options: str) -> None:
-    """Refuses a file that two options would write to, of which the second would overwrite the first's."""
+    """Refuse one file for two options: the second would overwrite the first's."""
     taken: dict[Path, str] = {}
     for option in options:
         if path := getattr(parsed, option):
@@ -112,37 +112,53 @@ def must_differ(parsed: argparse.Namespace, *options: str) -> None:
                 parsed.error(f"--{other} and --{option} must be different files, got {path} for both")
 
 
-def rules_of(parsed: argparse.Namespace) -> tuple[Rule, ...]:
-    """Returns the records that the targets name, each once; all of the library's where none is named."""
-    return tuple(rule for rule, _, _ in places_of(parsed))
+class Place(NamedTuple):
+    """Where a record is found: a worker process looks it up there.
+
+    Args:
+        name: the record's.
+        target: the command-line target that names it, None for the whole library.
+        number: which of the target's records it is.
+    """
+
+    name: str
+    target: str | None
+    number: int
+
+    def rule(self) -> Rule:
+        """Return the record."""
+        return (rules() if self.target is None else find(self.target))[self.number]
 
 
-def places_of(parsed: argparse.Namespace) -> list[tuple[Rule, str | None, int]]:
-    """Returns `rules_of`, each with the target that names it, None for the library, and its number among those."""
-    from vjplib.rule import find, rules
-
+def places_of(parsed: argparse.Namespace) -> list[Place]:
+    """Return where the records that the targets name are found, each once; the library's where none is named."""
     if os.getcwd() not in sys.path:  # as `python -m vjplib` has it
         sys.path.insert(0, os.getcwd())
-    found: dict[int, tuple[Rule, str | None, int]] = {}
+    found: dict[int, Place] = {}
     for target in parsed.targets:
         try:
             for i, rule in enumerate(find(target)):
-                found.setdefault(id(rule), (rule, target, i))
+                found.setdefault(id(rule), Place(rule.name, target, i))
         except ValueError as error:
             parsed.error(str(error))
         except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
             parsed.error(f"{target} cannot be imported: {type(error).__name__}: {error}")
-    return list(found.values()) or [(rule, None, i) for i, rule in enumerate(rules())]
+    return list(found.values()) or [Place(rule.name, None, i) for i, rule in enumerate(rules())]
+
+
+def rules_of(parsed: argparse.Namespace) -> tuple[Rule, ...]:
+    """Return the records that the targets name, each once; all of the library's where none is named."""
+    return tuple(place.rule() for place in places_of(parsed))
 
 
 def progress(items: Iterable[T], console: Console, name: Callable[[T], str], total: int | None = None) -> Iterator[T]:
-    """Yields the items, with a bar that names the last one come, if this is a terminal.
+    """Yield the items, with a progress bar that names the current one if this is a terminal.
 
     Args:
-        items: what to yield.
-        console: where the bar is drawn.
-        name: how an item is called.
-        total: how many items there are; None for their length.
+        items: the items.
+        console: the terminal.
+        name: takes an item; returns its name.
+        total: the number of items; None for their length.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -156,5 +172,5 @@ def progress(items: Iterable[T], console: Console, name: Callable[[T], str], tot
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON to a file."""
+    """Write JSON to a file."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

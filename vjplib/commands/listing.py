@@ -8,8 +8,8 @@ from vjplib.commands.common import Command
 
 
 def add(command: Command) -> None:
-    """Adds the command."""
-    command("list", _list, "print every rule of the library, why it exists and where its mathematics is found")
+    """Add the command."""
+    command("list", _list, "list every rule of the library, with its reason to exist and its source")
 
 
 def _list(parsed: argparse.Namespace) -> int:

@@ -1,57 +1,84 @@
-"""vjplib power: how many faults the verifier sees, and how many that are not there, beside other checks."""
+"""vjplib power: mutation-tests the verifier, and counts its false alarms, beside other gradient checks."""
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
+import jax
 from rich.console import Console
 
-from vjplib.commands.common import Command, add_jobs, add_targets, count, places_of, progress, seed, write_json
+from vjplib import mutation
+from vjplib.bench.environment import environment
+from vjplib.commands import pool
+from vjplib.commands.common import Command, Place, add_jobs, add_targets, count, places_of, progress, seed, write_json
 
 RUNS = 20  # of each rule
+TOGETHER = 10  # runs to a job
 
 
 def add(command: Command) -> None:
-    """Adds the command."""
-    power = command("power", _power, "count faults made on purpose that verification sees; exit 0 if nearly all")
+    """Add the command."""
+    power = command(
+        "power",
+        _power,
+        "mutation-test the verifier; exit 0 if it catches at least 99 %% of injected bugs and raises no false alarm",
+    )
     add_targets(power)
     power.add_argument(
-        "--mutants", type=count, default=20, metavar="N", help="faults to make in each rule (default 20)"
+        "--mutants", type=count, default=mutation.MUTANTS, metavar="N", help="mutants of each rule (default 20)"
     )
     power.add_argument(
-        "--runs", type=seed, metavar="N", help="runs of the rules as they are, for false alarms (default 20 a rule)"
+        "--runs", type=seed, metavar="N", help="runs of the unchanged rules, for false alarms (default 20 a rule)"
     )
     power.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of all random numbers (default 0)")
     add_jobs(power)
 
 
 def _power(parsed: argparse.Namespace) -> int:
-    from vjplib import mutation as power
-
     console = Console(highlight=False)
     places = places_of(parsed)
-    names = [rule.name for rule, _, _ in places]
-    runs = RUNS * len(places) if parsed.runs is None else parsed.runs
-    tasks = power.tasks_of([(target, i) for _, target, i in places], parsed.mutants, runs, parsed.seed)
-    results = power.spread(tasks, parsed.jobs)
-    scores, alarms = power.gathered(list(progress(results, console, _name, len(tasks))), names)
+    names = [place.name for place in places]
+    jobs: list[pool.Job] = [partial(_score, place, parsed.mutants, parsed.seed) for place in places]
+    total = RUNS * len(places) if parsed.runs is None else parsed.runs
+    for i, place in enumerate(places):
+        mine = range(i, total, len(places))
+        for k in range(0, len(mine), TOGETHER):
+            names.append(place.name)
+            jobs.append(partial(_alarms, place, mine[k : k + TOGETHER], parsed.seed))
+    running = pool.run(jobs, parsed.jobs)
+    ended = dict(progress(running, console, lambda pair: names[pair[0]], len(jobs)))
+    results = [(names[number], ended[number]) for number in range(len(jobs))]
+    scores = [result for _, result in results if isinstance(result, mutation.Score)]
+    alarms = mutation.joined(result for _, result in results if isinstance(result, mutation.Alarms))
+    lost = [f"{name} is not measured: {end.message}" for name, end in results if isinstance(end, pool.Lost)]
     if parsed.json:
-        from vjplib.bench.environment import environment
-
-        content = {"environment": environment(), "seed": parsed.seed, "mutants": parsed.mutants}
-        write_json(parsed.json, content | power.to_dict(scores, alarms))
-    for table in power.tables(scores, alarms):
+        content = {"environment": environment(), "seed": parsed.seed, "mutants": parsed.mutants, "refused": lost}
+        write_json(parsed.json, content | mutation.to_dict(scores, alarms))
+    for table in mutation.tables(scores, alarms):
         console.print(table)
-    if "chex" not in power.others():
-        console.print("chex is not installed, so that its check was not asked")
-    for line in power.survivors(scores):
+    if "chex" not in mutation.others():
+        console.print("chex is not installed, so that its check did not run")
+    for line in mutation.survivors(scores):
         console.print(f"survived: {line}", markup=False, soft_wrap=True, style="bold red")
-    for line in power.without_mutants(scores, parsed.mutants):
+    for line in mutation.without_mutants(scores, parsed.mutants):
         console.print(line, markup=False, soft_wrap=True)
     for alarm in (alarm for alarm in alarms.alarms if alarm.by == "vjplib"):
         text = f"alarm, false if the rule is right: {alarm.rule}, run {alarm.run} ({alarm.call}): {alarm.message}"
         console.print(text, markup=False, soft_wrap=True, style="bold red")
-    return 0 if power.enough(scores, alarms) else 1
+    for line in lost:
+        console.print(line, markup=False, soft_wrap=True, style="bold red")
+    return 0 if mutation.enough(scores, alarms) and not lost else 1
 
 
-def _name(result: Any) -> str:
-    return result.name if hasattr(result, "name") else result[0]
+def _score(place: Place, mutants: int, seed: int) -> mutation.Score:
+    try:
+        return mutation.score(place.rule(), mutants, seed)
+    finally:
+        jax.clear_caches()  # the next job has other shapes
+
+
+def _alarms(place: Place, runs: Sequence[int], seed: int) -> mutation.Alarms:
+    try:
+        return mutation.Alarms(len(runs), tuple(mutation.run_correct(place.rule(), runs, seed)))
+    finally:
+        jax.clear_caches()  # the next job has other shapes

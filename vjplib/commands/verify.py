@@ -1,18 +1,19 @@
-"""vjplib verify: rules proved right."""
+"""vjplib verify: verifies rules, every claim of each."""
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
-from operator import attrgetter
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from vjplib.commands import workers
+from vjplib.commands import pool
 from vjplib.commands.common import (
     Command,
+    Place,
     add_effort,
     add_jobs,
     add_targets,
@@ -26,26 +27,32 @@ from vjplib.commands.common import (
 )
 from vjplib.reports import Run, changes, read, write_html, write_json, write_junit, write_markdown
 from vjplib.verification import CLAIMS
+from vjplib.verification.api import verify_part
 from vjplib.verification.isolation import TIME_LIMIT
-from vjplib.verification.registry import selected
-from vjplib.verification.report import Report
+from vjplib.verification.registry import order, selected
+from vjplib.verification.report import Finding, Report, failed
+
+MOST_PARTS = 4  # that one rule's claims are shared out to: each compiles what the others do too
+GRACE = 60.0  # seconds that a worker may be silent beside twice a claim's
 
 
 def add(command: Command) -> None:
-    """Adds the command."""
-    verify = command("verify", _verify, "prove rules right; exit 0 only if every claim of every rule holds")
+    """Add the command."""
+    verify = command("verify", _verify, "verify rules; exit 0 only if every claim of every rule holds")
     add_targets(verify)
-    for name, does in (("markdown", "as Markdown"), ("junit", "as JUnit XML"), ("html", "as a page for a browser")):
-        verify.add_argument(f"--{name}", type=json_path, metavar="FILE", help=f"write the results to this file {does}")
+    for name, does in (("markdown", "Markdown"), ("junit", "JUnit XML"), ("html", "an HTML page")):
+        verify.add_argument(
+            f"--{name}", type=json_path, metavar="FILE", help=f"also write the results to this file, as {does}"
+        )
     verify.add_argument(
         "--against",
         type=earlier,
         metavar="OLD.json",
-        help="tell what changed since the run that --json wrote to this file; exit 1 on a regression",
+        help="compare with an earlier run, written by --json; exit 1 on a regression",
     )
     add_effort(
         verify,
-        quick="examine the first case, without what takes long, and little of the others",
+        quick="skip slow checks; examine the first case, and little of the others",
         deep="examine every claim at every case, and each case at 20 random sizes",
     )
     names = ", ".join(CLAIMS)
@@ -58,13 +65,13 @@ def add(command: Command) -> None:
         type=seconds,
         default=TIME_LIMIT,
         metavar="S",
-        help="seconds that a claim may take (default 120)",
+        help="time limit of one claim in seconds (default 120)",
     )
-    add_jobs(verify, "a rule in each, or some claims of one if there are fewer rules")
+    add_jobs(verify)
 
 
 def earlier(path: str) -> Run:
-    """Returns the run that a file holds."""
+    """Return the run that a file holds."""
     try:
         return read(path)
     except (OSError, ValueError) as error:
@@ -117,20 +124,77 @@ def _write(parsed: argparse.Namespace, run: Run) -> None:
 
 
 def _reports(parsed: argparse.Namespace, effort: str, console: Console) -> list[Report]:
-    tasks = [workers.Task(rule.name, target, i) for rule, target, i in places_of(parsed)]
-    options: dict[str, Any] = {
-        "effort": effort,
-        "claims": parsed.claims,
-        "seed": parsed.seed,
-        "time_limit": parsed.time_limit,
-    }
-    if parsed.jobs:
-        chosen = [claim.name for claim, _ in selected(effort, parsed.claims)]
-        parts = [part for task in tasks for part in workers.shared_out(task, effort, chosen, parsed.jobs // len(tasks))]
-        running = workers.reports(parts, options, parsed.jobs)
-        ended = dict(progress(running, console, lambda pair: pair[1].name, len(parts)))
-        # The parts of one task lie side by side, and differ in their claims alone.
-        grouped = groupby(range(len(parts)), key=lambda i: parts[i]._replace(claims=None))
-        return [workers.joined([ended[i] for i in group]) for _, group in grouped]
-    options["time_limit"] = math.inf
-    return [workers.examined(task, options) for task in progress(tasks, console, attrgetter("name"))]
+    places = places_of(parsed)
+    chosen = [claim.name for claim, _ in selected(effort, parsed.claims)]
+    parts = shared_out(effort, chosen, parsed.jobs // len(places))
+    limit = parsed.time_limit if parsed.jobs else math.inf
+    options = {"effort": effort, "seed": parsed.seed, "time_limit": limit}
+    jobs = [
+        partial(_examine, place, part or parsed.claims, parsed.claims, options) for place in places for part in parts
+    ]
+    names = [place.name for place in places for _ in parts]
+    running = pool.run(jobs, parsed.jobs, 2 * limit + GRACE, _has_timed_out)
+    ended = dict(progress(running, console, lambda pair: names[pair[0]], len(jobs)))
+    reports = [_report(name, ended[number]) for number, name in enumerate(names)]
+    return [joined(reports[k : k + len(parts)]) for k in range(0, len(reports), len(parts))]
+
+
+def _examine(place: Place, claims: Sequence[str] | None, whole: Sequence[str] | None, options: Any) -> Report:
+    return verify_part(place.rule(), claims, whole, **options)
+
+
+def _has_timed_out(result: Any) -> bool:
+    return isinstance(result, Report) and any(f.code == "timeout" for f in result.failures)
+
+
+def _report(name: str, result: Report | pool.Lost) -> Report:
+    """Return the report on a rule, or on the end of the process that examined it."""
+    if isinstance(result, Report):
+        return result
+    if result.code == "raises":
+        finding = failed("unusable_record", f"the record cannot be used: {result.message}", claim="contract")
+    else:
+        finding = failed(result.code, result.message, claim="contract")
+    return Report(name, (finding,), result.seconds)
+
+
+def shared_out(effort: str, claims: Sequence[str], parts: int) -> list[tuple[str, ...] | None]:
+    """Return the claims in several parts that take about as long; None alone for all of them in one.
+
+    Args:
+        effort: "quick", "standard" or "deep".
+        claims: all that are to be examined of a rule.
+        parts: how many there may be.
+
+    Example:
+        >>> shared_out("quick", tuple(CLAIMS)[:5], 2)
+        [('contract', 'transforms'), ('value', 'linearity', 'second_order')]
+    """
+    takes = {claim.name: claim.cost[effort != "quick"] for claim in CLAIMS.values()}
+    groups: list[list[str]] = [[] for _ in range(max(1, min(parts, MOST_PARTS, len(claims))))]
+    for claim in sorted(claims, key=lambda c: -takes.get(c, 1)):
+        min(groups, key=lambda group: sum(takes.get(c, 1) for c in group)).append(claim)
+    return [tuple(sorted(group, key=order)) for group in groups] if len(groups) > 1 else [None]
+
+
+def joined(reports: Sequence[Report]) -> Report:
+    """Return the reports on parts of one rule's claims as one; what several of them hold stands once.
+
+    Example:
+        >>> died = Finding("contract", "fail", "the process died")
+        >>> joined([Report("f", (died, Finding("value", "pass", "right"))), Report("f", (died,))]).findings
+        (Finding(claim='contract', ...), Finding(claim='value', ...))
+    """
+    if len(reports) == 1:
+        return reports[0]
+    findings: list[Finding] = []
+    for report in reports:
+        before = set(map(_key, findings))
+        findings += [f for f in report.findings if _key(f) not in before]
+    ordered = sorted(findings, key=lambda f: order(f.claim))
+    return Report(reports[0].name, tuple(ordered), max(report.seconds for report in reports))
+
+
+def _key(finding: Finding) -> Any:
+    """Return the deduplication key of a finding: what a rule prints counts once, whatever its first line."""
+    return finding.code if finding.code == "prints" else finding

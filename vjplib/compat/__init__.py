@@ -1,4 +1,4 @@
-"""Every import from JAX that is experimental, private or has moved between the supported lines, in one package."""
+"""Every import from JAX that is experimental, private or has moved between the supported versions."""
 
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
@@ -9,6 +9,8 @@ from vjplib.compat.configuration import leaks_unchecked as leaks_unchecked
 from vjplib.compat.configuration import settings as settings
 from vjplib.compat.configuration import with_collective_timeout as with_collective_timeout
 from vjplib.compat.configuration import x64 as x64
+from vjplib.compat.cost import ProgramCost as ProgramCost
+from vjplib.compat.cost import cost_of as cost_of
 from vjplib.compat.custom_rules import CustomJVP as CustomJVP
 from vjplib.compat.custom_rules import CustomVJP as CustomVJP
 from vjplib.compat.custom_rules import Differentiable as Differentiable

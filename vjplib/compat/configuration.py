@@ -1,4 +1,4 @@
-"""JAX's settings and XLA's flags, and the threads that they hold in."""
+"""JAX's settings and XLA's flags, and the threads that they apply to."""
 
 from collections.abc import Callable
 from contextvars import copy_context
@@ -12,21 +12,21 @@ T = TypeVar("T")
 
 
 def x64() -> Any:
-    """Returns a context in which float64 stays float64, whatever the user's setting."""
+    """Return a context in which float64 stays float64, whatever the user's setting."""
     return jax.enable_x64(True)
 
 
 def leaks_unchecked() -> Any:
-    """Returns a context in which JAX does not look for tracers that outlive their trace."""
+    """Return a context in which JAX does not check for leaked tracers."""
     return config.check_tracer_leaks(False)
 
 
 @cache
 def fast_compile_options() -> dict[str, Any] | None:
-    """Returns options of `jax.jit` by which the CPU's compiler takes the least time, None where it takes none of them.
+    """Return options of `jax.jit` that minimize the CPU's compile time, None on other platforms.
 
-    What is computed is the same, slower: for programs that run a few times on small arrays. They are for a jit that
-    stands inside no other.
+    The compiled program computes the same values more slowly: use them for programs that run a few times on small
+    arrays. Only an outermost jit takes options.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -41,9 +41,10 @@ def fast_compile_options() -> dict[str, Any] | None:
 
 
 def with_collective_timeout(flags: str) -> str:
-    """Returns XLA's flags, with time for devices made of one processor to wait for one another.
+    """Return XLA's flags with a long timeout for collectives.
 
-    A process whose devices wait longer than 40 seconds is ended by XLA, and on a busy machine they may.
+    XLA aborts a process whose devices wait longer than 40 seconds for one another; forced devices of one busy processor
+    may.
 
     Example:
         >>> with_collective_timeout("--xla_force_host_platform_device_count=4")
@@ -56,7 +57,7 @@ def with_collective_timeout(flags: str) -> str:
 
 
 def in_callers_context(f: Callable[[], T]) -> Callable[[], T]:
-    """Returns f as it runs in this thread's contexts of JAX (x64, precision, mesh, ...), for another thread to run.
+    """Return f for another thread, to run in this thread's JAX contexts (x64, precision, mesh, ...).
 
     Example:
         >>> import threading
@@ -83,5 +84,5 @@ def in_callers_context(f: Callable[[], T]) -> Callable[[], T]:
 
 
 def settings() -> dict[str, Any]:
-    """Returns every setting of `jax.config`, by name, as it holds for all threads."""
+    """Return every setting of `jax.config` by name, as it holds for all threads."""
     return {name: state.get_global() for name, state in config.config_states.items()}

@@ -1,4 +1,4 @@
-"""What a custom_vjp or custom_jvp is made of, and what happens where one is called."""
+"""The parts of a custom_vjp or custom_jvp, and contexts that replace its calls."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -20,18 +20,18 @@ T = TypeVar("T")
 
 
 class Differentiable(Protocol[P, R]):
-    """The type of a custom_vjp: called as the function it was made of is, with the rule attached to it."""
+    """The type of a custom_vjp: its function, with the rule attached."""
 
     __name__: str
     fwd: Callable[..., Any] | None
     bwd: Callable[..., Any] | None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Returns what the function returns."""
+        """Call the function."""
         ...
 
     def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
-        """Attaches the forward and the backward pass."""
+        """Attach the forward and the backward pass."""
         ...
 
 
@@ -47,10 +47,10 @@ else:
 
 
 class CustomVJP(NamedTuple):
-    """What a custom_vjp is made of, under either of JAX's implementations (`jax_custom_vjp3`).
+    """The parts of a custom_vjp, under either of JAX's implementations (`jax_custom_vjp3`).
 
     Args:
-        primal: the function it was given.
+        primal: the function that it differentiates.
         fwd: its forward pass.
         bwd: its backward pass.
         static: which positional arguments are not differentiated, by nondiff_argnums or nondiff_argnames.
@@ -69,7 +69,7 @@ class CustomVJP(NamedTuple):
 
 
 def custom_vjp_of(fn: Any) -> CustomVJP | None:
-    """Returns the parts of a custom_vjp, None for any other function.
+    """Return the parts of a custom_vjp, None for any other function.
 
     Example:
         >>> custom_vjp_of(jax.numpy.sin) is None
@@ -86,10 +86,10 @@ def custom_vjp_of(fn: Any) -> CustomVJP | None:
 
 
 def require_passes(rule: CustomVJP) -> None:
-    """Refuses a custom_vjp that has no forward and backward pass yet.
+    """Refuse a custom_vjp without forward and backward pass.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has no passes.
 
     Example:
         >>> require_passes(custom_vjp_of(jax.custom_vjp(jax.numpy.sin)))
@@ -101,7 +101,7 @@ def require_passes(rule: CustomVJP) -> None:
 
 
 def _implementations() -> tuple[type, ...]:
-    """Returns the classes that `jax.custom_vjp(f)` may be of: with jax_custom_vjp3 it makes an object of another."""
+    """Return the classes of custom_vjp objects: with jax_custom_vjp3 `jax.custom_vjp(f)` returns another class."""
     return tuple({jax.custom_vjp, type(jax.custom_vjp(lambda x: x))})
 
 
@@ -112,12 +112,12 @@ _patching = RLock()
 
 @contextmanager
 def replaced_custom_vjp_calls(call: Callable[..., Any]) -> Iterator[None]:
-    """Every call of a custom_vjp inside the context is call(original, fn, *args, **kwargs) instead.
+    """Context in which every call of a custom_vjp is call(original, fn, *args, **kwargs) instead.
 
-    The class is patched for all threads. Contexts may nest, and overlap in any order; the last one is asked first.
+    The class is patched for all threads. Contexts may nest, and overlap in any order; the last one is called first.
 
     Args:
-        call: takes what a call does otherwise, the custom_vjp, and the arguments.
+        call: takes the original call, the custom_vjp, and the arguments.
     """
 
     def mine(*given: Any, **kwargs: Any) -> Any:
@@ -141,19 +141,19 @@ def replaced_custom_vjp_calls(call: Callable[..., Any]) -> Iterator[None]:
 
 
 def _dispatching(original: Callable[..., Any]) -> Callable[..., Any]:
-    def ask(calls: tuple[Callable[..., Any], ...], fn: Any, *args: Any, **kwargs: Any) -> Any:
+    def dispatch(calls: tuple[Callable[..., Any], ...], fn: Any, *args: Any, **kwargs: Any) -> Any:
         if not calls:
             return original(fn, *args, **kwargs)
-        return calls[-1](partial(ask, calls[:-1]), fn, *args, **kwargs)
+        return calls[-1](partial(dispatch, calls[:-1]), fn, *args, **kwargs)
 
-    return lambda self, *args, **kwargs: ask(tuple(_replacements), self, *args, **kwargs)
+    return lambda self, *args, **kwargs: dispatch(tuple(_replacements), self, *args, **kwargs)
 
 
 class CustomJVP(NamedTuple):
-    """What a custom_jvp is made of.
+    """The parts of a custom_jvp.
 
     Args:
-        primal: the function it was given.
+        primal: the function that it differentiates.
         jvp: its rule.
         static: which positional arguments are not differentiated.
     """
@@ -164,7 +164,7 @@ class CustomJVP(NamedTuple):
 
 
 def custom_jvp_of(fn: Any) -> CustomJVP | None:
-    """Returns the parts of a custom_jvp, None for any other function.
+    """Return the parts of a custom_jvp, None for any other function.
 
     Example:
         >>> custom_jvp_of(jax.numpy.sin) is None
@@ -177,9 +177,9 @@ def custom_jvp_of(fn: Any) -> CustomJVP | None:
 
 @contextmanager
 def replaced_custom_jvp_calls(call: Callable[..., Any]) -> Iterator[None]:
-    """Every call of a custom_jvp inside the context is call(original, fn, *args, **kwargs) instead.
+    """Context in which every call of a custom_jvp is call(original, fn, *args, **kwargs) instead.
 
-    The class is patched for all threads; such contexts must not overlap other than by nesting.
+    The class is patched for all threads; such contexts may nest and must not overlap otherwise.
     """
     original = jax.custom_jvp.__call__
     jax.custom_jvp.__call__ = lambda self, *args, **kwargs: call(original, self, *args, **kwargs)
@@ -191,10 +191,10 @@ def replaced_custom_jvp_calls(call: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def replaced_vjp(call: Callable[..., Any]) -> Iterator[None]:
-    """Every call of `jax.vjp` inside the context, those of `jax.grad` too, is call(original, *args, **kwargs) instead.
+    """Context in which every call of `jax.vjp`, also by `jax.grad`, is call(original, *args, **kwargs) instead.
 
-    JAX's module is patched for all threads; such contexts must not overlap other than by nesting. A name that another
-    module has imported `jax.vjp` by before stays as it is.
+    JAX's module is patched for all threads; such contexts may nest and must not overlap otherwise. A module that has
+    imported `vjp` by name before keeps the original.
     """
     original = api.vjp
 
@@ -210,7 +210,7 @@ def replaced_vjp(call: Callable[..., Any]) -> Iterator[None]:
 
 
 def with_backward(rule: CustomVJP, bwd: Callable[..., Any]) -> Any:
-    """Returns a custom_vjp of the same parts, with another backward."""
+    """Return a custom_vjp of the same parts with another backward."""
     same = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
     options = {"optimize_remat": True} if rule.optimize_remat else {}
     same.defvjp(rule.fwd, bwd, symbolic_zeros=rule.symbolic_zeros, **options)
@@ -219,16 +219,16 @@ def with_backward(rule: CustomVJP, bwd: Callable[..., Any]) -> Any:
 
 @contextmanager
 def force_retrace(token: str) -> Iterator[None]:
-    """In this context functions that `jax.jit` has traced before are traced again, once for each token."""
+    """Context in which functions that `jax.jit` has traced before are traced again, once for each token."""
     with set_xla_metadata(vjplib=token):
         yield
 
 
 @contextmanager
 def recorded_custom_vjps() -> Iterator[list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]]:
-    """Records every call of a custom_vjp made inside the context: its parts, arguments and keyword arguments.
+    """Context that records every call of a custom_vjp: its parts, arguments and keyword arguments.
 
-    Calls made by other threads meanwhile are recorded too.
+    Calls of other threads are recorded too.
     """
     calls = []
 
@@ -246,9 +246,9 @@ _tokens = itertools.count()
 
 @contextmanager
 def backwards_where_written() -> Iterator[None]:
-    """In this context equations of a custom_vjp's backward come from the lines it is written on, not from its call.
+    """Context in which the equations of a custom_vjp's backward have the source lines of the backward.
 
-    JAX gives them the call's. Where a backward begins and ends stands in the program too, for `mark_of` to tell.
+    JAX gives them those of the call. Equations that `mark_of` recognizes mark where a backward begins and ends.
     """
 
     def call(original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -268,7 +268,7 @@ def backwards_where_written() -> Iterator[None]:
 
 @contextmanager
 def as_written() -> Iterator[None]:
-    """In this context equations come from the lines of the functions called in it, not from those that called them."""
+    """Context in which equations have the source lines of the functions called in it, without those of its callers."""
     context = source_info_util._source_info_context
     outer, context.context = context.context, source_info_util.new_source_info()
     try:
@@ -278,12 +278,12 @@ def as_written() -> Iterator[None]:
 
 
 def _marked(tree: Any, text: str) -> Any:
-    """Returns a pytree each array of which has gone through an equation that names it."""
+    """Return a pytree whose arrays have passed through an equation with that name."""
     return jax.tree.map(lambda leaf: checkpoint_name(leaf, text) if is_plain_array(leaf) else leaf, tree)
 
 
 def is_plain_array(leaf: Any) -> bool:
-    """Returns whether a leaf is an array with numbers in it: no symbolic zero, no float0, no random key, no text."""
+    """Return whether a leaf is an array of numbers: no symbolic zero, no float0, no random key, no text."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or dtype == jax.dtypes.float0:
         return False
@@ -291,29 +291,29 @@ def is_plain_array(leaf: Any) -> bool:
 
 
 def mark_of(eqn: Any) -> bool | None:
-    """Returns True for the equations with which a backward begins, False for those it ends with, None for others.
+    """Return True for an equation that marks the begin of a backward, False for one that marks its end, else None.
 
-    They stand in programs that are traced in `backwards_where_written`, one for each array, and change nothing.
+    Programs traced in `backwards_where_written` hold one for each array; they are identities.
     """
     name = eqn.params.get("name") if eqn.primitive.name == "name" else None
     return {_ENTER: True, _LEAVE: False}.get(name) if isinstance(name, str) else None
 
 
 def is_symbolic_zero(a: Any) -> bool:
-    """Returns whether a is a symbolic zero, as a backward with symbolic_zeros=True gets and may return."""
+    """Return whether a is a symbolic zero, which a backward with symbolic_zeros=True takes and may return."""
     return isinstance(a, SymbolicZero)
 
 
 def symbolic_zero_of(y: Any) -> SymbolicZero:
-    """Returns the symbolic zero that stands for the cotangent of an output."""
+    """Return the symbolic zero that stands for the cotangent of an output."""
     return SymbolicZero(jax.typeof(y).to_tangent_aval())
 
 
 def perturbed(x: Any) -> CustomVJPPrimal:
-    """Returns an argument as a forward pass with symbolic_zeros=True gets it, marked as differentiated."""
+    """Return an argument of a forward pass with symbolic_zeros=True, marked as differentiated."""
     return CustomVJPPrimal(x, True)
 
 
 def symbolic_zero_aval(a: Any) -> Any:
-    """Returns the shape and dtype of a symbolic zero, anything else as it is."""
+    """Return the shape and dtype of a symbolic zero, anything else as it is."""
     return a.aval if isinstance(a, SymbolicZero) else a

@@ -1,4 +1,4 @@
-"""Walking through programs: what stands in a jaxpr, and what it computes without custom rules."""
+"""Reading, evaluating and changing jaxprs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,10 +10,9 @@ from jax.extend.core import Jaxpr, Literal
 
 
 def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns f without the custom derivative rules inside it, so that JAX differentiates what f computes.
+    """Return f without the custom derivative rules inside it, so that JAX differentiates its primal.
 
-    The rules of `jax.custom_vjp` and `jax.custom_jvp` are replaced by the functions they were given for, through jit,
-    scan, while, cond and checkpoint.
+    Each `jax.custom_vjp` and `jax.custom_jvp` is replaced by its primal, through jit, scan, while, cond and checkpoint.
 
     Args:
         f: a function of arrays that returns a pytree of arrays.
@@ -35,20 +34,20 @@ def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def programs(params: Mapping[str, Any]) -> list[tuple[str, Jaxpr, list[Any]]]:
-    """Returns the programs among an equation's parameters: the parameter's name, the jaxpr and its constants."""
+    """Return the programs among an equation's parameters: the parameter's name, the jaxpr and its constants."""
     named = ((n, v) for n, vs in params.items() for v in (vs if isinstance(vs, (tuple, list)) else (vs,)))
     held = ((name, _program(value)) for name, value in named)
     return [(name, *unclose(program)) for name, program in held if program is not None]
 
 
 def _program(value: Any) -> Any:
-    """Returns the jaxpr that a parameter is, or that the primitive object of the newer custom_vjp holds, or None."""
+    """Return the jaxpr of a parameter, or of the primitive object of the newer custom_vjp, or None."""
     value = getattr(getattr(value, "traced", None), "jaxpr", value)
-    return value if isinstance(getattr(value, "jaxpr", value), Jaxpr) else None  # closed over its constants, or not
+    return value if isinstance(getattr(value, "jaxpr", value), Jaxpr) else None  # with or without its constants
 
 
 def unclose(item: Any) -> tuple[Jaxpr, list[Any]]:
-    """Returns a jaxpr, closed or not, and the constants that it holds."""
+    """Return a jaxpr, closed or not, and the constants that it holds."""
     return getattr(item, "jaxpr", item), list(getattr(item, "consts", ()))
 
 
@@ -58,7 +57,7 @@ _INLINED = _CUSTOM | INLINED
 
 
 def holds_custom_vjp(program: Any) -> bool:
-    """Returns whether a jaxpr, or a program inside it, calls a custom_vjp."""
+    """Return whether a jaxpr, or a program inside it, calls a custom_vjp."""
     jaxpr, _ = unclose(program)
     return any(
         eqn.primitive.name in ("custom_vjp_call", "call_hi_primitive")
@@ -75,7 +74,7 @@ def _holds_custom_rule(jaxpr: Jaxpr) -> bool:
 
 
 def bind_eqn(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
-    """Returns the outputs of an equation at these inputs, with these parameters in place of its own."""
+    """Return the outputs of an equation at these inputs, with these parameters in place of its own."""
     given = {**eqn.params, **params}
     with eqn.ctx.manager:
         outputs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(given))
@@ -89,15 +88,14 @@ def evaluated(
     after: Callable[[Any, Sequence[Any]], Sequence[Any]],
     bind: Callable[..., Sequence[Any]] = bind_eqn,
 ) -> list[Any]:
-    """Returns what a jaxpr computes, each custom rule in it by its primal, each equation's outputs passed through.
+    """Evaluate a jaxpr, each custom rule by its primal, each equation's outputs passed through `after`.
 
     Args:
-        jaxpr: the program; what it inlines, as jit does, is evaluated equation by equation too.
+        jaxpr: the program; programs inside it that are inlined, as jit's, are evaluated equation by equation too.
         consts: the values of its constants.
         args: the values of its arguments.
-        after: takes an equation and its outputs, and returns what to use in their place.
-        bind: takes an equation, its inputs and changed parameters, and returns its outputs; values may be anything
-            that it makes of them.
+        after: takes an equation and its outputs; returns the outputs to use.
+        bind: takes an equation, its inputs and changed parameters; returns its outputs, of any type.
     """
     return interpreted(jaxpr, consts, args, lambda eqn, values: _applied(eqn, values, after, bind))
 
@@ -105,7 +103,7 @@ def evaluated(
 def interpreted(
     jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], apply: Callable[[Any, list[Any]], Sequence[Any]]
 ) -> list[Any]:
-    """Returns what a jaxpr computes, the outputs of each equation being apply(equation, values of its inputs)."""
+    """Evaluate a jaxpr; the outputs of each equation are apply(equation, values of its inputs)."""
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
     def read(v: Any) -> Any:
@@ -117,22 +115,22 @@ def interpreted(
 
 
 def without_dead_code(jaxpr: Jaxpr) -> Jaxpr:
-    """Returns a program without the equations that no output of it depends on."""
+    """Return a program without the equations that none of its outputs depends on."""
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
 def used_inputs(jaxpr: Jaxpr) -> list[bool]:
-    """Returns of each input of a program whether an output depends on it."""
+    """Return for each input of a program whether an output depends on it."""
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=False)[1]
 
 
 def source_of(eqn: Any) -> str:
-    """Returns file, line and function of the user's code that an equation comes from."""
+    """Return file, line and function of the user's code that an equation comes from."""
     return source_info_util.summarize(eqn.source_info)
 
 
 def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """Evaluates a jaxpr, each custom rule in it by its primal."""
+    """Evaluate a jaxpr, each custom rule by its primal."""
     return evaluated(jaxpr, consts, args, lambda eqn, outputs: outputs)
 
 

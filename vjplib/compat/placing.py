@@ -1,4 +1,4 @@
-"""How a program is compiled and placed: calls kept apart, axes that map or shard."""
+"""How a program is compiled and partitioned: calls that are not inlined, mapped axes and mesh axes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +11,11 @@ from jax.sharding import AxisType, auto_axes, get_abstract_mesh
 
 
 def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
-    """Returns f jitted, and kept a call of its own in the compiled CPU program.
+    """Return f jitted, as a call that the CPU's compiler does not inline.
 
-    XLA:CPU fuses shifted slices into whatever consumes them and recomputes them there; a call that may not be inlined
-    stays as fast as it is alone, however its result is used. The attribute is one that only the CPU compiler reads, so
-    use this inside the CPU branch of `jax.lax.platform_dependent`.
+    XLA:CPU fuses shifted slices into their consumers and recomputes them there; a call that is not inlined is as fast
+    as on its own, however its result is used. Only the CPU's compiler reads the attribute, so use this inside the CPU
+    branch of `jax.lax.platform_dependent`.
 
     Args:
         f: a function of arrays.
@@ -36,7 +36,7 @@ def separate_call(f: Callable[..., Any], **jit_options: Any) -> Callable[..., An
 
 
 def mapped(x: Any) -> bool:
-    """Returns whether the innermost transformation at work is `jax.vmap`, and x has an axis that it maps over.
+    """Return whether the innermost transformation is `jax.vmap` and maps over an axis of x.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,13 +50,13 @@ def mapped(x: Any) -> bool:
 
 
 def automatic(f: Callable[..., Any], result: jax.ShapeDtypeStruct) -> Callable[..., Any]:
-    """Returns f, under a mesh with explicit axes to be partitioned by the compiler, as it is under automatic ones.
+    """Return f, partitioned by the compiler even under a mesh with explicit axes.
 
-    Slices and reshapes of sharded dimensions are refused where axes are explicit, though they partition well.
+    JAX refuses slices and reshapes of sharded dimensions under explicit axes, though they partition well.
 
     Args:
         f: a function of arrays.
-        result: what it returns, with the sharding that is to come out.
+        result: the shape, dtype and sharding of its result.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Sizes that `jax.export` leaves open."""
+"""Symbolic sizes, as of `jax.export`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from jax.export import is_symbolic_dim
 
 
 def is_symbolic(*sizes: Any) -> bool:
-    """Return whether any of the sizes is not known while tracing, as a dimension that `jax.export` leaves open.
+    """Return whether any of the sizes is symbolic, as a dimension that `jax.export` leaves open.
 
     Such a size refuses comparisons and `operator.index`: decide on the others, and fall back to what needs none.
 

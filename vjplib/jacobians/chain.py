@@ -1,15 +1,13 @@
 """The product f' g' h' of the chain rule in both orders, with the operations and bytes of each step."""
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from vjplib.compat import programs
+from vjplib.compat import cost_of
 from vjplib.jacobians.dense import Jacobian
 
 
@@ -70,6 +68,7 @@ def backward_order(jacobians: Sequence[Jacobian]) -> Chain:
         ValueError: jacobians is empty, or neighbours differ in size.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from vjplib.jacobians import BandedToeplitz, Dense, Diagonal
         >>> f, g, h = Dense(jnp.ones((1, 5))), Diagonal(jnp.ones(5)), BandedToeplitz(jnp.ones(3), n=5)
         >>> chain = backward_order([f, g, h])
@@ -95,6 +94,7 @@ def forward_order(jacobians: Sequence[Jacobian]) -> Chain:
         ValueError: jacobians is empty, or neighbours differ in size.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from vjplib.jacobians import BandedToeplitz, Dense, Diagonal
         >>> def factors(n):
         ...     return Dense(jnp.ones((1, n))), Diagonal(jnp.ones(n)), BandedToeplitz(jnp.ones(3), n=n)
@@ -138,37 +138,13 @@ def multiplications(fn: Callable[..., Any], *args: Any) -> int:
         ValueError: fn holds a while loop, whose number of iterations depends on values.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> multiplications(lambda W, x: 2 * (W @ x), jnp.ones((3, 5)), jnp.ones(5))
         18
         >>> multiplications(lambda x, h: jnp.convolve(x, h, "same"), jnp.ones(10), jnp.ones(3))
         30
     """
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def _count(jaxpr: Any) -> int:
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
-
-
-def _count_equation(equation: Any) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == "while":
+    cost = cost_of(jax.make_jaxpr(fn)(*args).jaxpr)
+    if not cost.decided:
         raise ValueError("fn must do an amount of work that its shapes determine, got a while loop")
-    if name in ("mul", "dot_general", "conv_general_dilated"):
-        result = equation.outvars[0].aval
-        return result.size * _terms(equation) if jnp.issubdtype(result.dtype, jnp.floating) else 0
-    inner = [_count(body) for _, body, _ in programs(params)]
-    if name == "cond":
-        return max(inner)
-    return (params["length"] if name == "scan" else 1) * sum(inner)
-
-
-def _terms(equation: Any) -> int:
-    """Return the number of products that one element of the result sums."""
-    if equation.primitive.name == "mul":
-        return 1
-    numbers = equation.params["dimension_numbers"]
-    first, second = (v.aval.shape for v in equation.invars)
-    if equation.primitive.name == "dot_general":
-        return math.prod(first[axis] for axis in numbers[0][0])
-    return math.prod(second[axis] for axis in numbers.rhs_spec[1:])
+    return cost.multiplications

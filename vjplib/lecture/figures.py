@@ -20,6 +20,7 @@ from vjplib.rules.activations import quadratic, relu, sigmoid, tanh
 from vjplib.rules.losses import squared_error
 from vjplib.rules.products import multiply
 from vjplib.rules.softmax import softmax
+from vjplib.training.train import State, step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,20 +43,15 @@ def draw_all(directory: str | Path) -> list[Path]:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, draw in FIGURES.items():
-        path = directory / f"{name}.png"
+    paths = [directory / f"{name}.png" for name in FIGURES]
+    for draw, path in zip(FIGURES.values(), paths, strict=True):
         save(draw(), path)
-        paths.append(path)
     return paths
 
 
 def save(figure: "Figure", path: str | Path) -> None:
     """Write a figure to a file, without metadata about matplotlib."""
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
-
-
-# --------------------------------------------------------------------------------------------------------------- Fig. 1
 
 
 def one_weight_loss(w: Float[Array, ""]) -> Float[Array, ""]:
@@ -86,17 +82,12 @@ def descent(
     Source:
         Eq. 1 of the lecture.
     """
-    optimizer = optax.sgd(learning_rate)
-
-    def step(carry: Any, _: None) -> tuple[Any, Any]:
-        w, state = carry
-        updates, state = optimizer.update(jax.grad(cost)(w), state)
-        w = optax.apply_updates(w, updates)
-        return (w, state), w
-
-    w = jnp.asarray(start, jnp.float32)
-    _, path = jax.lax.scan(step, (w, optimizer.init(w)), length=steps)
-    return np.concatenate(([w], path))
+    optimizer, w = optax.sgd(learning_rate), jnp.asarray(start, jnp.float32)
+    state, path = State(w, optimizer.init(w)), [float(w)]
+    for _ in range(steps):
+        state, _ = step(cost, optimizer, state, ())
+        path.append(float(state.params))
+    return np.array(path, np.float32)
 
 
 def gradient_descent(
@@ -119,38 +110,28 @@ def gradient_descent(
     axes.plot(path, heights, "o", color=BLUE, ms=6, label=f"updates, lr = {learning_rate:g}", zorder=3)
     for i in range(len(path) - 1):
         _arrow(axes, (path[i], heights[i]), (path[i + 1], heights[i + 1]), shrink=3, color=BLUE, lw=1)
-    last = len(path) - 1
-    axes.annotate(f"$w_0 = {path[0]:g}$", (path[0], heights[0]), (8, 6), textcoords="offset points")
-    axes.annotate(rf"$w_{{{last}}} = {path[-1]:.3f}$", (path[-1], heights[-1]), (8, 12), textcoords="offset points")
+    last = rf"$w_{{{len(path) - 1}}} = {path[-1]:.3f}$"
+    for i, text, above in ((0, f"$w_0 = {path[0]:g}$", 6), (-1, last, 12)):
+        axes.annotate(text, (path[i], heights[i]), (8, above), textcoords="offset points")
     axes.set(xlabel="weight $w$", ylabel="cost", title=r"Gradient descent: $w \leftarrow w - lr \; dl/dw$")
     axes.legend()
     return figure
-
-
-# --------------------------------------------------------------------------------------------------------------- Fig. 2
 
 
 def activations() -> "Figure":
     """Fig. 2: relu, tanh and sigmoid with their derivatives, by `jax.grad` of the rules."""
     figure = _figure(10, 3.4)
     x = jnp.linspace(-4, 4, 801)
-    drawn = (
-        ("relu", relu, r"$[x \geq 0]$"),
-        ("tanh", tanh, r"$1 - \tanh^2(x)$"),
-        ("sigmoid", sigmoid, r"$s(x)\,(1 - s(x))$"),
-    )
-    for axes, (name, f, formula) in zip(figure.subplots(1, 3), drawn, strict=True):
+    drawn = (relu, r"$[x \geq 0]$"), (tanh, r"$1 - \tanh^2(x)$"), (sigmoid, r"$s(x)\,(1 - s(x))$")
+    for axes, (f, formula) in zip(figure.subplots(1, 3), drawn, strict=True):
         slope = np.array(jax.vmap(jax.grad(f))(x))
         slope[np.flatnonzero(np.abs(np.diff(slope)) > 0.5)] = np.nan  # draws no line across a jump
         axes.plot(x, f(x), color=BLUE, lw=2, label="function")
         axes.plot(x, slope, color=VERMILION, lw=2, ls="--", label=f"derivative: {formula}")
-        axes.set(title=name, xlabel="$x$", ylim=(-1.25, 2.25))
+        axes.set(title=f.__name__, xlabel="$x$", ylim=(-1.25, 2.25))
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", fontsize=8.5)
     return figure
-
-
-# ------------------------------------------------------------------------------------------------------- Fig. 3, Fig. 4
 
 
 def quadratic_surface() -> "Figure":
@@ -167,27 +148,20 @@ def _surface(f: Callable[..., Any], formula: str, at: tuple[float, float], exten
     """Draw a surface over a square, with the tangents at a point, whose slopes are the partial derivatives."""
     (x0, y0), z0 = at, float(f(*at))
     slopes = [float(d) for d in jax.grad(f, argnums=(0, 1))(*at)]
-    side = jnp.linspace(-extent, extent, 41)
-    x, y = jnp.meshgrid(side, side)
-
+    x, y = jnp.meshgrid(*[jnp.linspace(-extent, extent, 41)] * 2)
     figure = _figure(7, 5.2)
     axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
     axes.plot_surface(x, y, f(x, y), cmap="cividis", alpha=0.75, linewidth=0, rcount=41, ccount=41, zorder=1)
     reach = np.array([-2.0, 2.0])
-    for line, name, slope, colour in (
-        ((x0 + reach, y0 + 0 * reach, z0 + slopes[0] * reach), "x", slopes[0], VERMILION),
-        ((x0 + 0 * reach, y0 + reach, z0 + slopes[1] * reach), "y", slopes[1], BLACK),
-    ):
+    along = ("x", reach, 0 * reach, VERMILION), ("y", 0 * reach, reach, BLACK)
+    for (name, dx, dy, colour), slope in zip(along, slopes, strict=True):
         label = rf"$\partial f / \partial {name}$ = {slope:g}"
-        axes.plot(*line, color=colour, lw=3, label=label, zorder=2)
+        axes.plot(x0 + dx, y0 + dy, z0 + slope * reach, color=colour, lw=3, label=label, zorder=2)
     axes.plot([x0], [y0], [z0], "o", color=BLACK, ms=7, label=f"({x0:g}, {y0:g}), $f$ = {z0:g}", zorder=3)
     axes.set(xlabel="$x$", ylabel="$y$", zlabel="$f$", title=formula)
     axes.view_init(elev=28, azim=-125)
     axes.legend(loc="upper left")
     return figure
-
-
-# --------------------------------------------------------------------------------------------------------------- Fig. 5
 
 
 def computational_graphs(n: int = 1_000_000) -> "Figure":
@@ -234,10 +208,10 @@ def _graph(axes: "Axes", factors: Any, chain: Chain, names: tuple[str, str], col
     pair = {column for column in operands if abs(column - first) < 1}
     (other,) = operands - pair
     sources = [[(column, 2) for column in pair], [(other, 2), (first, 1)]]
-    for row, (step, name, column) in enumerate(zip(chain.steps, names, columns, strict=True)):
-        work = f"{_number(step.multiplications)} multiplications"
-        text = f"{name}   {_shape(step.product)}\n{_bytes(step.nbytes)}\n{work}"
-        _node(axes, (column, 1 - row), text, PALE_VERMILION if step.product[0] > 1 else PALE_BLUE, framed=row == 1)
+    for row, (made, name, column) in enumerate(zip(chain.steps, names, columns, strict=True)):
+        work = f"{_number(made.multiplications)} multiplications"
+        text = f"{name}   {_shape(made.product)}\n{_bytes(made.nbytes)}\n{work}"
+        _node(axes, (column, 1 - row), text, PALE_VERMILION if made.product[0] > 1 else PALE_BLUE, framed=row == 1)
         for source in sources[row]:
             _edge(axes, source, (column, 1 - row))
 
@@ -275,9 +249,6 @@ def _number(n: int) -> str:
     digits, exponent = f"{n:.1e}".split("e+")
     factor = "" if digits == "1.0" else rf"{float(digits):g} \times "
     return rf"${factor}10^{{{int(exponent)}}}$"
-
-
-# --------------------------------------------------------------------------------------------- finite differences (L3)
 
 
 def finite_difference_errors(
@@ -320,21 +291,15 @@ def finite_differences() -> "Figure":
             label = f"{np.dtype(dtype).name}, {'central' if central else 'forward'}"
             axes.loglog(steps, np.where(errors > 0, errors, np.nan), style, color=colour, lw=width, label=label)
     axes.set(
-        xlabel="step $h$", ylabel="relative error", title="Finite differences of tanh at $x = 1$", ylim=(1e-13, 30)
+        xlabel="step $h$", ylabel="relative error", ylim=(1e-13, 30), title="Finite differences of tanh at $x = 1$"
     )
-    for text, at in (
-        (r"round-off $\propto \epsilon / h$", (2e-11, 3e-4)),
-        (r"truncation $\propto h$", (2e-8, 2e-5)),
-        (r"$\propto h^2$", (1e-2, 1e-6)),
-        ("$x + h$ rounds to $x$", (2e-12, 2)),
-    ):
-        axes.text(*at, text)
+    axes.text(2e-11, 3e-4, r"round-off $\propto \epsilon / h$")
+    axes.text(2e-8, 2e-5, r"truncation $\propto h$")
+    axes.text(1e-2, 1e-6, r"$\propto h^2$")
+    axes.text(2e-12, 2, "$x + h$ rounds to $x$")
     axes.legend(loc="lower left")
     axes.grid(alpha=0.3)
     return figure
-
-
-# ------------------------------------------------------------------------------------------------------- Jacobians (L8)
 
 
 def jacobians() -> "Figure":

@@ -9,10 +9,10 @@ written for all rules of the library.
 import argparse
 import ast
 import inspect
-import os
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from doctest import DocTestParser
 from itertools import groupby
@@ -68,13 +68,11 @@ def pages(rules: Iterable[Rule]) -> dict[str, str]:
         >>> list(pages(find("vjplib.rules.products")))
         ['multiply.md', 'prod.md', 'index.md']
     """
-    texts: dict[str, str] = {}
     rules = tuple(rules)
-    for rule in rules:
-        if f"{rule.name}.md" in texts:
-            raise ValueError(f"rules must have distinct names, got {rule.name} twice")
-        texts[f"{rule.name}.md"] = page(rule)
-    return {**texts, "index.md": _index(rules)}
+    names = Counter(rule.name for rule in rules)
+    if twice := [name for name, number in names.items() if number > 1]:
+        raise ValueError(f"rules must have distinct names, got {twice[0]} twice")
+    return {**{f"{rule.name}.md": page(rule) for rule in rules}, "index.md": _index(rules)}
 
 
 def write_pages(directory: str | Path, rules: Iterable[Rule] | None = None) -> list[Path]:
@@ -89,12 +87,10 @@ def write_pages(directory: str | Path, rules: Iterable[Rule] | None = None) -> l
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, text in pages(own_rules() if rules is None else rules).items():
-        path = directory / name
-        path.write_text(text, encoding="utf-8")
-        paths.append(path)
-    return paths
+    texts = pages(own_rules() if rules is None else rules)
+    for name, text in texts.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    return [directory / name for name in texts]
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
@@ -103,14 +99,15 @@ def write_pages(directory: str | Path, rules: Iterable[Rule] | None = None) -> l
 def _blocks(rule: Rule) -> Iterator[str]:
     formula, _, rest = (inspect.getdoc(rule.fn) or "").partition("\n")
     sections = _sections(rest)
+    before, source = sections.pop("", ""), sections.pop("Source", "")
     yield f"# {rule.name}"
     if formula:
         yield _prose(formula)
     yield _fence("python", _signature(rule.fn))
-    yield from _paragraphs(sections.pop("", ""))
+    if before:
+        yield _prose(before)
     if rule.reason:
         yield f"**Why it exists:** {_prose(rule.reason)}."
-    source = sections.pop("Source", "")
     for title, text in sections.items():
         yield f"## {title}"
         yield _section(rule.fn, title, text)
@@ -137,7 +134,7 @@ def _backwards(rule: Rule) -> list[Callable[..., Any]]:
     with recorded_custom_vjps() as calls:
         jax.eval_shape(lambda: rule.fn(*call.args, **call.kwargs))
     backwards = dict.fromkeys(inspect.unwrap(vjp.bwd) for vjp, _, _ in calls if vjp.bwd)
-    return [bwd for bwd in backwards if _folder(bwd) == _folder(rule.fn)]
+    return [bwd for bwd in backwards if _file(bwd).parent == _file(rule.fn).parent]
 
 
 def _forms(rule: Rule) -> Iterator[str]:
@@ -214,16 +211,11 @@ def _residuals(rule: Rule) -> str:
 # ------------------------------------------------------------------------------------------------------ from the source
 
 
-def _file(fn: Callable[..., Any]) -> str | None:
+def _file(fn: Callable[..., Any]) -> Path:
     try:
-        return inspect.getsourcefile(inspect.unwrap(fn))
+        return Path(inspect.getsourcefile(inspect.unwrap(fn)) or "")
     except TypeError:  # neither a function nor a wrapper of a function
-        return None
-
-
-def _folder(fn: Callable[..., Any]) -> str | None:
-    file = _file(fn)
-    return file and os.path.dirname(file)
+        return Path()
 
 
 def _signature(fn: Callable[..., Any]) -> str:
@@ -255,16 +247,9 @@ def _section(fn: Callable[..., Any], title: str, text: str) -> str:
     if ">>> " in text:
         # doctest ignores fences, so that a blank line must end the expected output of the last statement.
         return _fence("python", "\n".join([*_imports(fn, text), text, "\n"]))
-    if title in ("Args", "Raises"):
-        items = re.split(r"\n(?=\S)", text)
-        return "\n".join(_item(item) for item in items)
+    if title in ("Args", "Raises"):  # a list, whose items begin with a name
+        text = re.sub(r"^(\S.*?):\s*", r"- `\1`: ", re.sub(r"^ +", "  ", text, flags=re.M), flags=re.M)
     return _prose(text)
-
-
-def _item(item: str) -> str:
-    name, _, meaning = item.partition(":")
-    text = "\n  ".join(line.strip() for line in meaning.strip().splitlines())
-    return f"- `{name}`: {_prose(text)}"
 
 
 def _imports(fn: Callable[..., Any], example: str) -> list[str]:
@@ -298,10 +283,6 @@ def _prose(text: str) -> str:
     return "".join(p if p.startswith("`") else _MARKUP.sub(r"\\\g<0>", p) for p in pieces)
 
 
-def _paragraphs(text: str) -> list[str]:
-    return [_prose(paragraph) for paragraph in text.split("\n\n") if paragraph.strip()]
-
-
 def _fence(language: str, code: str) -> str:
     return f"```{language}\n{code.removesuffix(chr(10))}\n```"
 
@@ -317,15 +298,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _index(rules: Sequence[Rule]) -> str:
     rows = ((f"[{rule.name}]({rule.name}.md)", _cell(_formula(rule)), _cell(rule.reason)) for rule in rules)
-    names = "\n".join(rule.name for rule in rules)
-    return "\n\n".join(
-        [
-            "# Rules",
-            "`vjplib.lecture.rule_pages` writes each page from the record and the file of its rule.",
-            _table(("rule", "formula", "why it exists"), rows),
-            "```{toctree}\n:hidden:\n\n" + names + "\n```\n",
-        ]
-    )
+    table = _table(("rule", "formula", "why it exists"), rows)
+    tree = _fence("{toctree}", "\n".join([":hidden:\n", *(rule.name for rule in rules)]))
+    about = "`vjplib.lecture.rule_pages` writes each page from the record and the file of its rule."
+    return "\n\n".join(["# Rules", about, table, tree]) + "\n"
 
 
 def _formula(rule: Rule) -> str:
@@ -333,10 +309,9 @@ def _formula(rule: Rule) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes pages, as the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vjplib.lecture.rule_pages", description="Writes a Markdown page for each rule."
-    )
+    """Write pages, as the command line says."""
+    does = "Write a Markdown page for each rule."
+    parser = argparse.ArgumentParser(prog="python -m vjplib.lecture.rule_pages", description=does)
     parser.add_argument("directory", type=Path, help="where to write them")
     parser.add_argument("targets", nargs="*", help="a rule, package.module or package.module:name; all of ours if none")
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Whether anything tells a mutant from the rule that it was made of."""
+"""Equivalence: whether a mutant computes the same as the rule that it was made from."""
 
 import itertools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import numpy as np
 from vjplib.compat import x64
 from vjplib.mutation.mutate import mutate
 from vjplib.mutation.operators import Mutation
-from vjplib.mutation.target import Target
+from vjplib.mutation.target import Target, TargetCall
 from vjplib.rule import Edge
 from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.tolerance import size_of
@@ -23,15 +23,15 @@ FEW = 8  # units in the last place
 
 
 def equivalent(target: Target, mutation: Mutation) -> bool:
-    """Returns whether nothing tells a mutant from the rule: not the oracle is asked, but the rule's own pullback.
+    """Return whether a mutant is equivalent to the rule: compared with the rule's own pullback, not with the oracle.
 
-    They are compared at all cases, there with masks negated, at other sizes and at the record's edges; with three
-    scales of inputs, with zeros, ties, and cotangents with zeros and infinities; in float64 to twelve digits, in
-    float32 and half precision to a few units in the last place, NaN and infinities at the same places; and so are their
-    second derivatives, where cotangents are finite. Differences of a few units in the last place of the cotangents are
-    none, for terms that cancel leave as much.
+    Both run at all cases, at these with masks negated, at other sizes and at the record's edges; with three scales of
+    inputs, with zeros, ties, and cotangents that hold zeros and infinities. In float64 they must agree to twelve
+    digits, in float32 and half precision to a few units in the last place, with NaN and infinities at the same
+    places; where cotangents are finite, so must their second derivatives. Differences of a few units in the last place
+    of the cotangents do not count: terms that cancel leave as much.
     """
-    named = [target.cases[0].at(_arrays(e), e.kwargs, e.name) for e in target.rule.edges]
+    named = [target.cases[0].at(_arrays(e), e.kwargs, f"{e.name}, exact") for e in target.rule.edges]
     contrary = [_contrary(base) for base in target.cases]
     places = [(base, DTYPES, True) for base in target.cases]
     places += [(base, ("float64", "float32"), False) for base in contrary]
@@ -45,8 +45,8 @@ def equivalent(target: Target, mutation: Mutation) -> bool:
     return True
 
 
-def _contrary(base: CallUnderTest) -> CallUnderTest:
-    """Returns a subject with each mask negated."""
+def _contrary(base: TargetCall) -> TargetCall:
+    """Return the call with each mask negated."""
     given = (base.args, dict(base.kwargs))
     args, kwargs = jax.tree.map(lambda a: ~np.asarray(a) if getattr(a, "dtype", None) == np.bool_ else a, given)
     return base.at(args, kwargs, f"{base.case}, contrary")
@@ -56,7 +56,7 @@ def _arrays(edge: Edge) -> tuple[Any, ...]:
     return tuple(None if a is None else np.asarray(a) for a in edge.args)
 
 
-def _same(base: CallUnderTest, mutation: Mutation, dtype: Any, scaled: bool) -> bool:
+def _same(base: TargetCall, mutation: Mutation, dtype: Any, scaled: bool) -> bool:
     leaves = base.leaves(dtype)
     gs = base.cotangents(leaves)
     points, masked = [(leaves, gs)], []
@@ -78,10 +78,9 @@ def _same(base: CallUnderTest, mutation: Mutation, dtype: Any, scaled: bool) -> 
             return None
         return [np.asarray(a).astype(np.float64) for part in every for a in part]
 
-    kept = base.__dict__.setdefault("_expected", {})
-    if (dtype, scaled) not in kept:
-        kept[dtype, scaled] = answers(base)
-    expected, found = kept[dtype, scaled], answers(mutate(base, mutation))
+    if (dtype, scaled) not in base.expected:
+        base.expected[dtype, scaled] = answers(base)
+    expected, found = base.expected[dtype, scaled], answers(mutate(base, mutation))
     if expected is None or found is None:
         return expected is found
     unit = FEW * float(jnp.finfo(dtype).eps)
@@ -94,7 +93,7 @@ def _same(base: CallUnderTest, mutation: Mutation, dtype: Any, scaled: bool) -> 
 
 
 def _orders(subject: CallUnderTest, two: bool) -> Callable[[Leaves, Leaves], Any]:
-    """Returns the pullback of a subject, and the pullback of its cotangents too if two orders are asked for."""
+    """Return the pullback of a call, with the pullback of its cotangents if `two`."""
     pull = subject.pull(subject.call)
 
     def run(leaves: Leaves, gs: Leaves) -> Any:

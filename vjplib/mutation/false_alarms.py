@@ -1,6 +1,6 @@
-"""Runs of rules as they are: whatever is found wrong there is a false alarm."""
+"""False alarms: runs of unchanged, correct rules, at which no check may find a fault."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from vjplib.verification.report import Finding, describe_error, failed
 
 
 class Alarm(NamedTuple):
-    """A correct rule said to be wrong: by whom, at which run, and what was said."""
+    """A false alarm: the check that raised it, the rule, the number of the run, its call, and the message."""
 
     by: str
     rule: str
@@ -33,29 +33,34 @@ class Alarm(NamedTuple):
 
 @dataclass(frozen=True)
 class Alarms:
-    """What correct rules met with.
+    """The false alarms of all checks.
 
     Args:
-        runs: how many there were.
-        asked: of each check, how many runs it took part in.
+        runs: how many runs of correct rules there were; each check took part in all.
         alarms: each false alarm.
     """
 
     runs: int
-    asked: Mapping[str, int]
     alarms: tuple[Alarm, ...]
 
     def of(self, by: str) -> int:
-        """Returns how many runs a check raised an alarm at."""
+        """Return the number of runs at which a check raised an alarm."""
         return len({alarm.run for alarm in self.alarms if alarm.by == by})
 
 
-def run_correct(rule: Rule, runs: Sequence[int], seed: int) -> list[Alarm]:
-    """Returns the alarms raised at runs of a rule as it is, by the verifier, check_grads and chex.
+def joined(parts: Iterable[Alarms]) -> Alarms:
+    """Return the alarms of several parts of the runs, by check and run."""
+    parts = list(parts)
+    found = sorted((alarm for part in parts for alarm in part.alarms), key=lambda alarm: (alarm.by, alarm.run))
+    return Alarms(sum(part.runs for part in parts), tuple(found))
 
-    The runs are at one case and random sizes of it, masks and indices the same; each has a dtype, a scale and floating
-    numbers of its own. The value is examined at each run, in its dtype and in float64; the contract and by turns one
-    claim more at the first run. To check_grads and chex the function is given jitted.
+
+def run_correct(rule: Rule, runs: Sequence[int], seed: int) -> list[Alarm]:
+    """Return the alarms that the verifier, check_grads and chex raise at runs of an unchanged rule.
+
+    The runs share one case, one random choice of its sizes, masks and indices; each draws its own dtype, scale and
+    floating numbers. Every run examines the value, in the run's dtype and in float64; the first run also examines the
+    contract and one claim chosen by the run's number. check_grads and chex get the function jitted.
 
     Args:
         rule: the record.
@@ -73,15 +78,14 @@ def run_correct(rule: Rule, runs: Sequence[int], seed: int) -> list[Alarm]:
         scale = float(10 ** rng.uniform(*np.log10(SCALES)))
         drawn = case.call(np.random.default_rng((seed, run)), jnp.dtype(dtype), scale, **sizes).args
         args = tuple(b if a is None or b.dtype != np.float32 else a for a, b in zip(drawn, base.args, strict=True))
-        subject = replace(base, args=args, seed=run)
-        subject.__dict__["answers"] = base.answers  # compiled once: only the floating numbers differ
+        subject = replace(base, args=args, seed=run, base=base)
         alarm = partial(Alarm, rule=rule.name, run=run, call=f"{base.case}, {dtype}, inputs times {scale:.3g}")
         with x64() if dtype == "float64" else nullcontext():
             checks = [*_of_value(dtype), *((contract.check, _in_turn(run)) if k == 0 else ())]
             alarms += [alarm("vjplib", message=str(f)) for check in checks for f in _failures(check, subject)]
             leaves = subject.leaves(jnp.dtype(dtype))
-            told = {by: complaint_of(by, jitted, leaves) for by in others()}
-            alarms += [alarm(by, message=message) for by, message in told.items() if message]
+            messages = {by: complaint_of(by, jitted, leaves) for by in others()}
+            alarms += [alarm(by, message=message) for by, message in messages.items() if message]
     return alarms
 
 

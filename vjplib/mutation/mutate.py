@@ -1,10 +1,10 @@
-"""Mutants: a rule whose backward has one small fault, made from the program that JAX traces the backward to.
+"""Mutants: rules with one small bug in the program that JAX traces their backward to.
 
-A mutation names an equation, by its primitive and its number among those of that primitive, and an operator: what is
-done wrong there. It is applied anew whenever the backward is traced, so a mutant runs at other shapes, in other dtypes
-and under every transform, as a rule does; where the program traced has no such equation, or the operator makes no sense
-there, the mutant is the rule itself. Equations inside jit, scan, while and cond are mutated too. Forward pass, primal
-and whatever leads to the custom_vjp (wrappers, jit, moved axes) stay as they are.
+A mutation names an equation, by its primitive and its number among those of that primitive, and an operator, which
+injects the bug. It is applied whenever the backward is traced, so a mutant runs at other shapes, in other dtypes and
+under every transform, as a rule does. Where the traced program has no such equation, or the operator does not suit it,
+the mutant is the rule itself. Equations inside jit, scan, while and cond are mutated too. The forward pass, the primal
+and the functions that lead to the custom_vjp (wrappers, jit, moved axes) stay unchanged.
 """
 
 import inspect
@@ -12,9 +12,9 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,21 +37,22 @@ from vjplib.compat import (
     with_backward,
     without_dead_code,
 )
-from vjplib.mutation.operators import OF_CONSTANTS, OPERATORS, RETURNED, TAKEN, Mutation, Site, proposals, with_item
-from vjplib.verification.call import Answers, CallUnderTest, Leaves
+from vjplib.mutation.operators import INPUTS, OF_CONSTANTS, OPERATORS, OUTPUTS, Equation, Mutation, proposals, with_item
+from vjplib.verification.call import CallUnderTest, combine
 
 _LOOPS = ("scan", "while", "cond")
 _tokens = itertools.count()
+Call = TypeVar("Call", bound=CallUnderTest)
 
 
 class _Backward(NamedTuple):
-    """A backward traced at what it was given.
+    """A backward traced at its inputs.
 
     Args:
         jaxpr: its program.
-        consts: what it closes over.
-        arrays: what it was given, arrays alone.
-        rebuild: takes its arrays; returns what it returns.
+        consts: the constants that it closes over.
+        arrays: those of its inputs that are arrays.
+        rebuild: takes the arrays that the program returns; returns the cotangents.
     """
 
     jaxpr: Any
@@ -61,18 +62,17 @@ class _Backward(NamedTuple):
 
 
 def _traced(bwd: Callable[..., Any], given: Sequence[Any]) -> _Backward:
-    """Returns a backward's program at static arguments, residuals and cotangents."""
+    """Return a backward's program at static arguments, residuals and cotangents."""
     *nondiff, res, g = given
     leaves, tree = jax.tree.flatten((res, g))
     moving = [i for i, leaf in enumerate(leaves) if is_plain_array(leaf)]
     returned: list[tuple[list[Any], Any]] = []
 
     def run(*arrays: Any) -> list[Any]:
-        every = list(leaves)
-        for i, a in zip(moving, arrays, strict=True):
-            every[i] = a
         with as_written():
-            outputs, structure = jax.tree.flatten(bwd(*nondiff, *jax.tree.unflatten(tree, every)))
+            outputs, structure = jax.tree.flatten(
+                bwd(*nondiff, *jax.tree.unflatten(tree, combine(leaves, moving, arrays)))
+            )
         returned.append(([None if is_plain_array(y) else y for y in outputs], structure))
         return [y for y in outputs if is_plain_array(y)]
 
@@ -94,9 +94,9 @@ Path = tuple[tuple[int, int | None], ...]
 def _equations(
     jaxpr: Any, before: Path = (), around: str = "", given: Sequence[bool] | None = None
 ) -> Iterator[tuple[Path, Any, str, bool]]:
-    """Yields each equation with the way to it, where it is written, and whether it depends on what is given.
+    """Yield each equation with the path to it, where it is written, and whether it depends on an input.
 
-    The way is its number, after those of the equations around it, each with that of the program inside.
+    The path is its number, after those of the equations around it, each with that of the program inside.
     """
     moving = set(itertools.compress(jaxpr.invars, itertools.repeat(True) if given is None else given))
     for i, eqn in enumerate(jaxpr.eqns):
@@ -115,7 +115,7 @@ def _equations(
 
 
 def _runs_here(eqn: Any, k: int) -> bool:
-    """Returns whether program k of an equation can run on this platform."""
+    """Return whether program k of an equation can run on this platform."""
     platforms = eqn.params.get("branches_platforms")
     if not platforms:
         return True
@@ -124,14 +124,14 @@ def _runs_here(eqn: Any, k: int) -> bool:
     return k == (named[0] if named else next(i for i, names in enumerate(platforms) if not names))
 
 
-def _way(jaxpr: Any, mutation: Mutation) -> Path | None:
-    """Returns the way to the equation that a mutation names, None where the program has none."""
+def _path_to(jaxpr: Any, mutation: Mutation) -> Path | None:
+    """Return the path to the equation that a mutation names, None where the program has none."""
     alike = (path for path, eqn, _, _ in _equations(jaxpr) if eqn.primitive.name == mutation.primitive)
     return next(itertools.islice(alike, mutation.number, None), None)
 
 
 def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], path: Path, act: Callable[..., Any]) -> list[Any]:
-    """Returns what a program computes, the equation at the end of the way giving act(equation, inputs)."""
+    """Return what a program computes if the equation at the end of the path gives act(equation, inputs)."""
     numbers = itertools.count()
     (at, k), *rest = path
 
@@ -151,7 +151,7 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], path: Path, act
 
 
 def _with_program(params: dict[str, Any], k: int, new: Any) -> dict[str, Any]:
-    """Returns the parameter that holds program number k, with another in its place."""
+    """Return the parameter that holds program number k, with another program in its place."""
     names = [name for name, _, _ in programs(params)]
     name = names[k]
     held = params[name]
@@ -161,33 +161,35 @@ def _with_program(params: dict[str, Any], k: int, new: Any) -> dict[str, Any]:
     return {name: tuple(with_item(held, within[k - names.index(name)], new))}
 
 
-def _site_of(eqn: Any, values: Sequence[Any]) -> Site:
+def _equation_of(eqn: Any, values: Sequence[Any]) -> Equation:
     literal = [isinstance(v, Literal) for v in eqn.invars]
     inputs, outputs = [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
-    return Site(eqn.primitive.name, values, inputs, literal, eqn.params, outputs, partial(bind_eqn, eqn))
+    return Equation(eqn.primitive.name, values, inputs, literal, eqn.params, outputs, partial(bind_eqn, eqn))
 
 
-def _given(y: Any, name: str = TAKEN) -> Site:
-    return Site(name, (y,), (y,), (False,), {}, (y,), lambda values: values)
+def _array(y: Any, name: str = INPUTS) -> Equation:
+    return Equation(name, (y,), (y,), (False,), {}, (y,), lambda values: values)
 
 
-def _operated(site: Site, mutation: Mutation) -> Sequence[Any]:
-    """Returns the outputs of a site with a mutation, or as they are where it makes no sense."""
-    if (mutation.operator, mutation.detail) not in set(proposals(site)):
-        return site.bind(site.values)
-    outputs = OPERATORS[mutation.operator](site, *mutation.detail)
-    if any(jnp.shape(y) != tuple(like.shape) for y, like in zip(outputs, site.outputs, strict=True)):
-        return site.bind(site.values)
-    return [y if y.dtype == like.dtype else y.astype(like.dtype) for y, like in zip(outputs, site.outputs, strict=True)]
+def _operated(equation: Equation, mutation: Mutation) -> Sequence[Any]:
+    """Return the outputs of an equation with a mutation; unchanged where the operator does not suit it."""
+    if (mutation.operator, mutation.detail) not in set(proposals(equation)):
+        return equation.bind(equation.values)
+    outputs = OPERATORS[mutation.operator](equation, *mutation.detail)
+    if any(jnp.shape(y) != tuple(like.shape) for y, like in zip(outputs, equation.outputs, strict=True)):
+        return equation.bind(equation.values)
+    return [
+        y if y.dtype == like.dtype else y.astype(like.dtype) for y, like in zip(outputs, equation.outputs, strict=True)
+    ]
 
 
 def _exchanged(arrays: Sequence[Any], mutation: Mutation) -> list[Any]:
-    """Returns arrays, one of them changed, or two of the same shape exchanged."""
+    """Return the arrays with one changed, or two of the same shape exchanged."""
     arrays, i = list(arrays), mutation.number
     if i >= len(arrays):
         return arrays
     if mutation.operator != "exchanged":
-        arrays[i] = _operated(_given(arrays[i]), mutation)[0]
+        arrays[i] = _operated(_array(arrays[i]), mutation)[0]
         return arrays
     j = int(mutation.detail[0])
     if j < len(arrays) and _alike(arrays[i], arrays[j]):
@@ -200,18 +202,18 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _mutated(rule: CustomVJP, mutation: Mutation) -> Callable[..., Any]:
-    """Returns the backward of a rule with a mutation."""
+    """Return the backward of a rule with a mutation."""
 
     def bwd(*given: Any) -> Any:
         backward = _traced(rule.bwd, given)
-        arrays = _exchanged(backward.arrays, mutation) if mutation.primitive == TAKEN else backward.arrays
-        path = None if mutation.primitive in (TAKEN, RETURNED) else _way(backward.jaxpr, mutation)
+        arrays = _exchanged(backward.arrays, mutation) if mutation.primitive == INPUTS else backward.arrays
+        path = None if mutation.primitive in (INPUTS, OUTPUTS) else _path_to(backward.jaxpr, mutation)
         if path is None:
             values = interpreted(backward.jaxpr, backward.consts, arrays, bind_eqn)
         else:
-            act = lambda eqn, values: _operated(_site_of(eqn, values), mutation)  # noqa: E731
+            act = lambda eqn, values: _operated(_equation_of(eqn, values), mutation)  # noqa: E731
             values = _run(backward.jaxpr, backward.consts, arrays, path, act)
-        if mutation.primitive == RETURNED:
+        if mutation.primitive == OUTPUTS:
             values = _exchanged([jnp.asarray(y) for y in values], mutation)
         return backward.rebuild(values)
 
@@ -219,11 +221,11 @@ def _mutated(rule: CustomVJP, mutation: Mutation) -> Callable[..., Any]:
 
 
 def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
-    """Returns fn with a mutation in the backward of a custom_vjp that it calls, or is.
+    """Return fn with a mutation in the backward of a custom_vjp that it is or calls.
 
     Args:
         fn: a `jax.custom_vjp`, or a function that leads to one.
-        mutation: the fault.
+        mutation: the bug to inject.
 
     Example:
         >>> sine = jax.custom_vjp(lambda x: jnp.sin(x))
@@ -234,7 +236,7 @@ def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
         -1.0
     """
     token = f"mutant {next(_tokens)}"
-    made: dict[Any, Any] = {}  # one custom_vjp for each, that what is traced of it may be kept
+    made: dict[Any, Any] = {}  # one custom_vjp for each, so that JAX's caches of traces hold
     afresh = False
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -261,17 +263,17 @@ def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
         with replaced_custom_vjp_calls(replaced), context:
             return fn(*args, **kwargs), seen
 
-    with suppress(TypeError, ValueError):  # built-in functions may have none
+    with suppress(TypeError, ValueError):  # built-in functions may have no signature
         vars(call)["__signature__"] = inspect.signature(fn)
     call.__name__ = getattr(fn, "__name__", type(fn).__name__)
     return call
 
 
 def mutations(subject: CallUnderTest) -> list[Mutation]:
-    """Returns every mutation of the backward of each custom_vjp that a subject's call calls, in float32.
+    """Return every mutation of the backward of each custom_vjp that a call reaches, in float32.
 
     Args:
-        subject: the call.
+        subject: the call under test.
     """
     found: dict[Mutation, None] = {}
     here = threading.get_ident()
@@ -300,69 +302,21 @@ def _all(name: str, backward: _Backward) -> Iterator[Mutation]:
     for _, eqn, where, moves in _equations(backward.jaxpr):
         primitive = eqn.primitive.name
         number = counted[primitive] = counted.get(primitive, -1) + 1
-        site = _site_of(eqn, [v.val if isinstance(v, Literal) else None for v in eqn.invars])
-        for operator, detail in proposals(site):
+        equation = _equation_of(eqn, [v.val if isinstance(v, Literal) else None for v in eqn.invars])
+        for operator, detail in proposals(equation):
             if not moves and operator not in OF_CONSTANTS:
                 continue
             yield Mutation(name, primitive, number, operator, detail, where)
-    for place, arrays in ((TAKEN, backward.jaxpr.invars), (RETURNED, backward.jaxpr.outvars)):
+    for place, arrays in ((INPUTS, backward.jaxpr.invars), (OUTPUTS, backward.jaxpr.outvars)):
         avals = [v.aval for v in arrays]
         for i, aval in enumerate(avals):
-            for operator, detail in proposals(_given(aval, place)):
+            for operator, detail in proposals(_array(aval, place)):
                 yield Mutation(name, place, i, operator, detail)
         for i, j in itertools.combinations(range(len(avals)), 2):
             if _alike(avals[i], avals[j]) and avals[i].size:
                 yield Mutation(name, place, i, "exchanged", (j,))
 
 
-@dataclass(frozen=True)
-class Mutant(CallUnderTest):
-    """The subject that a mutant makes: the base's calls, oracle and compiled programs, another function.
-
-    Args:
-        base: the subject of the rule itself.
-        mutation: the fault.
-    """
-
-    base: CallUnderTest | None = None
-    mutation: Mutation | None = None
-
-    @property
-    def oracle(self) -> Callable[..., Leaves]:
-        """The base's oracle."""
-        assert self.base is not None
-        return self.base.oracle
-
-    @cached_property
-    def answers(self) -> Callable[[Leaves, Leaves], Answers]:
-        """The base's answers, with the mutant's outputs and cotangents in place of the rule's."""
-        assert self.base is not None
-        base, ours = self.base, self.compiled(self.pull(self.call))
-        return lambda leaves, gs: Answers(
-            (theirs := base.answers(leaves, gs)).primal, *ours(leaves, gs), theirs.true_ys, theirs.true_dxs
-        )
-
-    @property
-    def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:  # type: ignore[override]  # a cached property there
-        """The base's truths."""
-        assert self.base is not None
-        return self.base.truths
-
-    @property
-    def undifferentiable(self) -> str | None:  # type: ignore[override]  # the same
-        """Why JAX cannot differentiate the base's oracle, or None."""
-        assert self.base is not None
-        return self.base.undifferentiable
-
-    def at(self, args: tuple[Any, ...], kwargs: Any, case: str) -> "Mutant":
-        """Returns the same mutant at another call; the bases at such calls are kept."""
-        assert self.base is not None
-        kept = self.base.__dict__.setdefault("_other_calls", {})
-        base = kept.setdefault(case, self.base.at(args, kwargs, case))
-        return replace(self, args=base.args, kwargs=base.kwargs, case=case, base=base)
-
-
-def mutate(base: CallUnderTest, mutation: Mutation) -> Mutant:
-    """Returns the subject of a mutant of base's function, at base's call."""
-    given = {name: getattr(base, name) for name in CallUnderTest.__dataclass_fields__}
-    return Mutant(**{**given, "fn": mutant(base.fn, mutation)}, base=base, mutation=mutation)
+def mutate(base: Call, mutation: Mutation) -> Call:
+    """Return the call of a mutant of base's function, which shares base's oracle and compiled programs."""
+    return replace(base, fn=mutant(base.fn, mutation), base=base)

@@ -1,4 +1,4 @@
-"""Faults: what is done wrong at one equation of a backward, and which of it makes sense there."""
+"""Operators: the bugs that mutations inject into one equation of a backward, and which of them suit it."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TAKEN, RETURNED = "what it is given", "what it returns"  # places of a backward that are no equation
+INPUTS, OUTPUTS = "input", "output"  # of the backward, in place of a primitive
 
 
 class Mutation(NamedTuple):
-    """One fault in a backward.
+    """One injected bug in a backward.
 
     Args:
         rule: the name of the custom_vjp.
-        primitive: of the equation; `TAKEN` or `RETURNED` for what the backward is given and returns.
-        number: which of the equations of this primitive, or which of the arrays given or returned.
+        primitive: of the equation; `INPUTS` or `OUTPUTS` for an array that the backward takes or returns.
+        number: which of the equations of this primitive, or which of the arrays.
         operator: a key of `OPERATORS`.
         detail: numbers that the operator takes.
         where: file, line and function that the equation comes from.
@@ -31,16 +31,16 @@ class Mutation(NamedTuple):
     where: str = ""
 
     def __str__(self) -> str:
-        """Returns the operator, the equation and its place."""
+        """Return the operator, the equation and its place."""
         detail = f" {', '.join(f'{d:g}' for d in self.detail)}" if self.detail else ""
         return f"{self.operator}{detail} at {self.primitive} {self.number}{f', {self.where}' if self.where else ''}"
 
 
-class Site(NamedTuple):
-    """An equation, or an array given or returned, as an operator gets it.
+class Equation(NamedTuple):
+    """An equation with the values of its inputs, or an array that the backward takes or returns.
 
     Args:
-        name: the primitive, or what stands for it.
+        name: the primitive, `INPUTS` or `OUTPUTS`.
         values: the inputs.
         inputs: shape and dtype of each input.
         literal: of each input, whether it is written in the program as a number.
@@ -71,7 +71,7 @@ INDEXED = {"gather", "scatter", "scatter-add", "scatter_add", "dynamic_slice", "
 _COMPARISONS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt"}
 _PADDED = ("padding_config", "padding")
 THOUSANDTH = 1e-3
-OF_CONSTANTS = {"constant off by one", "factor"}  # what is done wrong with numbers that depend on nothing
+OF_CONSTANTS = {"constant off by one", "factor"}  # operators for numbers that depend on no input
 
 
 def _floating(x: Any) -> bool:
@@ -83,7 +83,7 @@ def _finite(x: Any) -> bool:
 
 
 def _long(x: Any) -> list[int]:
-    """Returns the axes of more than one element."""
+    """Return the axes of more than one element."""
     return [axis for axis, n in enumerate(x.shape) if n > 1]
 
 
@@ -97,26 +97,26 @@ def _transposed(x: Any) -> Any:
 
 
 def with_item(items: Sequence[Any], i: int, new: Any) -> list[Any]:
-    """Returns the items, the one at a place being new."""
+    """Return the items with a new one in one place."""
     return [new if k == i else item for k, item in enumerate(items)]
 
 
 def _of_output(change: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the operator that changes output number detail[0], by the rest of the detail."""
+    """Return the operator that changes output number detail[0], by the rest of the detail."""
 
-    def operate(site: Site, i: float, *detail: float) -> Sequence[Any]:
-        outputs = site.bind(site.values)
+    def operate(eqn: Equation, i: float, *detail: float) -> Sequence[Any]:
+        outputs = eqn.bind(eqn.values)
         return with_item(outputs, int(i), change(outputs[int(i)], *detail))
 
     return operate
 
 
 def _of_operand(change: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the operator that changes input number detail[0], by the rest of the detail."""
+    """Return the operator that changes input number detail[0], by the rest of the detail."""
 
-    def operate(site: Site, i: float, *detail: float) -> Sequence[Any]:
-        x = jnp.asarray(site.values[int(i)], site.inputs[int(i)].dtype)
-        return site.bind(with_item(site.values, int(i), change(x, *detail)))
+    def operate(eqn: Equation, i: float, *detail: float) -> Sequence[Any]:
+        x = jnp.asarray(eqn.values[int(i)], eqn.inputs[int(i)].dtype)
+        return eqn.bind(with_item(eqn.values, int(i), change(x, *detail)))
 
     return operate
 
@@ -125,69 +125,69 @@ def _coarse(x: Any) -> Any:
     return x.astype(jnp.bfloat16).astype(x.dtype) if _floating(x) else x
 
 
-def _lower_precision(site: Site) -> Sequence[Any]:
+def _lower_precision(eqn: Equation) -> Sequence[Any]:
     lowered = [
-        jnp.asarray(x, jnp.bfloat16) if _floating(like) else x for x, like in zip(site.values, site.inputs, strict=True)
+        jnp.asarray(x, jnp.bfloat16) if _floating(like) else x for x, like in zip(eqn.values, eqn.inputs, strict=True)
     ]
-    if site.params.get("preferred_element_type") is not None:
-        return site.bind(lowered, preferred_element_type=jnp.dtype(jnp.bfloat16))
-    return site.bind(lowered)
+    if eqn.params.get("preferred_element_type") is not None:
+        return eqn.bind(lowered, preferred_element_type=jnp.dtype(jnp.bfloat16))
+    return eqn.bind(lowered)
 
 
-def _alone(site: Site, i: float) -> Sequence[Any]:
-    x = site.values[int(i)]
-    return [-x if site.name == "sub" and int(i) == 1 else x]
+def _alone(eqn: Equation, i: float) -> Sequence[Any]:
+    x = eqn.values[int(i)]
+    return [-x if eqn.name == "sub" and int(i) == 1 else x]
 
 
-def _swapped(site: Site, i: float, j: float) -> Sequence[Any]:
-    values = list(site.values)
+def _swapped(eqn: Equation, i: float, j: float) -> Sequence[Any]:
+    values = list(eqn.values)
     values[int(i)], values[int(j)] = values[int(j)], values[int(i)]
-    return site.bind(values)
+    return eqn.bind(values)
 
 
-def _wrong_axis(site: Site, axis: float) -> Sequence[Any]:
-    key = "axes" if "axes" in site.params else "axis" if "axis" in site.params else "dimensions"
-    axes = site.params[key]
+def _wrong_axis(eqn: Equation, axis: float) -> Sequence[Any]:
+    key = "axes" if "axes" in eqn.params else "axis" if "axis" in eqn.params else "dimensions"
+    axes = eqn.params[key]
     moved = (*axes[:-1], int(axis)) if isinstance(axes, tuple) else int(axis)
-    (y,) = site.bind(site.values, **{key: moved})
-    return [jnp.resize(y, site.outputs[0].shape)]
+    (y,) = eqn.bind(eqn.values, **{key: moved})
+    return [jnp.resize(y, eqn.outputs[0].shape)]
 
 
-def _first_slice(site: Site) -> Sequence[Any]:
-    x = site.values[0]
-    for axis in sorted(site.params["axes"], reverse=True):
+def _first_slice(eqn: Equation) -> Sequence[Any]:
+    x = eqn.values[0]
+    for axis in sorted(eqn.params["axes"], reverse=True):
         x = jax.lax.index_in_dim(x, 0, axis, keepdims=False)
     return [x]
 
 
-def _mean(site: Site) -> Sequence[Any]:
-    return [site.bind(site.values)[0] / int(np.prod([site.values[0].shape[a] for a in site.params["axes"]]))]
+def _mean(eqn: Equation) -> Sequence[Any]:
+    return [eqn.bind(eqn.values)[0] / int(np.prod([eqn.values[0].shape[a] for a in eqn.params["axes"]]))]
 
 
-def _padding_moved(site: Site, axis: float) -> Sequence[Any]:
-    key = next(k for k in _PADDED if k in site.params)
-    padding = list(site.params[key])
+def _padding_moved(eqn: Equation, axis: float) -> Sequence[Any]:
+    key = next(k for k in _PADDED if k in eqn.params)
+    padding = list(eqn.params[key])
     low, high, *rest = padding[int(axis)]
     padding[int(axis)] = (low + 1, high - 1, *rest)
-    return site.bind(site.values, **{key: tuple(padding)})
+    return eqn.bind(eqn.values, **{key: tuple(padding)})
 
 
-def _other_branch(site: Site) -> Sequence[Any]:
-    index = site.values[0]
-    return site.bind([(index + 1) % len(site.params["branches"]), *site.values[1:]])
+def _other_branch(eqn: Equation) -> Sequence[Any]:
+    index = eqn.values[0]
+    return eqn.bind([(index + 1) % len(eqn.params["branches"]), *eqn.values[1:]])
 
 
-def _flag(name: str) -> Callable[[Site], Sequence[Any]]:
-    return lambda site: site.bind(site.values, **{name: not site.params[name]})
+def _flag(name: str) -> Callable[[Equation], Sequence[Any]]:
+    return lambda eqn: eqn.bind(eqn.values, **{name: not eqn.params[name]})
 
 
-def _exponent(site: Site, by: float) -> Sequence[Any]:
-    return site.bind(site.values, y=site.params["y"] + int(by))
+def _exponent(eqn: Equation, by: float) -> Sequence[Any]:
+    return eqn.bind(eqn.values, y=eqn.params["y"] + int(by))
 
 
-def _strictness(site: Site) -> Sequence[Any]:
+def _strictness(eqn: Equation) -> Sequence[Any]:
     compared = {"lt": jax.lax.lt, "le": jax.lax.le, "gt": jax.lax.gt, "ge": jax.lax.ge}
-    return [compared[_COMPARISONS[site.name]](*site.values)]
+    return [compared[_COMPARISONS[eqn.name]](*eqn.values)]
 
 
 OPERATORS: dict[str, Callable[..., Sequence[Any]]] = {
@@ -195,14 +195,14 @@ OPERATORS: dict[str, Callable[..., Sequence[Any]]] = {
     "sign": _of_output(lambda y: -y),
     "factor": _of_output(lambda y, factor: y * jnp.asarray(factor, y.dtype)),
     "term dropped": _alone,
-    "case dropped": lambda site, i: [jnp.broadcast_to(site.values[int(i)], site.outputs[0].shape)],
-    "function dropped": lambda site: [site.values[0]],
+    "case dropped": lambda eqn, i: [jnp.broadcast_to(eqn.values[int(i)], eqn.outputs[0].shape)],
+    "function dropped": lambda eqn: [eqn.values[0]],
     "wrong axis": _wrong_axis,
     "sum lost": _first_slice,
     "mean for a sum": _mean,
     "transposed": _of_output(_transposed),
     "operand transposed": _of_operand(_transposed),
-    "reshaped for transposed": lambda site: [jnp.reshape(site.values[0], site.outputs[0].shape)],
+    "reshaped for transposed": lambda eqn: [jnp.reshape(eqn.values[0], eqn.outputs[0].shape)],
     "off by one": _of_output(lambda y, by, axis: jnp.roll(y, int(by), int(axis))),
     "operand off by one": _of_operand(lambda x, axis: jnp.roll(x, 1, int(axis))),
     "index off by one": _of_operand(lambda x: x + jnp.ones_like(x)),
@@ -213,35 +213,35 @@ OPERATORS: dict[str, Callable[..., Sequence[Any]]] = {
     "rounded to bfloat16": _of_output(_coarse),
     "detached": _of_output(jax.lax.stop_gradient),
     "zero": _of_output(jnp.zeros_like),
-    "predicate negated": lambda site: site.bind([~site.values[0], *site.values[1:]]),
+    "predicate negated": lambda eqn: eqn.bind([~eqn.values[0], *eqn.values[1:]]),
     "strictness": _strictness,
-    "equality negated": lambda site: [~site.bind(site.values)[0]],
+    "equality negated": lambda eqn: [~eqn.bind(eqn.values)[0]],
     "constant off by one": _of_operand(lambda x: x + 1),
     "exponent off by one": _exponent,
     "other branch": _other_branch,
     "other direction": _flag("reverse"),
-    "window reversed": lambda site, axis: site.bind([site.values[0], jnp.flip(site.values[1], int(axis))]),
-    "order reversed": lambda site: site.bind(list(site.values)[::-1]),
+    "window reversed": lambda eqn, axis: eqn.bind([eqn.values[0], jnp.flip(eqn.values[1], int(axis))]),
+    "order reversed": lambda eqn: eqn.bind(list(eqn.values)[::-1]),
 }
 
 
-def proposals(site: Site) -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Yields the operators that make sense at a site, each with its detail."""
-    for i, y in enumerate(site.outputs):
+def proposals(eqn: Equation) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Yield the operators that suit an equation, each with its detail."""
+    for i, y in enumerate(eqn.outputs):
         if getattr(y, "size", 0) == 0:
             continue
         yield from _proposed_of_output(i, y)
-    name, values = site.name, site.inputs
-    if name in (TAKEN, RETURNED) or not all(hasattr(y, "shape") for y in site.outputs):
+    name, values = eqn.name, eqn.inputs
+    if name in (INPUTS, OUTPUTS) or not all(hasattr(y, "shape") for y in eqn.outputs):
         return
-    first = site.outputs[0] if site.outputs else None
+    first = eqn.outputs[0] if eqn.outputs else None
     shapes = [(x.shape, x.dtype) for x in values]
     pairs = [(i, j) for i, j in itertools.combinations(range(len(values)), 2) if shapes[i] == shapes[j]]
     if name in ASYMMETRIC:
         yield from (("operands swapped", pair) for pair in pairs if name != "select_n" or 0 not in pair)
     if name in ARITHMETIC and first is not None:
         for i, x in enumerate(values):
-            if not site.literal[i] and x.shape == first.shape:
+            if not eqn.literal[i] and x.shape == first.shape:
                 yield "term dropped", (i,)
     if name == "select_n":
         yield from (("case dropped", (i,)) for i in range(1, len(values)))
@@ -249,9 +249,9 @@ def proposals(site: Site) -> Iterator[tuple[str, tuple[float, ...]]]:
             yield "predicate negated", ()
     if name in UNARY and first is not None and shapes[0] == (first.shape, first.dtype):
         yield "function dropped", ()
-    yield from _proposed_of_axes(site)
+    yield from _proposed_of_axes(eqn)
     for i, x in enumerate(values):
-        if site.literal[i] and x.size == 1 and x.dtype != np.bool_ and _finite(site.values[i]):
+        if eqn.literal[i] and x.size == 1 and x.dtype != np.bool_ and _finite(eqn.values[i]):
             yield "constant off by one", (i,)
         elif len(values) > 1 or name == "slice":
             yield from (("operand off by one", (i, axis)) for axis in _long(x))
@@ -267,9 +267,9 @@ def proposals(site: Site) -> Iterator[tuple[str, tuple[float, ...]]]:
         yield "equality negated", ()
     if name == "integer_pow":
         yield from (("exponent off by one", (by,)) for by in (1, -1))
-    if name == "cond" and not site.params.get("branches_platforms"):
+    if name == "cond" and not eqn.params.get("branches_platforms"):
         yield "other branch", ()
-    if "reverse" in site.params:
+    if "reverse" in eqn.params:
         yield "other direction", ()
 
 
@@ -287,24 +287,24 @@ def _proposed_of_output(i: int, y: Any) -> Iterator[tuple[str, tuple[float, ...]
         yield "last lost", (i, axis)
 
 
-def _proposed_of_axes(site: Site) -> Iterator[tuple[str, tuple[float, ...]]]:
-    name, params = site.name, site.params
+def _proposed_of_axes(eqn: Equation) -> Iterator[tuple[str, tuple[float, ...]]]:
+    name, params = eqn.name, eqn.params
     if name in REDUCTIONS and params["axes"]:
         yield "sum lost", ()
-        if name == "reduce_sum" and _floating(site.inputs[0]):
+        if name == "reduce_sum" and _floating(eqn.inputs[0]):
             yield "mean for a sum", ()
-        yield from (("wrong axis", (a,)) for a in _long(site.inputs[0]) if a not in params["axes"])
+        yield from (("wrong axis", (a,)) for a in _long(eqn.inputs[0]) if a not in params["axes"])
     if name in CUMULATIVE:
-        yield from (("wrong axis", (a,)) for a in _long(site.inputs[0]) if a != params["axis"])
+        yield from (("wrong axis", (a,)) for a in _long(eqn.inputs[0]) if a != params["axis"])
     if name == "rev":
-        yield from (("wrong axis", (a,)) for a in _long(site.inputs[0]) if a not in params["dimensions"])
-    if name == "transpose" and len(_long(site.inputs[0])) > 1:
+        yield from (("wrong axis", (a,)) for a in _long(eqn.inputs[0]) if a not in params["dimensions"])
+    if name == "transpose" and len(_long(eqn.inputs[0])) > 1:
         yield "reshaped for transposed", ()
     for key in _PADDED:
         if isinstance(params.get(key), (tuple, list)):
             yield from (("padding off by one", (axis,)) for axis in range(len(params[key])))
     if name == "conv_general_dilated":
         spatial = params["dimension_numbers"].rhs_spec[2:]
-        yield from (("window reversed", (axis,)) for axis in spatial if site.inputs[1].shape[axis] > 1)
-    if name == "concatenate" and len(site.inputs) > 1:
+        yield from (("window reversed", (axis,)) for axis in spatial if eqn.inputs[1].shape[axis] > 1)
+    if name == "concatenate" and len(eqn.inputs) > 1:
         yield "order reversed", ()

@@ -1,4 +1,4 @@
-"""The checks that the verifier is measured beside: JAX's check_grads, and chex's assert_numerical_grads."""
+"""Other gradient checks, to compare the verifier with: JAX's check_grads and chex's assert_numerical_grads."""
 
 from collections.abc import Callable
 from functools import cache
@@ -16,7 +16,7 @@ TITLES = {"vjplib": "vjplib", "check_grads": "jax.test_util.check_grads", "chex"
 
 @cache
 def others() -> dict[str, Callable[..., None]]:
-    """Returns the checks that are installed, by name: each takes a function and its arguments, and raises."""
+    """Return the installed checks by name: each takes a function and its arguments, and raises on failure."""
     found: dict[str, Callable[..., None]] = {"check_grads": jax.test_util.check_grads}
     if find_spec("chex") is not None:
         import chex
@@ -26,7 +26,7 @@ def others() -> dict[str, Callable[..., None]]:
 
 
 def complaint_of(by: str, f: Callable[..., Any], leaves: Leaves) -> str:
-    """Returns what a check says of the gradients of f, in a line; nothing where it is content."""
+    """Return a check's error message on the gradients of f, in a line; empty if the check passes."""
     with np.errstate(all="ignore"):
         try:
             others()[by](f, leaves, order=1, modes=("rev",))

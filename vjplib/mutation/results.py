@@ -1,4 +1,4 @@
-"""What a measure of power comes to: shares, tables and lines of text."""
+"""The results of mutation testing: shares, tables and lines of text."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,11 +14,11 @@ from vjplib.mutation.score import Score
 from vjplib.verification.registry import CLAIMS, order
 
 ENOUGH = 0.99
-"""The least share of mutants that change the function which are to be killed."""
+"""The share of mutants that the verifier must kill, of those that are not equivalent to their rule."""
 
 
 def shares(scores: Sequence[Score]) -> dict[str, float]:
-    """Returns the share of the mutants that change the function which each check kills, by its name."""
+    """Return by name of each check the share of the mutants that it kills, equivalent ones aside."""
     changed = [o for s in scores for o in s.outcomes if o.verdict != "equivalent"]
     found = {
         "vjplib": sum(o.verdict == "killed" for o in changed),
@@ -29,17 +29,14 @@ def shares(scores: Sequence[Score]) -> dict[str, float]:
     return {by: number / max(1, len(changed)) for by, number in found.items()}
 
 
-def to_dict(scores: Sequence[Score], alarms: Alarms | None) -> dict[str, Any]:
-    """Returns scores and alarms as JSON has them."""
-    content: dict[str, Any] = {"shares": shares(scores), "scores": [asdict(s) for s in scores]}
-    if alarms is not None:
-        content["runs"], content["asked"] = alarms.runs, dict(alarms.asked)
-        content["alarms"] = [alarm._asdict() for alarm in alarms.alarms]
-    return content
+def to_dict(scores: Sequence[Score], alarms: Alarms) -> dict[str, Any]:
+    """Return scores and alarms for JSON."""
+    of_alarms = {"runs": alarms.runs, "alarms": [alarm._asdict() for alarm in alarms.alarms]}
+    return {"shares": shares(scores), "scores": [asdict(s) for s in scores]} | of_alarms
 
 
-def tables(scores: Sequence[Score], alarms: Alarms | None) -> Iterator[Table]:
-    """Yields the table of mutants, a row a rule, and that of the checks."""
+def tables(scores: Sequence[Score], alarms: Alarms) -> Iterator[Table]:
+    """Yield the table of mutants, a row a rule, and the table of the checks."""
     claims = sorted({o.claim for s in scores for o in s.outcomes if o.claim}, key=order)
     grid = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
     grid.add_column("rule", overflow="fold")
@@ -54,8 +51,7 @@ def tables(scores: Sequence[Score], alarms: Alarms | None) -> Iterator[Table]:
     for heading in ("", "mutants killed", "false alarms", "runs"):
         checks.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for by, share in shares(scores).items():
-        false = ("-", "-") if alarms is None else (str(alarms.of(by)), str(alarms.asked.get(by, 0)))
-        checks.add_row(TITLES[by], f"{share:.2%}", *false)
+        checks.add_row(TITLES[by], f"{share:.2%}", str(alarms.of(by)), str(alarms.runs))
     yield checks
 
 
@@ -76,12 +72,12 @@ def _cells(name: str, scores: Sequence[Score], claims: Sequence[str]) -> list[st
 
 
 def enough(scores: Sequence[Score], alarms: Alarms) -> bool:
-    """Returns whether the verifier kills 99 % of the mutants that change the function, and raises no false alarm."""
+    """Return whether the verifier kills the share `ENOUGH` of the mutants and raises no false alarm."""
     return shares(scores)["vjplib"] >= ENOUGH and alarms.of("vjplib") == 0
 
 
 def without_mutants(scores: Sequence[Score], count: int) -> Iterator[str]:
-    """Yields a line for each rule of which fewer mutants that change it could be made than asked for."""
+    """Yield a line for each rule that allows fewer distinct mutants than requested."""
     for s in scores:
         made = len(s.outcomes) - s.count("equivalent")
         if made < count:
@@ -89,7 +85,7 @@ def without_mutants(scores: Sequence[Score], count: int) -> Iterator[str]:
 
 
 def survivors(scores: Sequence[Score]) -> Iterator[str]:
-    """Yields a line for each mutant that survived."""
+    """Yield a line for each mutant that survived."""
     for s in scores:
         for o in s.outcomes:
             if o.verdict == "survived":

@@ -1,4 +1,4 @@
-"""What becomes of a rule's mutants, by the verifier's claims and by other checks."""
+"""Score: which of a rule's mutants the verifier's claims kill, and which other checks do."""
 
 import time
 from collections.abc import Iterator
@@ -7,9 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from vjplib.compat import x64
 from vjplib.mutation.equivalence import equivalent
-from vjplib.mutation.mutate import Mutant, mutate
+from vjplib.mutation.mutate import mutate
 from vjplib.mutation.operators import Mutation
 from vjplib.mutation.other_checkers import complaint_of, others
 from vjplib.mutation.target import Target
@@ -17,23 +16,22 @@ from vjplib.rule import Rule
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Check, Claim
 from vjplib.verification.claims import accuracy, contract, edges, linearity, second_order, transforms, value
-from vjplib.verification.tolerance import size_of
 
 MUTANTS = 20
 TRIES = 4
-"""How many candidates are looked at for each mutant wanted."""
+"""Candidates to try for each mutant requested."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one mutant.
+    """The result of one mutant.
 
     Args:
-        mutation: the fault, in words, with its file and line.
-        operator: what is done wrong.
-        case: the call that it was made at.
+        mutation: the bug as text, with its file and line.
+        operator: the mutation operator.
+        case: the name of the call that it was made at.
         verdict: "killed", "equivalent" or "survived".
-        claim: the claim that killed it, empty for none.
+        claim: the name of the claim that killed it; empty for none.
         first_order: whether the first derivatives, at that call, differ from the rule's.
         check_grads: whether check_grads raises.
         chex: whether assert_numerical_grads raises; None where chex is not installed.
@@ -54,9 +52,9 @@ class Score:
     """The mutants of one rule.
 
     Args:
-        name: the rule's.
+        name: the name of the rule.
         outcomes: one for each mutant.
-        seconds: how long it took.
+        seconds: the time taken.
     """
 
     name: str
@@ -64,19 +62,19 @@ class Score:
     seconds: float
 
     def count(self, verdict: str) -> int:
-        """Returns how many mutants came to a verdict."""
+        """Return the number of mutants with a verdict."""
         return sum(o.verdict == verdict for o in self.outcomes)
 
 
 def score(rule: Rule, count: int = MUTANTS, seed: int = 0) -> Score:
-    """Returns what becomes of a rule's mutants.
+    """Return the score of a rule's mutants.
 
-    Mutants with the first derivatives of one before are left out, so that the count is not of one fault in many forms;
-    those with the rule's own are not.
+    A mutant with the same first derivatives as an earlier one is left out, so that no bug counts twice; a mutant with
+    the rule's own first derivatives is not.
 
     Args:
         rule: the record.
-        count: how many mutants that are not equivalent to the rule, if there are so many.
+        count: how many mutants to score that are not equivalent to the rule; fewer if the backward allows fewer.
         seed: of all random numbers.
 
     Example:
@@ -99,16 +97,16 @@ def score(rule: Rule, count: int = MUTANTS, seed: int = 0) -> Score:
 
 
 def _outcome(target: Target, i: int, mutation: Mutation, signatures: set[bytes]) -> Outcome | None:
-    """Returns what becomes of a mutant, None where it is one of those before."""
+    """Return the result of a mutant, None for a duplicate of an earlier one."""
     base = target.cases[i]
     subject = mutate(base, mutation)
-    own, theirs = _signature(base), _signature(subject)
+    own, theirs = base.signature, subject.signature
     first_order = own is None or theirs is None or own != theirs
     if first_order and theirs is not None:
         if theirs in signatures:
             return None
         signatures.add(theirs)
-    claim = killer(target, i, subject)
+    claim = killer(target, i, subject, mutation)
     verdict = "killed" if claim else "equivalent" if equivalent(target, mutation) else "survived"
     leaves = subject.leaves(np.float32)
     raised = {by: verdict != "equivalent" and bool(complaint_of(by, subject.call, leaves)) for by in others()}
@@ -116,47 +114,36 @@ def _outcome(target: Target, i: int, mutation: Mutation, signatures: set[bytes])
     return Outcome(str(mutation), mutation.operator, base.case, verdict, claim, first_order, grads, chex)
 
 
-def _signature(subject: CallUnderTest) -> bytes | None:
-    """Returns the cotangents of a call in float64, rounded to nine digits; None where it cannot be run."""
-    kept = subject.__dict__
-    if "_signature" not in kept:
-        try:
-            with x64():
-                leaves = subject.leaves(np.float64)
-                dxs = [np.asarray(dx) for dx in subject.answers(leaves, subject.cotangents(leaves)).dxs]
-        except Exception:  # the mutant raises: no two are alike then
-            return None
-        with np.errstate(invalid="ignore", over="ignore"):
-            digits = [np.round(dx / max(size_of(dx), 1e-300), 9) + 0.0 for dx in dxs]
-        kept["_signature"] = b"|".join(
-            d.tobytes() + repr(round(float(np.log(size_of(dx) + 1e-300)), 9)).encode()
-            for d, dx in zip(digits, dxs, strict=True)
-        )
-    return kept["_signature"]
+def killer(target: Target, i: int, subject: CallUnderTest, mutation: Mutation) -> str:
+    """Return the first claim that a mutant fails, of all that standard verification examines; empty for none.
 
-
-def killer(target: Target, i: int, subject: Mutant) -> str:
-    """Returns the first claim that fails of a mutant, of all that standard verification examines; empty for none."""
-    for claim, check, at in _examinations(target, i, subject):
+    Args:
+        target: the rule.
+        i: the number of the case that the mutant was made at.
+        subject: the mutant's call there.
+        mutation: its fault.
+    """
+    for claim, check, at in _examinations(target, i, subject, mutation):
         try:
             failed = any(f.level == "fail" for f in check(at))
-        except Exception:  # what a rule raises is a failure of the claim
+        except Exception:  # a claim fails whose check raises
             failed = True
         if failed:
             return claim.name
     return ""
 
 
-def _examinations(target: Target, i: int, subject: Mutant) -> Iterator[tuple[Claim, Check, CallUnderTest]]:
-    """Yields claims with their checks and subjects, from the cheapest on."""
-    assert subject.mutation is not None
-    others = [mutate(base, subject.mutation) for k, base in enumerate(target.cases) if k != i]
+def _examinations(
+    target: Target, i: int, subject: CallUnderTest, mutation: Mutation
+) -> Iterator[tuple[Claim, Check, CallUnderTest]]:
+    """Yield claims with their checks and calls, the cheapest first."""
+    others = [mutate(base, mutation) for k, base in enumerate(target.cases) if k != i]
     yield value.CLAIM, value.in_float64, subject
     yield from ((c, c.check, subject) for c in (linearity.CLAIM, second_order.CLAIM, contract.CLAIM))
     yield from ((value.CLAIM, value.in_float64, other) for other in others)
     yield from ((second_order.CLAIM, second_order.check, other) for other in others)
-    yield from ((value.CLAIM, value.in_float64, mutate(base, subject.mutation)) for base in target.elsewhere)
-    main = subject if i == 0 else mutate(target.cases[0], subject.mutation)
+    yield from ((value.CLAIM, value.in_float64, mutate(base, mutation)) for base in target.elsewhere)
+    main = subject if i == 0 else mutate(target.cases[0], mutation)
     yield edges.CLAIM, partial(edges.check_named, edges=target.rule.edges), main
     yield from ((c, c.check, subject) for c in (edges.CLAIM, value.CLAIM, accuracy.CLAIM))
     if main is not subject:

@@ -12,7 +12,6 @@ Linear maps, convolutions and activations are rules of vjplib; reshaping, swappi
 A layer works on the last axes. All axes before them are batch axes, and the shape given to `init` may include them.
 """
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -181,15 +180,7 @@ def flatten(axes: int = 2) -> Layer:
         (320,)
     """
     (axes,) = _positive("flatten", axes=axes)
-
-    def init(_: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
-        shape = _at_least(axes, "flatten", f"{axes} axes or more", input_shape)
-        return (*shape[:-axes], math.prod(shape[-axes:])), ()
-
-    def apply(_: Params, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return x.reshape(*x.shape[:-axes], math.prod(x.shape[-axes:]))
-
-    return Layer(init, apply)
+    return _fixed("flatten", axes, lambda x: jax.lax.collapse(x, -axes))
 
 
 def swap_axes(axis1: int, axis2: int) -> Layer:
@@ -213,14 +204,7 @@ def swap_axes(axis1: int, axis2: int) -> Layer:
     axis1, axis2 = integer("swap_axes: axis1", axis1), integer("swap_axes: axis2", axis2)
     if axis1 >= 0 or axis2 >= 0:
         raise ValueError(f"swap_axes: axis1 and axis2 must be negative, got {axis1} and {axis2}")
-    needed = max(-axis1, -axis2)
-
-    def init(_: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
-        shape = list(_at_least(needed, "swap_axes", f"{needed} axes or more", input_shape))
-        shape[axis1], shape[axis2] = shape[axis2], shape[axis1]
-        return tuple(shape), ()
-
-    return Layer(init, lambda _, x: jnp.swapaxes(x, axis1, axis2))
+    return _fixed("swap_axes", max(-axis1, -axis2), lambda x: jnp.swapaxes(x, axis1, axis2))
 
 
 def mean_pool(axes: int = 1) -> Layer:
@@ -241,15 +225,24 @@ def mean_pool(axes: int = 1) -> Layer:
         (32,)
     """
     (axes,) = _positive("mean_pool", axes=axes)
-    positions = tuple(range(-1 - axes, -1))
+    mean = _fixed("mean_pool", axes + 1, lambda x: jnp.mean(x, axis=tuple(range(-1 - axes, -1))))
+
+    def init(key: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        if 0 in input_shape[-1 - axes : -1]:
+            raise ValueError(f"mean_pool: there must be a position to average over, got input_shape {input_shape}")
+        return mean.init(key, input_shape)
+
+    return Layer(init, mean.apply)
+
+
+def _fixed(name: str, axes: int, fn: Callable[[Array], Array]) -> Layer:
+    """Return the layer of a function without parameters, of arrays of so many axes or more."""
 
     def init(_: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
-        shape = _at_least(axes + 1, "mean_pool", f"{axes + 1} axes or more", input_shape)
-        if math.prod(shape[-1 - axes : -1]) == 0:
-            raise ValueError(f"mean_pool: there must be a position to average over, got input_shape {input_shape}")
-        return (*shape[: -1 - axes], shape[-1]), ()
+        shape = _at_least(axes, name, f"{axes} axes or more", input_shape)
+        return jax.eval_shape(fn, jax.ShapeDtypeStruct(shape, jnp.float32)).shape, ()
 
-    return Layer(init, lambda _, x: jnp.mean(x, axis=positions))
+    return Layer(init, lambda _, x: fn(x))
 
 
 # ---------------------------------------------------------------------------------------------------------- combinators
@@ -340,11 +333,11 @@ def integer(name: str, number: Any) -> int:
 
 
 def _positive(layer: str, **sizes: Any) -> list[int]:
-    given = [integer(f"{layer}: {name}", size) for name, size in sizes.items()]
-    for name, size in zip(sizes, given, strict=True):
+    given = {name: integer(f"{layer}: {name}", size) for name, size in sizes.items()}
+    for name, size in given.items():
         if size < 1:
             raise ValueError(f"{layer}: {name} must be positive, got {size}")
-    return given
+    return list(given.values())
 
 
 def _at_least(axes: int, layer: str, wanted: str, input_shape: Shape) -> Shape:

@@ -293,18 +293,14 @@ def _guarded_step(
 ) -> tuple[State, Bool[Array, ""], Float[Array, ""]]:
     """Take a step on the examples in rows; once a loss or a parameter is not finite, nothing changes any more."""
     new, value = step(loss, optimizer, state, tuple(a[rows] for a in arrays))
-    good &= _finite((value, new.params))
+    floats = [a for a in jax.tree.leaves((value, new.params)) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    good &= reduce(jnp.logical_and, (jnp.all(jnp.isfinite(a)) for a in floats))
     return jax.tree.map(partial(jnp.where, good), new, state), good, value
 
 
 @partial(jax.jit, static_argnums=0)
 def _measured(metrics: tuple[tuple[str, Metric], ...], params: Params, batch: Batch) -> dict[str, Float[Array, ""]]:
     return {name: metric(params, *batch) for name, metric in metrics}
-
-
-def _finite(tree: Any) -> Bool[Array, ""]:
-    floats = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    return reduce(jnp.logical_and, (jnp.all(jnp.isfinite(a)) for a in floats), jnp.array(True))
 
 
 def _copy(a: ArrayLike) -> Array:
@@ -327,14 +323,10 @@ def _content(array: Array) -> str:
     return f"{array.dtype}{list(array.shape)} of digest {hashlib.sha256(data.data).hexdigest()[:16]}"
 
 
-Resume = Callable[[Fit, int], Fit]
-Save = Callable[[Fit], None]
-
-
 @contextmanager
 def _checkpoints(
     directory: str | PathLike | None, fixed: dict[str, Any], arrays: Batch
-) -> Iterator[tuple[Resume, Save]]:
+) -> Iterator[tuple[Callable[[Fit, int], Fit], Callable[[Fit], None]]]:
     """Provide `resume(run, epochs) -> run` and `save(run)`, which do nothing without a directory."""
     if directory is None:
         yield (lambda run, epochs: run), (lambda run: None)

@@ -1,7 +1,7 @@
 """verify: all claims of one function, or of one record, gathered into a report."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import custom_vjp_of, require_passes
-from vjplib.rule import Case, Edge, Rule
+from vjplib.rule import Case, Rule
 from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax
 from vjplib.verification.claim import Claim, Effort
 from vjplib.verification.isolation import TIME_LIMIT, as_finding, detect_side_effects, run_with_timeout
-from vjplib.verification.registry import CLAIMS, order, selected
+from vjplib.verification.registry import CLAIMS, order, resolve, selected
 from vjplib.verification.report import Finding, Report
 from vjplib.verification.runner import Job, Runner
 
@@ -47,30 +47,30 @@ def verify(
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
 ) -> Report:
-    """Returns the proof sheet of fn at a call: each claim on its derivative, shown or refuted.
+    """Verify the derivative of fn at a call: every claim about it is shown or refuted.
 
-    The arguments give shapes and magnitudes; dtypes are varied, numbers scaled, and axes enlarged from there. Distinct
-    prime sizes, and a batch of at least two, make swapped axes show.
+    The arguments give shapes and magnitudes; dtypes, scales and sizes are varied from there. Pairwise distinct prime
+    sizes, and a batch of at least two, reveal swapped axes.
 
     Args:
-        fn: any function of arrays, most of all a `jax.custom_vjp` or a function that calls some.
+        fn: any function of arrays, in particular a `jax.custom_vjp` or a function that calls one.
         args: positional arguments, pytrees of arrays. Floating leaves are differentiated, integers and booleans not.
-            What is no array (an axis, a function, anything in a place named by nondiff_argnums) is passed on as it is.
+            Other arguments (an axis, a function, anything in a place named by nondiff_argnums) are passed on unchanged.
         kwargs: keyword arguments, not differentiated.
-        reference: the same function, written so that JAX may differentiate it. None for what fn itself computes, the
-            custom rules inside it stripped.
-        effort: how much is examined, see below.
-        claims: which to examine: names such as `("contract", "value")`, their aliases such as "V2", or records of your
-            own; None for all that the effort includes.
+        reference: the same function, written so that JAX can differentiate it. None for fn itself with its custom
+            rules stripped.
+        effort: how much to examine, see below.
+        claims: the claims to examine: names such as `("contract", "value")`, their aliases such as "V2", or records of
+            your own; None for all that the effort includes.
         order_two: whether second derivatives are offered; False verifies that they are refused.
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.
         seed: of all random numbers; the same seed gives the same report.
-        time_limit: seconds that a claim may take before it fails for not ending. Claims run in threads to that end;
-            `math.inf` runs them in the caller's own, as a debugger wants it.
+        time_limit: seconds after which a claim fails as a timeout. Claims run in threads for this; `math.inf` runs
+            them in the caller's own, for a debugger.
 
     | effort | examines |
     |---|---|
-    | "quick" | values at one scale, the transforms under jit, half precision only where the call has it |
+    | "quick" | values at one scale, the transforms under jit, half precision only if the call uses it |
     | "standard" | also three scales, runs without jit, several devices, coverage, each axis made 1 and n + 1 |
     | "deep" | also more sizes of each axis |
 
@@ -91,28 +91,22 @@ def verify(
         (True, False)
     """
     start = time.perf_counter()
-    options = {
-        "reference": reference,
-        "order_two": order_two,
-        "residuals": residual_bytes,
-        "seed": seed,
-        "hurried": effort == "quick",
-    }
     _check_seed(seed)
     chosen, run = selected(effort, claims, record=False), Runner(time_limit)
     with detect_side_effects((fn,), run.outside):
-        subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, **options)
+        hurried = effort == "quick"
+        options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
+        subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, hurried=hurried, **options)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
-    return _report(_name(fn), findings, run, start, _names(effort, claims, record=False))
+    return _report(_name(fn), findings, run, start, claims)
 
 
-def _names(effort: str, claims: Sequence[str | Claim] | None, record: bool = True) -> set[str]:
-    """Return the names of the claims that a report is about: all of them unless some were selected."""
-    return set(CLAIMS) if claims is None else {claim.name for claim, _ in selected(effort, claims, record)}
-
-
-def _report(name: str, findings: Sequence[Finding], run: Runner, start: float, claims: set[str]) -> Report:
-    outside = [f for f in run.outside if f.claim in claims]
+def _report(
+    name: str, findings: Sequence[Finding], run: Runner, start: float, claims: Sequence[str | Claim] | None
+) -> Report:
+    """Return a report with the side effects that were seen, if they are of the selected claims."""
+    names = CLAIMS if claims is None else [claim.name for claim in resolve(claims) or ()]
+    outside = [f for f in run.outside if f.claim in names]
     ordered = sorted([*findings, *outside], key=lambda f: order(f.claim))
     return Report(name, tuple(ordered), time.perf_counter() - start)
 
@@ -120,20 +114,23 @@ def _report(name: str, findings: Sequence[Finding], run: Runner, start: float, c
 def _at_call(
     fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], run: Runner, **options: Any
 ) -> CallUnderTest:
-    """Returns the subject that a user's call makes, or refuses it."""
+    """Return a user's call, its arguments checked and converted."""
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {fn!r}")
     if not isinstance(kwargs, Mapping):
         raise TypeError(f"kwargs must be a mapping of keyword arguments, got {kwargs!r}")
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of positional arguments, got {type(args).__name__}")
-    parts = custom_vjp_of(fn)
-    if parts:
+    static: Collection[int] = ()
+    if parts := custom_vjp_of(fn):
         require_passes(parts)
-    static = parts.static if parts else ()
+        static = parts.static
     arrays = tuple(Static(a) if i in static or _is_static(a) else jax.tree.map(_array, a) for i, a in enumerate(args))
-    sizes = _axis_sizes(arrays)
-    subject = CallUnderTest(fn, arrays, kwargs, sizes=sizes, resize=lambda new: (_by_size(arrays, new), {}), **options)
+    sizes = {
+        f"the axes of size {n}": n for n in sorted({n for a in jax.tree.leaves(arrays) for n in np.shape(a)}) if n > 1
+    }
+    resize = partial(_resized, arrays, sizes)
+    subject = CallUnderTest(fn, arrays, kwargs, sizes=sizes, resize=resize, **options)
     if not subject.differentiable:
         raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")
     if not any(np.size(leaf) for leaf in subject.leaves()):
@@ -148,7 +145,7 @@ def _at_call(
 
 
 def assert_verified(fn: Callable[..., Any], args: Sequence[Any], *rest: Any, **options: Any) -> None:
-    """Raises unless every claim that `verify` examines holds; takes the same arguments.
+    """Raise an error unless every claim that `verify` examines holds; takes the same arguments.
 
     Raises:
         NotVerifiedError: an AssertionError whose message is the report's table and its failures.
@@ -170,16 +167,16 @@ def verify_rule(
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
 ) -> Report:
-    """Returns the proof sheet of a record: every claim at its first case, the main ones at all, and its named edges.
+    """Verify a record: every claim at its first case, the main ones at all, and its named edges.
 
     Args:
         rule: the record.
         effort: "quick" examines the first case, the contract at all, the value at one more in float64, and no named
             edge; "standard" the main claims at every case; "deep" every claim at every case, and each case at 20 random
             sizes.
-        claims: which to examine; None for all that the effort includes.
+        claims: the claims to examine; None for all that the effort includes.
         seed: of all random numbers.
-        time_limit: seconds that a claim may take at one case, as `verify` has it.
+        time_limit: seconds after which a claim at one case fails as a timeout, as in `verify`.
 
     Raises:
         ValueError: effort or claims are not known, or time_limit is not positive.
@@ -201,15 +198,9 @@ def verify_part(
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
 ) -> Report:
-    """Returns what `verify_rule` does for some of the claims, and what of the whole is seen from outside meanwhile.
+    """Verify some claims of a record, of the `whole` that several processes examine; otherwise as `verify_rule`.
 
-    Args:
-        rule: the record.
-        claims: which to examine; None for all that the effort includes.
-        whole: which the report is of, once all parts are done: what the rule does to the run is told if these hold it.
-        effort: as `verify_rule` has it.
-        seed: of all random numbers.
-        time_limit: seconds that a claim may take at one case.
+    Side effects seen here are reported if they are of a claim of the whole.
     """
     start = time.perf_counter()
     _check_seed(seed)
@@ -223,53 +214,23 @@ def verify_part(
                 if check and (effort != "quick" or i < QUICK_CASES or claim.traces_only):
                     jobs.append(Job(claim, check, subject))
             for number in range(RANDOM_SIZES if effort == "deep" else 0):
-                jobs += _at_random_sizes(rule, case, (seed, i, number), [claim for claim, _ in chosen])
-        first_case = at_case(rule, rule.cases[0], seed)
+                rng = np.random.default_rng((seed, i, number))
+                sizes = case.sizes(rng)
+                if sizes != dict(case.dims):
+                    subject = at_case(rule, case, int(rng.integers(2**31)), **sizes)
+                    jobs += [Job(claim, claim.random, subject) for claim, _ in chosen if claim.random]
+        first_case, groups = at_case(rule, rule.cases[0], seed), {}
+        for edge in rule.edges:  # those that may share compiled programs stand together
+            groups.setdefault(repr(([np.shape(a) for a in edge.args], edge.kwargs)), []).append(edge)
         for claim, _ in chosen:
             if claim.named and effort != "quick":
-                for part in _alike(rule.edges):
-                    jobs.append(Job(claim, partial(claim.named, edges=part), first_case))
+                jobs += [Job(claim, partial(claim.named, edges=edges), first_case) for edges in groups.values()]
         findings = run.all(jobs)
-    return _report(rule.name, findings, run, start, _names(effort, whole))
-
-
-def _alike(named: Sequence[Edge]) -> list[list[Edge]]:
-    """Returns the edges in groups: those that may share compiled programs stand together."""
-    groups: dict[str, list[Edge]] = {}
-    for edge in named:
-        groups.setdefault(repr(([np.shape(a) for a in edge.args], edge.kwargs)), []).append(edge)
-    return list(groups.values())
-
-
-def _at_random_sizes(rule: Rule, case: Case, seed: tuple[int, ...], claims: Sequence[Claim]) -> Iterator[Job]:
-    rng = np.random.default_rng(seed)
-    sizes = case.sizes(rng)
-    if sizes == dict(case.dims):
-        return
-    subject = at_case(rule, case, int(rng.integers(2**31)), **sizes)
-    yield from (Job(claim, claim.random, subject) for claim in claims if claim.random)
-
-
-def examine(
-    subject: CallUnderTest,
-    effort: Effort = "standard",
-    claims: Sequence[str | Claim] | None = None,
-    time_limit: float = TIME_LIMIT,
-) -> list[Finding]:
-    """Returns the findings of each claim on one subject, in the order of the claims; arguments as `verify` has them."""
-    jobs = [Job(claim, check, subject) for claim, check in selected(effort, claims)]
-    return Runner(time_limit).all(jobs)
+    return _report(rule.name, findings, run, start, whole)
 
 
 def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTest:
-    """Returns the subject that a record and one of its cases make; the first case carries the residual claim.
-
-    Args:
-        rule: the record.
-        case: one of its cases.
-        seed: of the arguments drawn.
-        **sizes: in place of the case's own.
-    """
+    """Return the call of a record at one of its cases, or at other sizes; the first case carries the residual claim."""
     main = case is rule.cases[0]
     dims = {**case.dims, **sizes}
     call = case.call(np.random.default_rng(seed), np.float32, **dims)
@@ -297,7 +258,7 @@ def _check_seed(seed: Any) -> None:
 
 
 def _is_static(argument: Any) -> bool:
-    """Returns whether nothing in an argument is an array or a Python float."""
+    """Return True if no leaf of an argument is an array or a Python float."""
     leaves = jax.tree.leaves(argument)
     return bool(leaves) and not any(isinstance(a, (float, complex)) or hasattr(a, "dtype") for a in leaves)
 
@@ -306,23 +267,18 @@ def _array(leaf: Any) -> Any:
     if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
         raise TypeError(f"args must be pytrees of arrays and numbers, or hold none at all, got {leaf!r} among arrays")
     leaf = as_taken_by_jax(leaf)
-    jnp.result_type(leaf)  # raises for what JAX does not take
+    jnp.result_type(leaf)  # raises for dtypes that JAX does not accept
     return leaf
 
 
-def _axis_sizes(arrays: tuple[Any, ...]) -> dict[str, int]:
-    """Returns a name for each axis size above one: equal sizes are taken for one dimension."""
-    sizes = sorted({n for leaf in jax.tree.leaves(arrays) for n in np.shape(leaf) if n > 1})
-    return {f"the axes of size {n}": n for n in sizes}
-
-
-def _by_size(arrays: tuple[Any, ...], changed: Mapping[str, int]) -> tuple[Any, ...]:
-    new = {n: changed.get(f"the axes of size {n}", n) for n in _axis_sizes(arrays).values()}
+def _resized(arrays: Any, sizes: Mapping[str, int], changed: Mapping[str, int]) -> tuple[Any, dict[str, Any]]:
+    """Return the shapes and dtypes of arrays with some sizes changed: axes of one size count as one dimension."""
+    new = {n: changed.get(name, n) for name, n in sizes.items()}
 
     def struct(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(tuple(new.get(n, n) for n in np.shape(leaf)), jnp.result_type(leaf))
 
-    return jax.tree.map(struct, arrays)
+    return jax.tree.map(struct, arrays), {}
 
 
 def _described(arrays: Any) -> str:

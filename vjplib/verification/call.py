@@ -1,10 +1,10 @@
-"""CallUnderTest: a function with one call to examine it at, flattened to the leaves that can be differentiated."""
+"""CallUnderTest: a function and one call of it, flattened to the leaves that can be differentiated."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,40 +21,29 @@ SMALL = 100_000  # elements
 SCALES = (1.0, 1e-3, 30.0)  # factors of the inputs at which values are compared
 
 
-@jax.tree_util.register_pytree_node_class
 class Static:
     """An argument that is no array, such as an axis or a function: a pytree without leaves."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
-    def tree_flatten(self) -> tuple[tuple[()], "Static"]:
-        """Returns no leaves, and itself."""
-        return (), self
 
-    @classmethod
-    def tree_unflatten(cls, static: "Static", leaves: tuple[()]) -> "Static":
-        """Returns the argument that was flattened."""
-        del leaves
-        return static
+jax.tree_util.register_pytree_node(Static, lambda static: ((), static), lambda static, _: static)
 
 
 class Answers(NamedTuple):
-    """Outputs and cotangents of one call.
-
-    Args:
-        primal: the outputs of the function, undifferentiated.
-        ys: its outputs when differentiated.
-        dxs: its cotangents.
-        true_ys: the oracle's outputs.
-        true_dxs: the oracle's cotangents, by autodiff.
-    """
+    """Outputs and cotangents of one call, the oracle's last; `primal` holds the function's outputs undifferentiated."""
 
     primal: Leaves
     ys: Leaves
     dxs: Leaves
     true_ys: Leaves
     true_dxs: Leaves
+
+    @property
+    def pairs(self) -> list[tuple[Any, Any]]:
+        """Each output, then each cotangent, beside the oracle's."""
+        return list(zip((*self.ys, *self.dxs), (*self.true_ys, *self.true_dxs), strict=True))
 
 
 @dataclass(frozen=True)
@@ -63,18 +52,20 @@ class CallUnderTest:
 
     Args:
         fn: the function under examination.
-        reference: what it must equal, differentiated by JAX; None for fn's own primal, custom rules stripped.
+        reference: the same function, differentiated by JAX; None for fn's own primal, custom rules stripped.
         args: positional arguments, any pytrees; leaves of a floating or complex dtype are differentiated, others not.
         kwargs: keyword arguments, not differentiated.
         seed: of every random number.
         order_two: whether second derivatives are offered.
         residuals: the bytes that the call is claimed to keep for the backward, or None.
-        compared: what residuals are compared with; None for the oracle.
+        compared: the function that residuals are compared with; None for the oracle.
         sizes: the dimensions of the call that may be enlarged, by name.
         resize: takes other sizes for some of them; returns the arguments and array keyword arguments then, as
             `jax.ShapeDtypeStruct`.
         case: a name for the call.
         tails: makes a call whose exact cotangents are known of log-spaced numbers, or None; see `vjplib.rule.Rule`.
+        base: a call with the same oracle, whose arguments differ in floating numbers alone: its compiled programs serve
+            this call too, the oracle's and, if the function is the same, the function's.
         hurried: whether compiling may leave out optimisation in float32 too; in float64 it does, if the call is small.
     """
 
@@ -91,19 +82,15 @@ class CallUnderTest:
     case: str = ""
     hurried: bool = False
     tails: Callable[[np.ndarray], Tail] | None = None
+    base: "CallUnderTest | None" = field(default=None, repr=False)
 
     def flat(self, f: Callable[..., Any]) -> Callable[..., Leaves]:
-        """Returns f at this call as a function of the differentiated leaves, to its floating output leaves."""
+        """Return f at this call as a function of the differentiated leaves, to its floating output leaves."""
+        return lambda *leaves: inexact(f(*self.rebuild(leaves), **self.kwargs))
 
-        def run(*leaves: Any) -> Leaves:
-            outputs = jax.tree.leaves(f(*self.rebuild(leaves), **self.kwargs))
-            return tuple(y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.inexact))
-
-        return run
-
-    @property
+    @cached_property
     def call(self) -> Callable[..., Leaves]:
-        """The function under examination, flat."""
+        """The function under examination, flat; one object, so that JAX traces its shapes once."""
         return self.flat(self.fn)
 
     @property
@@ -113,7 +100,7 @@ class CallUnderTest:
 
     @property
     def baseline(self) -> Callable[..., Leaves]:
-        """What residuals are compared with, flat."""
+        """The function that residuals are compared with, flat."""
         return self.oracle if self.compared is None else self.flat(self.compared)
 
     @cached_property
@@ -122,19 +109,18 @@ class CallUnderTest:
 
     @cached_property
     def differentiable(self) -> tuple[int, ...]:
-        """Which leaves of the arguments are differentiated."""
-        return tuple(i for i, leaf in enumerate(self._flat[0]) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+        """The positions of the differentiated leaves among all leaves of the arguments."""
+        return tuple(i for i, leaf in enumerate(self._flat[0]) if _is_inexact(leaf))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The name of each differentiated leaf, as the function's signature has it."""
+        """The name of each differentiated leaf, by the function's signature."""
         named = parameters(self.fn, len(self.args))
-        paths, _ = jax.tree_util.tree_flatten_with_path(self.args)
-        every = [named[path[0].idx] + jax.tree_util.keystr(path[1:]) for path, _ in paths]
-        return tuple(every[i] for i in self.differentiable)
+        paths = [path for path, _ in jax.tree.leaves_with_path(self.args)]
+        return tuple(named[paths[i][0].idx] + jax.tree_util.keystr(paths[i][1:]) for i in self.differentiable)
 
     def leaves(self, dtype: Any = None, scale: float = 1.0) -> Leaves:
-        """Returns the differentiated leaves, times scale, in a dtype (their own for None), as NumPy arrays."""
+        """Return the differentiated leaves, times scale, in a dtype (their own for None), as NumPy arrays."""
         picked = (np.asarray(self._flat[0][i]) for i in self.differentiable)
         with np.errstate(over="ignore", under="ignore"):  # scaled in float64: half precision would overflow first
             return tuple(
@@ -149,51 +135,54 @@ class CallUnderTest:
         return any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in (*leaves, *self.outputs(leaves)))
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
-        """Returns the positional arguments with these differentiated leaves in place."""
-        every = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
-        for i, leaf in zip(self.differentiable, leaves, strict=True):
-            every[i] = leaf
-        return tuple(a.value if isinstance(a, Static) else a for a in jax.tree.unflatten(self._flat[1], every))
+        """Return the positional arguments with these differentiated leaves in place."""
+        own = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
+        return unwrap(jax.tree.unflatten(self._flat[1], combine(own, self.differentiable, leaves)))
 
     def pull(self, f: Callable[..., Leaves]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
-        """Returns the function of leaves and output cotangents that gives a flat f's outputs and cotangents."""
+        """Return the function of leaves and output cotangents that gives a flat f's outputs and cotangents."""
 
         def run(leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
             ys, back = jax.vjp(f, *leaves)
-            # A function may return one dtype whatever it is given.
+            # A function may return one dtype for inputs of every dtype.
             return ys, back(tuple(g if g.dtype == y.dtype else g.astype(y.dtype) for g, y in zip(gs, ys, strict=True)))
 
         return run
 
     @cached_property
     def eps(self) -> float:
-        """The step between numbers near one of the coarsest dtype that the oracle casts to, where it is given float64.
+        """The step between numbers near one of the coarsest dtype that the oracle casts float64 inputs to.
 
-        A function may compute in float32 whatever it is given: what it comes to is known to the digits of that.
+        A function may compute in float32 whatever its inputs: then its results are known to float32's digits only.
         """
-        try:
-            with x64():
-                program = jax.make_jaxpr(self.oracle)(*self.leaves(np.float64))
-        except Exception:  # what the function raises is for the claims to report
-            return float(np.finfo(np.float64).eps)
-        return max(float(np.finfo(np.float64).eps), _coarsest(unclose(program)[0]))
+        double = float(np.finfo(np.float64).eps)
+        with x64():
+            program = attempt(lambda: jax.make_jaxpr(self.oracle)(*self.leaves(np.float64)))
+        # The claims report what the function raises.
+        return double if isinstance(program, Exception) else max(double, _coarsest(unclose(program)[0]))
 
     def digits(self, gap: float) -> float:
-        """Returns what a relative gap in float64 is measured by: half the digits that the oracle has."""
+        """Return the relative gap in float64 that is tolerated: half the digits that the oracle has."""
         return HALF_THE_DIGITS if gap <= HALF_THE_DIGITS else float(np.sqrt(self.eps))
 
+    def ratio(self, gap: float) -> float:
+        """Return a relative gap in float64 in units of the tolerated one."""
+        return gap / self.digits(gap)
+
     def outputs(self, leaves: Leaves) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Returns the shape and dtype of each floating output leaf."""
+        """Return the shape and dtype of each floating output leaf."""
         return jax.eval_shape(self.call, *leaves)
 
     def cotangents(self, leaves: Leaves, seed: int = 0) -> Leaves:
-        """Returns standard normal cotangents of the outputs, in their dtypes."""
+        """Return standard normal cotangents of the outputs, in their dtypes."""
         rng = np.random.default_rng((self.seed, 1, seed))
         return tuple(normal_of(rng, y.shape, y.dtype) for y in self.outputs(leaves))
 
     @cached_property
     def answers(self) -> Callable[[Leaves, Leaves], "Answers"]:
-        """All answers at leaves and cotangents as one compiled program: compiling is what takes the time."""
+        """All answers at leaves and cotangents as one compiled program, for compiling takes most of the time."""
+        if self.base is not None:
+            return self.base.answers if self.base.fn is self.fn else self._beside(self.base.answers)
         ours, theirs = self.pull(self.call), self.pull(self.oracle)
 
         def program(leaves: Leaves, gs: Leaves) -> Answers:
@@ -203,82 +192,141 @@ class CallUnderTest:
         single = double if self.hurried else jax.jit(program)
         return lambda leaves, gs: (double if any(a.dtype == np.float64 for a in leaves) else single)(leaves, gs)
 
+    def answers_at(self, leaves: Leaves, gs: Leaves) -> Answers:
+        """Return all answers, as NumPy arrays."""
+        return jax.tree.map(np.asarray, self.answers(leaves, gs))
+
+    def _beside(self, of_base: Callable[[Leaves, Leaves], "Answers"]) -> Callable[[Leaves, Leaves], "Answers"]:
+        """Return the base's answers with this function's outputs and cotangents."""
+        ours = self.compiled(self.pull(self.call))
+
+        def run(leaves: Leaves, gs: Leaves) -> Answers:
+            ys, dxs = ours(leaves, gs)
+            return of_base(leaves, gs)._replace(ys=ys, dxs=dxs)
+
+        return run
+
     def compiled(self, f: Callable[..., T]) -> Callable[..., T]:
-        """Returns f jitted, and compiled without optimisation if the call is small: that takes less time in all."""
+        """Return f jitted, without optimisation if the call is small: compiling and running then take less in all."""
         return jax.jit(f, compiler_options=fast_compile_options() if self.small else None)
 
     @cached_property
     def small(self) -> bool:
-        """Whether the call's arrays are so small that computing takes no time, however it is compiled."""
+        """Whether the arrays are so small that compiling takes longer than computing, optimised or not."""
         return sum(np.size(leaf) for leaf in self._flat[0]) <= SMALL
 
     @cached_property
     def pullback(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
-        """`pull` of the function alone, jitted, its results on the host."""
+        """`pull` of the function alone, jitted, its results as NumPy arrays."""
         if self.undifferentiable is None:
-            return lambda leaves, gs: jax.tree.map(np.asarray, tuple(self.answers(leaves, gs)[1:3]))
+            return lambda leaves, gs: self.answers_at(leaves, gs)[1:3]
         jitted = self.compiled(self.pull(self.call))
         return lambda leaves, gs: jax.tree.map(np.asarray, jitted(leaves, gs))
 
     @cached_property
+    def traced(self) -> tuple[Any, Any]:
+        """The jaxprs of the function's and of the oracle's pullback in float32; for one that raises, the error as text.
+
+        Both are None where the function itself does not run: the claims report that.
+        """
+        leaves = self.leaves(np.float32)
+        gs = attempt(lambda: self.cotangents(leaves))
+        if isinstance(gs, Exception):
+            return None, None
+        both = [attempt(lambda f=f: jax.make_jaxpr(self.pull(f))(leaves, gs)) for f in (self.call, self.oracle)]
+        ours, theirs = (describe_error(p) if isinstance(p, Exception) else p for p in both)
+        return ours, theirs
+
+    @property
     def undifferentiable(self) -> str | None:
         """Why JAX cannot differentiate the oracle, or None; None too where the function itself does not run."""
-        leaves = self.leaves(np.float32)
-        try:
-            gs = self.cotangents(leaves)
-        except Exception:  # that is the function's failure, which the claims report
-            return None
-        try:
-            jax.eval_shape(self.pull(self.oracle), leaves, gs)
-        except Exception as error:  # JAX has no one type for it
-            return describe_error(error)
-        return None
+        if self.base is not None:
+            return self.base.undifferentiable
+        return self.traced[1] if isinstance(self.traced[1], str) else None
 
-    @cached_property
+    @property
     def runs(self) -> bool:
-        """Whether function and oracle take a call that nobody made: they may have their reasons to refuse it."""
-        leaves = self.leaves(np.float32)
-        try:
-            gs = self.cotangents(leaves)
-            for f in (self.call, self.oracle):
-                jax.eval_shape(self.pull(f), leaves, gs)
-        except Exception:  # whatever a function raises at such a call
-            return False
-        return bool(gs)
+        """Whether function and oracle take a call that the user did not make: they may have reasons to refuse it."""
+        ran = not any(program is None or isinstance(program, str) for program in self.traced)
+        return ran and bool(self.outputs(self.leaves(np.float32)))
 
     @cached_property
     def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
-        """The oracle's outputs and cotangents, in float64: of `answers`, if that need not be compiled twice."""
+        """The oracle's outputs and cotangents, in float64: of `answers` where that saves compiling the oracle again."""
+        if self.base is not None:
+            return self.base.truths
         alone = self.compiled(self.pull(self.oracle))
         if not self.small:
             return alone
-        programs = [lambda leaves, gs: tuple(self.answers(leaves, gs)[3:]), alone]
+        programs = [alone, lambda leaves, gs: self.answers(leaves, gs)[3:]]
 
         def run(leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
-            if len(programs) == 2:
-                try:
-                    return programs[0](leaves, gs)
-                except Exception:  # the function may not run in float64 where the oracle does
-                    del programs[0]
-            return programs[0](leaves, gs)
+            found = attempt(lambda: programs[-1](leaves, gs))
+            if isinstance(found, Exception):  # the function may not run in float64 where the oracle does
+                del programs[1:]
+                return alone(leaves, gs)
+            return found
 
         return run
 
-    def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> "CallUnderTest":
-        """Returns the same subject at another call."""
-        return replace(self, args=args, kwargs=kwargs, case=case)
+    def at(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], case: str) -> Self:
+        """Return the function at another call, the base too."""
+        base = self.base.at(args, kwargs, case) if self.base is not None else None
+        return replace(self, args=args, kwargs=kwargs, case=case, base=base)
+
+
+def attempt(run: Callable[[], T]) -> T | Exception:
+    """Return what run returns, or what it raises: a function under examination may raise anything."""
+    try:
+        return run()
+    except Exception as error:
+        return error
+
+
+def attempt_all(run: Callable[[Sequence[str]], Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Return the results of run(names) by name; if that raises, of each name alone its result or what it raises."""
+    results = attempt(lambda: run(names)) if names else {}
+    if not isinstance(results, Exception):
+        return dict(results)
+    alone = {name: attempt(lambda name=name: run([name])) for name in names}
+    return {name: found if isinstance(found, Exception) else found[name] for name, found in alone.items()}
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def inexact(tree: Any) -> Leaves:
+    """Return the floating and complex leaves of a pytree."""
+    return tuple(filter(_is_inexact, jax.tree.leaves(tree)))
+
+
+def unwrap(args: Sequence[Any]) -> tuple[Any, ...]:
+    """Return arguments with each `Static` replaced by its value."""
+    return tuple(a.value if isinstance(a, Static) else a for a in args)
+
+
+def combine(leaves: Sequence[Any], places: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    """Return the leaves with other values in some places.
+
+    Example:
+        >>> combine("abc", (0, 2), "xy")
+        ['x', 'b', 'y']
+    """
+    combined = list(leaves)
+    for i, value in zip(places, values, strict=True):
+        combined[i] = value
+    return combined
 
 
 def _coarsest(jaxpr: Any) -> float:
-    """Returns the largest eps among the floating dtypes of 16 bits and more that a program casts wider ones to."""
-    coarsest = 0.0
+    """Return the largest eps among the floating dtypes of at least 16 bits that a program casts wider ones to."""
+    found = [0.0]
     for eqn in jaxpr.eqns:
-        inner = programs(eqn.params)
-        if not inner:
-            given, made = ([e for v in part if (e := _eps_of(v.aval))] for part in (eqn.invars, eqn.outvars))
-            coarsest = max([coarsest, *(e for e in made if given and e > min(given))])
-        coarsest = max([coarsest, *(_coarsest(program) for _, program, _ in inner)])
-    return coarsest
+        inner = [_coarsest(program) for _, program, _ in programs(eqn.params)]
+        inputs, outputs = ([e for v in part if (e := _eps_of(v.aval))] for part in (eqn.invars, eqn.outvars))
+        found += inner or [e for e in outputs if inputs and e > min(inputs)]
+    return max(found)
 
 
 def _eps_of(aval: Any) -> float | None:
@@ -289,7 +337,7 @@ def _eps_of(aval: Any) -> float | None:
 
 
 def kind_of(own: Any, dtype: Any) -> Any:
-    """Returns dtype, None for an array's own; for a complex array the complex dtype of as many bits to a part.
+    """Return dtype, or own if it is None; for a complex array the complex dtype whose parts have that many bits.
 
     Example:
         >>> kind_of(np.complex64, np.float64), kind_of(np.float32, None)
@@ -303,7 +351,7 @@ def kind_of(own: Any, dtype: Any) -> Any:
 
 
 def normal_of(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Returns standard normal numbers, of both parts where the dtype is complex."""
+    """Return standard normal numbers; of a complex dtype, both parts are."""
     drawn = rng.standard_normal(shape)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         drawn = drawn + 1j * rng.standard_normal(shape)
@@ -311,7 +359,7 @@ def normal_of(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> n
 
 
 def as_taken_by_jax(leaf: Any) -> Any:
-    """Returns an array in the dtype that JAX takes it in: 32 bits for 64 unless jax_enable_x64 is set.
+    """Return an array in the dtype that JAX converts it to: 32 bits for 64 unless jax_enable_x64 is set.
 
     Example:
         >>> [as_taken_by_jax(x).dtype.name for x in (np.array([1, 2]), np.array([0.5]), 0.5)]
@@ -325,7 +373,7 @@ def as_taken_by_jax(leaf: Any) -> Any:
 
 
 def parameters(fn: Callable[..., Any], count: int) -> list[str]:
-    """Returns a name for each of count positional arguments."""
+    """Return a name for each of count positional arguments."""
     try:
         parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):  # built-in functions may have no signature

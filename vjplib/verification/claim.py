@@ -14,11 +14,11 @@ Check = Callable[[CallUnderTest], Iterable[Finding]]
 
 @dataclass(frozen=True)
 class Claim:
-    """One kind of claim about a derivative: how it is checked, and what that costs.
+    """One kind of claim about a derivative: its checks, and what they cost.
 
     Args:
         name: a lower-case word, "value" or "second_order"; findings carry it.
-        check: yields the findings at one call, at effort "standard". The runner adds the claim's name and the case.
+        check: returns the findings at one call, at effort "standard". The runner adds the claim's name and the case.
         alias: another name, accepted wherever claims are selected.
         quick: the check at effort "quick"; None leaves the claim out.
         deep: the check at effort "deep"; None for `check`.

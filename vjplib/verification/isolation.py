@@ -1,8 +1,8 @@
-"""What a function under examination may do to the run that examines it: raise, hang, print, change what is global.
+"""Isolation: a function under test may raise, hang, print or change global state without ending the run.
 
-Each check runs in a thread of its own, in the caller's JAX contexts, for a limited time. A Python loop is stopped by an
-exception; compiled code cannot be, and is left behind. What a process cannot survive, as a crash in C or running out of
-memory, the command line meets by running rules in processes of their own.
+Each check runs in its own thread, in the caller's JAX contexts, with a time limit. An exception stops a Python loop;
+nothing stops compiled code, whose thread is left behind. Against crashes in C and lack of memory the command line runs
+rules in worker processes.
 """
 
 import ctypes
@@ -28,26 +28,26 @@ TIME_LIMIT = 120.0  # seconds that one claim at one call may take
 
 
 def heartbeat() -> None:
-    """Is called whenever a job begins; a process that examines rules for another has it tell that it lives."""
+    """Called whenever a job begins; a worker process replaces it, to show that it lives."""
 
 
 class Abandoned(BaseException):
-    """Raised inside a check that has run too long."""
+    """Raised inside a check that exceeds its time limit."""
 
 
 def run_with_timeout(job: Callable[[], T], seconds: float) -> T | BaseException | None:
-    """Returns what a job returns, or what it raises, or None where it did not end within the time.
+    """Return the result of a job, or the exception that it raises, or None after a timeout.
 
     Args:
-        job: what to run, in a thread that sees this one's JAX contexts.
-        seconds: how long it may take; infinite to run it in this thread.
+        job: the function to run, in a thread with the caller's JAX contexts.
+        seconds: the time limit; infinity runs it in this thread.
     """
     result: list[Any] = []
 
     def run() -> None:
         try:
             result.append(job())
-        except BaseException as error:  # SystemExit too: a rule cannot end the run
+        except BaseException as error:  # SystemExit too: a rule must not end the run
             result.append(error)
 
     if not np.isfinite(seconds):
@@ -60,7 +60,7 @@ def run_with_timeout(job: Callable[[], T], seconds: float) -> T | BaseException 
     thread.start()
     try:
         thread.join(min(seconds, threading.TIMEOUT_MAX))
-    except BaseException:  # the user's interrupt, which reaches the main thread only
+    except BaseException:  # the user's interrupt, which only the main thread gets
         _stop(thread)
         raise
     if result:
@@ -70,14 +70,14 @@ def run_with_timeout(job: Callable[[], T], seconds: float) -> T | BaseException 
 
 
 def _stop(thread: threading.Thread) -> None:
-    for _ in range(3):  # a rule may catch the first
+    for _ in range(3):  # a rule may catch the first exception
         if thread.is_alive() and thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Abandoned))
             thread.join(0.2)
 
 
 class _Overheard:
-    """A stream that passes on what is written, and remembers the first line."""
+    """A stream that passes text on, and remembers its first line."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.first = stream, ""
@@ -93,16 +93,16 @@ class _Overheard:
 
 @contextmanager
 def detect_side_effects(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) -> Iterator[None]:
-    """Appends a finding for each thing outside that the functions changed, and undoes the change where that can be.
+    """Append a finding for each piece of global state that the functions change, and restore it where possible.
 
-    Inside, JAX allows transfers between host and device and looks for no leaked tracers, whatever the user has set:
-    the verifier makes such transfers and keeps such tracers itself. Watched are standard output, NumPy's and Python's
-    random numbers, the settings of JAX, the environment, and the global variables of the modules that the functions are
-    written in.
+    Compared are standard output, NumPy's and Python's random numbers, the settings of JAX, the environment, and the
+    global variables of the modules that define the functions. Inside, JAX allows transfers between host and device and
+    does not check for leaked tracers, whatever the user has set: the verifier itself makes such transfers and keeps
+    such tracers.
 
     Args:
-        functions: those under examination.
-        findings: where the findings go when the context ends.
+        functions: the functions under test.
+        findings: the list that the findings are appended to, when the context ends.
     """
     heard = _Overheard(sys.stdout)
     spaces = {id(space): space for f in functions for space in _globals_of(f)}
@@ -148,7 +148,7 @@ def detect_side_effects(functions: tuple[Callable[..., Any], ...], findings: lis
 
 
 def _length(value: Any) -> int | None:
-    """Returns the length of what is built to grow: a list, a dict or a set."""
+    """Return the length of a list, a dict or a set, None for anything else."""
     return len(value) if isinstance(value, (list, dict, set)) else None
 
 
@@ -157,12 +157,12 @@ def _as_text(state: Any) -> str:
 
 
 def _changed(message: str) -> Finding:
-    message += ", so a traced call and a cached one differ; what was changed is restored"
+    message += ", so a traced call and a cached one differ; the change is undone"
     return failed("side_effect", message, claim="transforms")
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Returns the names whose value is another object now; text may be equal instead."""
+    """Return the names whose value is another object now, or another text."""
     nothing = object()
 
     def same(a: Any, b: Any) -> bool:
@@ -172,7 +172,7 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 
 
 def _globals_of(fn: Callable[..., Any]) -> Iterator[dict[str, Any]]:
-    """Yields the global variables of the modules that a function, and the passes of its rule, are written in."""
+    """Yield the global variables of the modules that define a function and the passes of its rule."""
     rule = custom_vjp_of(fn)
     for part in (rule.primal, rule.fwd, rule.bwd) if rule else (fn,):
         space = getattr(inspect.unwrap(part), "__globals__", None)

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from vjplib.compat import x64
@@ -12,6 +13,7 @@ from vjplib.verification.tolerance import as_parts, root_mean_square, size_of, w
 
 DRAWS = 4
 ROUNDINGS = 64.0  # units of half the last place of a typical magnitude that results in float64 may differ by
+Pull = Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
 
 
 class Oracle(NamedTuple):
@@ -22,17 +24,11 @@ class Oracle(NamedTuple):
 
 
 def evaluate_oracle(subject: CallUnderTest, leaves: Leaves, gs: Leaves, unit: float, tied: bool = False) -> Oracle:
-    """Returns the oracle's answer at the exact upcasts of leaves and cotangents, and at four roundings of them.
+    """Return the oracle's results at the exact upcasts of leaves and cotangents, and at four roundings of them.
 
-    Args:
-        subject: what to examine.
-        leaves: the differentiated leaves, in the working dtype.
-        gs: the output cotangents, in the working dtype.
-        unit: half a unit in the last place of the working dtype, relative.
-        tied: whether equal numbers of an array are rounded alike, so that ties stay.
+    Numbers are rounded by up to `unit`, relative; equal numbers of an array alike if `tied`, so that ties stay.
     """
     rng = np.random.default_rng((subject.seed, 2))
-    exact = [[wide(np.asarray(a)) for a in part] for part in (leaves, gs)]
 
     def rounded(a: np.ndarray) -> np.ndarray:
         if np.iscomplexobj(a):  # a product would move infinities from one part to the other
@@ -44,50 +40,42 @@ def evaluate_oracle(subject: CallUnderTest, leaves: Leaves, gs: Leaves, unit: fl
         return np.concatenate((a[None], a[None] * (1 + unit * noise)))
 
     with x64():
-        stacks = (tuple(rounded(a) for a in exact[0]), tuple(rounded(a) for a in exact[1]))
-        pairs = [tuple(tuple(a[k] for a in part) for part in stacks) for k in range(1 + DRAWS)]
-        answers = [[np.asarray(a) for a in itertools.chain(*subject.truths(*pair))] for pair in pairs]
-        rows = [np.stack(row) for row in zip(*answers, strict=True)]
+        stacks = jax.tree.map(rounded, upcast(leaves, gs))
+        answers = [_results(subject.truths, *jax.tree.map(lambda a, k=k: a[k], stacks)) for k in range(1 + DRAWS)]
     with np.errstate(invalid="ignore"):
-        draws = tuple(tuple(a[1 + k] - a[0] for a in rows) for k in range(DRAWS))
-    return Oracle(tuple(a[0] for a in rows), draws)
+        draws = tuple(tuple(a - o for a, o in zip(moved, answers[0], strict=True)) for moved in answers[1:])
+    return Oracle(tuple(answers[0]), draws)
 
 
-def typical_magnitude(
-    subject: CallUnderTest,
-    leaves: Leaves,
-    gs: Leaves,
-    of: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]] | None = None,
-) -> Leaves:
-    """Returns the oracle's outputs and cotangents, in float64, at inputs where a function is not saturated yet.
+def upcast(*parts: Leaves) -> tuple[Leaves, ...]:
+    """Return leaves and cotangents in float64."""
+    return tuple(tuple(wide(np.asarray(a)) for a in part) for part in parts)
 
-    Args:
-        subject: what to examine.
-        leaves: the differentiated leaves as given.
-        gs: the output cotangents.
-        of: another pullback than the oracle's.
 
-    Returns:
-        Of each array the larger of two: that at the leaves, and that at the leaves shrunk to a root mean square of one.
+def _results(pull: Pull, leaves: Leaves, gs: Leaves) -> list[np.ndarray]:
+    return [np.asarray(a) for a in itertools.chain(*pull(leaves, gs))]
+
+
+def typical_magnitude(subject: CallUnderTest, leaves: Leaves, gs: Leaves, of: Pull | None = None) -> Leaves:
+    """Return the outputs and cotangents of the oracle, or another pullback, in float64 where it is not saturated yet.
+
+    Each array is the larger of two: that at the leaves, and that at the leaves shrunk to a root mean square of 1.
     """
-    exact, cotangents = (tuple(wide(np.asarray(a)) for a in part) for part in (leaves, gs))
+    exact, cotangents = upcast(leaves, gs)
     sizes = [root_mean_square(as_parts(a) if np.iscomplexobj(a) else np.where(np.isfinite(a), a, 0.0)) for a in exact]
     shrunk = tuple(a / n if n > 1 else a for a, n in zip(exact, sizes, strict=True))
     with x64():
-        given, other = (
-            [np.asarray(a) for a in itertools.chain(*(of or subject.truths)(at, cotangents))]
-            for at in ((exact, shrunk) if any(n > 1 for n in sizes) else (exact, exact))
-        )
-    return tuple(b if size_of(b) > size_of(a) else a for a, b in zip(given, other, strict=True))
+        given = _results(of or subject.truths, exact, cotangents)
+        return larger(given, _results(of or subject.truths, shrunk, cotangents) if max(sizes, default=0) > 1 else given)
 
 
-def roundings(
-    subject: CallUnderTest,
-    leaves: Leaves,
-    gs: Leaves,
-    of: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]] | None = None,
-) -> list[float]:
-    """Returns of each output and cotangent the size of which half the digits are what rounding may take in float64.
+def larger(a: Leaves | list[np.ndarray], b: Leaves | list[np.ndarray]) -> Leaves:
+    """Return each array of a, or that of b where its largest number is larger."""
+    return tuple(y if size_of(y) > size_of(x) else x for x, y in zip(a, b, strict=True))
+
+
+def roundings(subject: CallUnderTest, leaves: Leaves, gs: Leaves, of: Pull | None = None) -> list[float]:
+    """Return for each output and cotangent the size whose half of the digits covers rounding in float64.
 
     It is far below the typical magnitude, and matters only where a function saturates so far that little is left.
     """

@@ -1,4 +1,4 @@
-"""The claims that exist: the records at the end of the files in `claims/`, found as the records of rules are."""
+"""The registry of claims: the records at the end of the files in `claims/`, found as the records of rules are."""
 
 import pkgutil
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ CLAIMS: dict[str, Claim] = {claim.name: claim for claim in discover(_claims)}
 
 
 def resolve(claims: Sequence[str | Claim] | None) -> tuple[Claim, ...] | None:
-    """Return the records that names, aliases and records stand for, each once, in the order of the registry.
+    """Return the records for names and aliases, each once, in the order of the registry; records stay.
 
     Args:
         claims: names such as "value", aliases such as "V2", or records; None for no selection.
@@ -55,24 +55,20 @@ def resolve(claims: Sequence[str | Claim] | None) -> tuple[Claim, ...] | None:
 
 
 def selected(effort: str, claims: Sequence[str | Claim] | None, record: bool = True) -> list[tuple[Claim, Check]]:
-    """Return the claims to examine, each with its check.
+    """Return the claims to examine, each with its check; errors are those of `resolve`, or of an unknown effort.
 
     Args:
         effort: "quick", "standard" or "deep".
         claims: as `resolve` takes them; None for all that the effort includes. A claim named here is examined even
-            where the effort leaves it out.
+            if the effort leaves it out.
         record: whether a record is examined, not a single call.
-
-    Raises:
-        TypeError: claims is a single string.
-        ValueError: effort or claims are not known.
     """
     if effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
     named = resolve(claims)
-    pairs = ((claim, claim.at(effort)) for claim in CLAIMS.values())
-    if named is not None:
-        pairs = ((claim, claim.at(effort) or claim.check) for claim in named)
+    pairs = (
+        [(c, c.at(effort)) for c in CLAIMS.values()] if named is None else [(c, c.at(effort) or c.check) for c in named]
+    )
     return [(claim, check) for claim, check in pairs if check and (claim.records or not record)]
 
 

@@ -1,4 +1,4 @@
-"""The runner: the checks of one report, one after the other, each in time; what they raise is a finding."""
+"""The runner: the checks of one report, one after the other, each with a time limit; what they raise is a finding."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from vjplib.verification.report import Explanation, Finding, skipped
 
 
 class Job(NamedTuple):
-    """A claim to examine of one call, by a check."""
+    """The check of a claim at one call."""
 
     claim: Claim
     check: Check
@@ -21,12 +21,10 @@ class Job(NamedTuple):
 
 
 class Runner:
-    """The jobs of one report.
+    """The jobs of one report; after one that times out the others are skipped, for they would time out too.
 
     Args:
-        seconds: how long a job may take.
-
-    Once one did not end, no other is begun: it would not end either.
+        seconds: the time limit of a job.
 
     Raises:
         TypeError: seconds is not a number.
@@ -48,11 +46,9 @@ class Runner:
         return [finding for job in jobs for finding in self.one(job)]
 
     def one(self, job: Job) -> list[Finding]:
-        """Return the findings of a job; what it raises is a failure of the function, never of the run."""
+        """Return the findings of a job; an exception is a failure of the function, never of the run."""
         claim, check, subject = job
-        if self.hung:
-            return self._of(job, [skipped("skipped: an earlier check timed out")])
-        findings: list[Finding] = []  # those before it raises count
+        findings: list[Finding] = []  # those before an exception count
 
         def work() -> list[Finding]:
             if reason := self._undecidable(claim, subject):
@@ -61,17 +57,14 @@ class Runner:
                 findings.extend(check(subject))
             return findings
 
-        outcome = run_with_timeout(work, self.seconds)
-        if not isinstance(outcome, list):
+        if self.hung:
+            findings.append(skipped("skipped: an earlier check timed out"))
+        elif not isinstance(outcome := run_with_timeout(work, self.seconds), list):
             self.hung = outcome is None
             trap = raised(subject, outcome) if isinstance(outcome, Exception) else ""
             findings = [*findings, replace(as_finding(outcome, self.seconds), trap=trap)]
-        return self._explained(job, self._of(job, findings))
-
-    @staticmethod
-    def _of(job: Job, findings: Sequence[Finding]) -> list[Finding]:
-        """Return findings with the claim's name and the call's case."""
-        return [replace(f, claim=f.claim or job.claim.name, case=f.case or job.subject.case) for f in findings]
+        named = [replace(f, claim=f.claim or claim.name, case=f.case or subject.case) for f in findings]
+        return self._explained(job, named)
 
     def _explained(self, job: Job, findings: list[Finding]) -> list[Finding]:
         """Return findings, the first failure of the claim in this report with its explanation."""
@@ -93,6 +86,4 @@ class Runner:
             return f"JAX cannot differentiate the oracle ({subject.undifferentiable}); give a reference"
         if claim.traces_only:
             return None
-        if id(subject) not in self.too_large:
-            self.too_large[id(subject)] = too_large(subject)
-        return self.too_large[id(subject)]
+        return self.too_large.setdefault(id(subject), too_large(subject))

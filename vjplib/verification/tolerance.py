@@ -1,11 +1,11 @@
-"""The self-calibrated measure of error: a rule may err as much as autodiff does, or as the problem is ill-conditioned.
+"""The self-calibrated tolerance: a rule may err as much as autodiff does, or as the problem is ill-conditioned.
 
-Let o be the oracle's answer in float64 at the exact inputs, a autodiff's in the working dtype, r the rule's, d_k the
+Let o be the oracle's result in float64 at the exact inputs, a autodiff's in the working dtype, r the rule's, d_k the
 change of o when each input is rounded at random by up to u, half a unit in the last place. For N the root mean square
 and the maximum, the tolerance is 8 max(N(a - o), max_k N(d_k), u N(o), u S). S is N(o) at the inputs as given, or at
-these shrunk to a root mean square of one if it is larger there: where a function saturates o may be far below it, and
-one rounding of a number of the usual size is no fault. Nothing here is set by hand for a rule. Of complex numbers the
-real and the imaginary part are two numbers.
+inputs shrunk to a root mean square of one if it is larger there: where a function saturates, o may be far below S, and
+one rounding of a number of typical magnitude is no fault. Nothing is set by hand for a rule. Real and imaginary parts
+count as two numbers.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ MANIFEST = 0.1  # relative, an error that is more than that of few digits
 
 @dataclass(frozen=True)
 class Error:
-    """An error of one array.
+    """The error of one array.
 
     Args:
         ratio: in units of the tolerance; above 1 it is too large.
@@ -30,11 +30,11 @@ class Error:
             the inputs' size allowed for; above 1 it is a fault.
         index: where it is worst.
         relative: as a multiple of autodiff's, by root mean square; infinite where only autodiff makes no error.
-        lost: whether autodiff's answer is not finite where the oracle's is.
+        lost: whether autodiff's result is not finite where the oracle's is.
         unstable: whether autodiff's own error is more than rounding explains.
         known: the share of the array at which the oracle is a number; the rest cannot be judged.
-        size: the error itself, by root mean square, relative to the oracle's answer.
-        of_autodiff: autodiff's, likewise.
+        size: by root mean square, relative to the oracle's result.
+        of_autodiff: autodiff's `size`.
     """
 
     ratio: float
@@ -58,7 +58,7 @@ class Error:
 
 
 def unit_of(leaves: Sequence[np.ndarray]) -> float:
-    """Returns half a unit in the last place, relative, of the coarsest dtype among the leaves."""
+    """Return half a unit in the last place, relative, of the coarsest dtype among the leaves."""
     return max((float(jnp.finfo(a.dtype).eps) / 2 for a in leaves), default=0.0)
 
 
@@ -71,33 +71,25 @@ def error(
     typical: np.ndarray | None = None,
     reach: float = 1.0,
 ) -> Error:
-    """Returns the error of one array in units of its tolerance.
+    """Return the error of one array in units of its tolerance.
 
     Args:
-        r: the rule's answer, in the working dtype.
+        r: the rule's result, in the working dtype.
         o: the oracle's, in float64.
         a: autodiff's, in the working dtype.
         draws: the changes of o under rounding.
         unit: half a unit in the last place, relative.
-        typical: the oracle's answer at inputs of the usual size; None for o itself.
-        reach: the size of the inputs, if above one. What a rule keeps may be as large, and be rounded by that many
-            units: exponentiated again, as the logarithm of a sum of exponentials is, it errs by as much, relatively.
+        typical: the oracle's result at inputs of typical magnitude; None for o itself.
+        reach: the largest magnitude of the inputs, if above one. A residual may be as large, and be rounded by that
+            many units: exponentiated again, as the logarithm of a sum of exponentials is, it errs by as much.
 
     Where autodiff errs more than 64 times what rounding explains it is unstable, and rounding alone is the measure.
     """
     if any(map(np.iscomplexobj, (r, o, a))):
-        e = error(
-            as_parts(r),
-            as_parts(o),
-            as_parts(a),
-            [as_parts(d) for d in draws],
-            unit,
-            None if typical is None else as_parts(typical),
-            reach,
-        )
+        typical = None if typical is None else as_parts(typical)
+        e = error(as_parts(r), as_parts(o), as_parts(a), list(map(as_parts, draws)), unit, typical, reach)
         return replace(e, index=e.index[:-1])
-    dtype = r.dtype
-    limit, tiny = float(jnp.finfo(dtype).max), float(jnp.finfo(dtype).smallest_normal)
+    limit, tiny = float(jnp.finfo(r.dtype).max), float(jnp.finfo(r.dtype).smallest_normal)
     r, a = r.astype(np.float64), a.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         target = np.where(np.abs(o) > limit, np.copysign(np.inf, o), o)
@@ -120,7 +112,7 @@ def error(
         if autodiff > UNSTABLE * floor:
             unstable, tolerance = True, floor
         ratios.append(norm(wrong) / (SLACK * tolerance))
-    ours, theirs = root_mean_square(wrong), root_mean_square(of_autodiff)
+    ours, theirs, size = root_mean_square(wrong), root_mean_square(of_autodiff), root_mean_square(scale) or 1.0
     relative = ours / theirs if theirs else (np.inf if ours else 1.0)
     return Error(
         max(ratios),
@@ -130,13 +122,13 @@ def error(
         not np.isfinite(theirs),
         unstable,
         float(np.mean(known)),
-        ours / (root_mean_square(scale) or 1.0),
-        theirs / (root_mean_square(scale) or 1.0),
+        ours / size,
+        theirs / size,
     )
 
 
 def reach_of(leaves: Sequence[np.ndarray]) -> float:
-    """Returns the size of the largest finite number among the leaves, at least one.
+    """Return the largest magnitude of a finite number among the leaves, at least one.
 
     Example:
         >>> reach_of([np.float32([0.5, -3, np.inf])])
@@ -146,12 +138,12 @@ def reach_of(leaves: Sequence[np.ndarray]) -> float:
 
 
 def wide(x: np.ndarray) -> np.ndarray:
-    """Returns an array in float64, in complex128 if it is complex."""
+    """Return an array in float64, in complex128 if it is complex."""
     return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
 
 
 def as_parts(x: np.ndarray) -> np.ndarray:
-    """Returns real and imaginary part along a new last axis.
+    """Return real and imaginary part along a new last axis.
 
     Example:
         >>> as_parts(np.array([1 + 2j])).tolist()
@@ -161,21 +153,17 @@ def as_parts(x: np.ndarray) -> np.ndarray:
 
 
 def _gap(x: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Returns |x - target|, 0 where both are the same infinity or the target is unknown, inf where x is not finite."""
+    """Return |x - target|, 0 where both are the same infinity or the target is unknown, inf where x is not finite."""
     with np.errstate(invalid="ignore"):
         gap = np.where((x == target) | ~known, 0.0, np.abs(x - target))
     return np.where(np.isnan(gap), np.inf, gap)
 
 
 def relative_gap(x: np.ndarray, target: np.ndarray, scale: float = 0.0) -> float:
-    """Returns the largest |x - target| by the largest |target|, or by scale if that is larger.
+    """Return the largest |x - target|, divided by the largest |target| or by scale, whichever is larger.
 
-    Equal infinities do not differ, nor anything from a NaN in the target. Another shape or dtype is infinitely far.
-
-    Args:
-        x: an array.
-        target: what it should be.
-        scale: a size below which a difference counts less.
+    Equal infinities do not differ, nor anything from a NaN in the target. An array of another shape or dtype is
+    infinitely far from the target.
     """
     if x.shape != target.shape or x.dtype != target.dtype:
         return np.inf
@@ -186,7 +174,7 @@ def relative_gap(x: np.ndarray, target: np.ndarray, scale: float = 0.0) -> float
 
 
 def size_of(x: np.ndarray) -> float:
-    """Returns the largest finite |x|, 0 for an empty array."""
+    """Return the largest finite |x|, 0 for an empty array."""
     x = as_parts(x) if np.iscomplexobj(x) else x
     return _max(np.where(np.isfinite(x), x, 0.0))
 

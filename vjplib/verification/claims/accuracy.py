@@ -24,31 +24,29 @@ TAILS = np.outer((-1.0, 1.0), np.geomspace(1e-3, 80.0, 200)).ravel()
 
 
 def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
-    """Yields a finding for each dtype, the worst cotangent's error as a multiple of autodiff's, and one for its tails.
+    """Yield a finding for each dtype, the worst cotangent's error as a multiple of autodiff's, and one for its tails.
 
-    Half precision cannot see an error under about 3 %, so this judges stability, not correctness.
+    Half precision cannot show an error under about 3 %, so this judges stability, not correctness.
     """
-    for dtype in dtypes[:1] if subject.complex else dtypes:  # no complex number has parts of 16 bits
-        leaves = subject.leaves(jnp.dtype(dtype))
+    for dtype in map(jnp.dtype, dtypes[:1] if subject.complex else dtypes):  # no complex number has parts of 16 bits
+        leaves = subject.leaves(dtype)
         try:
             gs = subject.cotangents(leaves)
-            errors = list(compare(subject, leaves, gs, typical_magnitude(subject, leaves, gs)))
-        except Exception as refusal:  # whatever a function, or the compiler, says of a dtype that it does not take
-            message = f"{dtype}: refused, {describe_error(refusal)}"
-            yield skipped(message)
+            errors = compare(subject, leaves, gs, typical_magnitude(subject, leaves, gs))
+        except Exception as refusal:  # a function, or the compiler, may refuse a dtype with any exception
+            yield skipped(f"{dtype}: refused, {describe_error(refusal)}")
             continue
         name, e = max(errors, key=lambda pair: pair[1].excused)
         share = max(e.relative for _, e in errors)
-        message = (
-            f"{dtype}: {share:.2g}x autodiff's error" if np.isfinite(share) else f"{dtype}: autodiff makes no error"
-        )
+        message = f"{dtype}: " + (f"{share:.2g}x autodiff's error" if np.isfinite(share) else "autodiff makes no error")
         level = "fail" if e.excused > 1 else "pass"
         arrays = [{"name": name, "rule": e.size, "autodiff": e.of_autodiff} for name, e in errors]
-        data = {"dtype": dtype, "arrays": arrays}
+        data = {"dtype": dtype.name, "arrays": arrays}
         yield finding(level, "inaccurate", message, name, e.excused, e.index, data=data)
         if subject.tails is not None:
-            share = tail_error(subject, subject.tails, jnp.dtype(dtype))
-            ratio = share / _tail_tolerance(jnp.dtype(dtype))
+            share = tail_error(subject, subject.tails, dtype)
+            # The exponential multiplies the rounding of its argument, and the result is rounded.
+            ratio = share / float(TAILS.max() * jnp.finfo(compute_dtype(dtype)).eps + 2 * jnp.finfo(dtype).eps)
             message = f"{dtype}: a component of a cotangent is {share:.1e} of its own size off in the tails"
             yield finding("fail" if ratio > 1 else "pass", "inaccurate", message, "cotangents", ratio)
 
@@ -61,12 +59,7 @@ def _in_own_half_precision(subject: CallUnderTest) -> Iterator[Finding]:
 def tail_error(subject: CallUnderTest, tails: Callable[[np.ndarray], Tail], dtype: Any = np.float32) -> float:
     """Return the largest relative error of a component of a function's cotangents at a call of known cotangents.
 
-    Only components whose exact value is a normal number of the dtype count.
-
-    Args:
-        subject: the function; its own call is not used.
-        tails: makes the call of log-spaced numbers.
-        dtype: the dtype of the floating arguments and of the output's cotangent.
+    The call is that of tails, in a dtype; components count whose exact value is a normal number of the dtype.
 
     Example:
         >>> def tails(x):
@@ -88,11 +81,6 @@ def at_tails(subject: CallUnderTest, tails: Callable[[np.ndarray], Tail], dtype:
     """Return the call that tails makes of log-spaced numbers of a dtype, and the function at that call."""
     tail = tails(np.unique(TAILS.astype(dtype))[::-1].astype(np.float64))
     return tail, subject.at(tail.args, {}, f"tails in {jnp.dtype(dtype).name}")
-
-
-def _tail_tolerance(dtype: Any) -> float:
-    """Return what rounding leaves: the exponential multiplies that of its argument, and the result is rounded."""
-    return float(TAILS.max() * jnp.finfo(compute_dtype(dtype)).eps + 2 * jnp.finfo(dtype).eps)
 
 
 CLAIM = Claim("accuracy", check, alias="V11", quick=_in_own_half_precision, cost=(1, 8))

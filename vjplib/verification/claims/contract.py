@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import CustomVJP, holds_custom_vjp, is_symbolic_zero, perturbed, symbolic_zero_of
-from vjplib.verification.call import CallUnderTest, Static
+from vjplib.verification.avals import Mismatch, aval_of, avals_of, cotangent_mismatches, output_mismatches
+from vjplib.verification.call import CallUnderTest, Static, combine, parameters
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import raised, rules_called
 from vjplib.verification.report import Finding, describe_error, failed, finding, noted, passed
@@ -23,7 +24,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
-    """Yields findings on the avals of the primal, of the forward pass and of what the backward returns.
+    """Yield findings on the avals of the primal, of the forward pass and of the cotangents that the backward returns.
 
     Args:
         subject: what to examine.
@@ -37,19 +38,10 @@ def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Fi
             yield from _avals(subject, jnp.dtype(dtype))
     try:
         jax.eval_shape(lambda ls: _whole(subject, ls), subject.leaves())
-    except Exception:  # said above
+    except Exception:  # `_avals` has reported it
         return
     yield from _closure(subject)
     yield from _raw(subject)
-
-
-def _aval(a: Any) -> tuple[tuple[int, ...], Any, bool]:
-    return tuple(a.shape), a.dtype, bool(getattr(a, "weak_type", False))
-
-
-def _shown(a: Any) -> str:
-    shape, dtype, weak = _aval(a)
-    return f"{'weak ' if weak else ''}{dtype} of shape {shape}"
 
 
 def _avals(subject: CallUnderTest, dtype: Any) -> Iterator[Finding]:
@@ -57,7 +49,7 @@ def _avals(subject: CallUnderTest, dtype: Any) -> Iterator[Finding]:
     leaves = subject.leaves(dtype)
     try:
         primal = jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
-    except Exception as refusal:  # functions have their own words for what they do not take
+    except Exception as refusal:  # functions raise what they like for arguments that they refuse
         level, trap = ("fail", raised(subject, refusal)) if dtype is None else ("note", "")
         yield finding(level, "raises", f"refuses to run {at}: {describe_error(refusal)}", trap=trap)
         return
@@ -65,45 +57,38 @@ def _avals(subject: CallUnderTest, dtype: Any) -> Iterator[Finding]:
         forward, dxs = jax.eval_shape(_pulled(subject), leaves)
     except Exception as error:  # whatever the passes raise is the finding
         if dtype is not None and (isinstance(error, NotImplementedError) or "does not accept dtype" in str(error)):
-            yield noted(f"what the backward calls refuses {at}: {describe_error(error)}")
+            yield noted(f"a function that the backward calls refuses to run {at}: {describe_error(error)}")
             return
         message, trap = f"forward and backward raise {at}: {describe_error(error)}", raised(subject, error)
         yield failed("raises", message, trap=trap)
         return
-    if jax.tree.structure(primal) != jax.tree.structure(forward):
-        trees = f"{jax.tree.structure(forward)}, the primal {jax.tree.structure(primal)}"
-        message = f"{at}, the forward pass returns {trees}"
-        yield failed("wrong_aval", message, "output", trap="forward-is-not-the-primal")
-    pairs = zip(jax.tree.leaves(primal), jax.tree.leaves(forward), strict=False)
-    wrong = [(p, f) for p, f in pairs if _aval(p) != _aval(f)]
-    for p, f in wrong:
-        message = f"{at}, the forward pass returns {_shown(f)} where the primal returns {_shown(p)}"
-        weak = _aval(p)[0] == _aval(f)[0] and _aval(p)[2] != _aval(f)[2]
-        trap = "weak-type" if weak else "forward-is-not-the-primal"
+    wrong = False
+    for m in output_mismatches(primal, forward):
+        wrong = True
+        trap = "weak-type" if m.kind == "weak" else "forward-is-not-the-primal"
+        message = f"{at}, the forward pass returns {m.given} where the primal returns {m.wanted}"
         yield failed("wrong_aval", message, "output", trap=trap)
-    mismatched = [
-        (name, x, dx)
-        for name, x, dx in zip(subject.names, leaves, dxs, strict=True)
-        if (dx.shape, dx.dtype) != (x.shape, x.dtype)
-    ]
-    for name, x, dx in mismatched:
-        message = f"{at}, the backward returns {_shown(dx)} for an argument of {_shown(x)}"
-        trap = _trap_of_dtype(x, dx)
-        yield failed("wrong_aval", message, f"cotangent of {name}", trap=trap)
-    if not wrong and not mismatched:
+    for name, x, dx in zip(subject.names, leaves, dxs, strict=True):
+        for m in cotangent_mismatches(avals_of(x), dx):
+            if m.kind != "weak":
+                wrong = True
+                message = f"{at}, the backward returns {m.given} for an argument of {m.wanted}"
+                yield failed("wrong_aval", message, f"cotangent of {name}", trap=_trap_of_dtype(m))
+    if not wrong:
         yield passed(f"shapes, dtypes and structure agree {at}")
 
 
-def _trap_of_dtype(x: Any, dx: Any) -> str:
-    if dx.shape != x.shape:
+def _trap_of_dtype(mismatch: Mismatch) -> str:
+    if mismatch.kind == "shape":
         return ""
-    if jnp.issubdtype(x.dtype, jnp.complexfloating) != jnp.issubdtype(dx.dtype, jnp.complexfloating):
+    parts = [jnp.issubdtype(aval.dtype, jnp.complexfloating) for aval in (mismatch.given, mismatch.wanted)]
+    if parts[0] != parts[1]:
         return "real-and-complex"
-    return "weak-type" if _aval(dx)[2] else "cotangent-dtype"
+    return "weak-type" if mismatch.given.weak else "cotangent-dtype"
 
 
 def _whole(subject: CallUnderTest, leaves: Any) -> Any:
-    """Returns the function's output as it is, integers and structure included."""
+    """Return the function's output, integers and structure included."""
     return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
 
 
@@ -143,7 +128,7 @@ def _closure(subject: CallUnderTest) -> Iterator[Finding]:
     given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
     for c in constants:
         if id(c) not in given and jnp.issubdtype(c.dtype, jnp.inexact):
-            message = f"closes over an array, {_shown(c)}: no gradient can reach it; make it an argument if one should"
+            message = f"closes over an array, {aval_of(c)}: no gradient can reach it; make it an argument if one should"
             yield noted(message)
 
 
@@ -165,18 +150,15 @@ def _raw_one(
 ) -> Iterator[Finding]:
     bound = inspect.signature(rule.primal).bind(*args, **kwargs)
     bound.apply_defaults()
-    static = rule.static
-    names = list(bound.arguments)
     values = list(bound.args)
-    avals = [v if i in static else jax.tree.map(_struct, v) for i, v in enumerate(values)]
-    nondiff = [v for i, v in enumerate(avals) if i in static]
-    moving = [i for i in range(len(avals)) if i not in static]
+    names = parameters(rule.primal, len(values))
+    avals = [v if i in rule.static else jax.tree.map(_struct, v) for i, v in enumerate(values)]
+    nondiff = [v for i, v in enumerate(avals) if i in rule.static]
+    moving = [i for i in range(len(avals)) if i not in rule.static]
 
     def passes(alone: int | None, *differentiable: Any) -> Any:
-        every = list(avals)
-        for i, v in zip(moving, differentiable, strict=True):
-            every[i] = jax.tree.map(perturbed, v) if rule.symbolic_zeros else v
-        y, res = rule.fwd(*every)
+        marked = [jax.tree.map(perturbed, v) if rule.symbolic_zeros else v for v in differentiable]
+        y, res = rule.fwd(*combine(avals, moving, marked))
         ys, tree = jax.tree.flatten(y)
         gs = [
             symbolic_zero_of(a)
@@ -197,8 +179,7 @@ def _raw_one(
         yield failed("passes_raise", message, trap=trap)
         return
     for i, dx in zip(moving, cotangents, strict=False):
-        name, x = names[min(i, len(names) - 1)], avals[i]
-        yield from _raw_cotangent(subject, f"{rule.name}'s {name}", x, dx)
+        yield from _raw_cotangent(f"{rule.name}'s {names[i]}", avals[i], dx)
     leaves = jax.tree.leaves(y)
     for alone in range(len(leaves)) if rule.symbolic_zeros and len(leaves) > 1 else ():
         try:
@@ -215,31 +196,23 @@ def _whole_number(a: Any) -> bool:
     return not jnp.issubdtype(jnp.result_type(a), jnp.inexact)
 
 
-def _raw_cotangent(subject: CallUnderTest, name: str, x: Any, dx: Any) -> Iterator[Finding]:
-    leaves = jax.tree.leaves(x)
-    if dx is None:
-        if any(jnp.issubdtype(a.dtype, jnp.inexact) for a in leaves):
-            yield noted("the backward returns None, a zero cotangent", name)
-    elif jax.tree.structure(dx) != jax.tree.structure(x) and not any(
-        a is None for a in jax.tree.leaves(dx, is_leaf=lambda a: a is None)
-    ):
-        message = (
-            f"the backward returns {jax.tree.structure(dx)} for {jax.tree.structure(x)}: JAX copies it to each leaf"
-        )
-        yield failed("wrong_aval", message, name, trap="one-array-for-a-tree")
-    else:
-        for a, da in zip(leaves, jax.tree.leaves(dx), strict=False):
-            if not jnp.issubdtype(a.dtype, jnp.inexact) and da.dtype != jax.dtypes.float0:
-                message = f"the backward returns {_shown(da)} for an argument of {a.dtype}: it must be None or float0"
-                yield failed("wrong_aval", message, name, trap="integers")
-            elif da.shape != a.shape and _broadcasts(a.shape, da.shape):
-                message = f"the backward returns {_shown(da)} for an argument of shape {a.shape}"
-                yield failed("wrong_aval", message, name, trap="broadcast-not-summed")
-            elif da.weak_type and da.dtype == a.dtype:
-                message = (
-                    f"the backward returns a {_shown(da)}: what is compiled for the argument is compiled anew for it"
-                )
-                yield noted(message, name, trap="weak-type")
+def _raw_cotangent(name: str, x: Any, dx: Any) -> Iterator[Finding]:
+    if dx is None and any(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(x)):
+        yield noted("the backward returns None, a zero cotangent", name)
+    for m in cotangent_mismatches(avals_of(x), dx):
+        returns = f"the backward returns {m.given}"
+        if m.kind == "tree":
+            message = f"{returns} for {m.wanted}: JAX copies it to each leaf"
+            yield failed("wrong_aval", message, name, trap="one-array-for-a-tree")
+        elif m.kind == "integer":
+            message = f"{returns} for an argument of {m.wanted.dtype}: it must be None or float0"
+            yield failed("wrong_aval", message, name, trap="integers")
+        elif m.kind == "shape" and _broadcasts(m.wanted.shape, m.given.shape):
+            message = f"{returns} for an argument of shape {m.wanted.shape}"
+            yield failed("wrong_aval", message, name, trap="broadcast-not-summed")
+        elif m.kind == "weak":
+            message = f"{returns}: JAX compiles a function of it again that it has compiled for the argument"
+            yield noted(message, name, trap="weak-type")
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

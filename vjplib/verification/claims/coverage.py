@@ -1,9 +1,9 @@
-"""Coverage: which equations of the backward these inputs can see at all.
+"""Coverage: which equations of the backward change a cotangent at these inputs.
 
-A factor on an equation's output that moves no cotangent could be anything: whatever is wrong there, no comparison at
-these inputs shows it. Whether each equation is seen is read off the derivative of the cotangents by all the factors, as
-`locate` takes it. What moves none at the call may do so in the tails that the record declares, where each component is
-held to its own size. Only the author can tell why one is not: a mask may hide it, it may cancel, or nothing may use it.
+If a factor on an equation's output changes no cotangent, no comparison at these inputs can show a fault there. The
+derivative of the cotangents by all factors, which `locate` takes too, tells which equations are seen. One that changes
+none at the call may do so in the tails that the record declares, where each component is compared with its own size.
+Only the author knows why an equation is not seen: a mask may hide it, it may cancel, or nothing may use it.
 """
 
 from collections.abc import Iterator
@@ -25,10 +25,9 @@ OTHER = -2.0  # a factor that changes comparisons
 
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:
-    """Yields a pass if a factor on any equation of the backward moves a cotangent, a note of those that move none.
+    """Yield a pass if a factor on any equation of the backward changes a cotangent, else a note that names the others.
 
-    Equations whose output is no floating number have no factor, and those that nothing depends on, or that depend on
-    nothing, are left out.
+    Left out are equations without a floating output, and those that no result or no input is connected with.
     """
     try:
         with x64():
@@ -43,12 +42,11 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
         message = f"these inputs see {count - len(blind)} of {count} equations of the backward; no cotangent moves with"
         yield noted(f"{message} {named}", data=data)
     else:
-        message = f"these inputs see every one of {count} equations of the backward"
-        yield passed(message, data=data)
+        yield passed(f"these inputs see every one of {count} equations of the backward", data=data)
 
 
 def _blind(subject: CallUnderTest) -> tuple[list[str], int, str]:
-    """Returns the equations that no cotangent moves with, how many there are in all, and why none can be told."""
+    """Return the equations that change no cotangent, the number of all equations, and why nothing was decided."""
     leaves = subject.leaves(np.float64)
     program = with_factors(subject, leaves, subject.cotangents(leaves))
     inside = [i for i, backward in enumerate(program.backward) if backward]
@@ -65,7 +63,7 @@ def _blind(subject: CallUnderTest) -> tuple[list[str], int, str]:
         return [], len(inside), "a cotangent, or its derivative by an equation, is not finite at these inputs"
     blind = np.flatnonzero(np.linalg.norm(moves, axis=0) <= HALF_THE_DIGITS)
     jitted = jax.jit(cotangents) if blind.size else cotangents
-    # What only decides a comparison moves nothing by a little: it is given the other sign.
+    # An equation that only decides a comparison has no derivative: its output is given the other sign.
     changes = [np.linalg.norm(jitted(ones.at[i].set(OTHER)) - jitted(ones)) for i in blind]
     unseen = [i for i, change in zip(blind, changes, strict=True) if change <= HALF_THE_DIGITS]
     if unseen and subject.tails is not None:
@@ -75,11 +73,11 @@ def _blind(subject: CallUnderTest) -> tuple[list[str], int, str]:
 
 
 def _unseen_in_tails(subject: CallUnderTest, places: tuple[str, ...], numbers: list[int]) -> list[int]:
-    """Returns those of the equations that move no component of a cotangent by a share of it in the tails either."""
+    """Return the equations that change no component of a cotangent, relative to its size, in the tails either."""
     assert subject.tails is not None
     tail, there = at_tails(subject, subject.tails, np.float64)
     program = with_factors(there, there.leaves(np.float64), (np.asarray(tail.g, np.float64),))
-    if program.places != places:  # another program, whose equations are others
+    if program.places != places:  # another program, with other equations
         return numbers
     cotangents = jax.jit(program.cotangents([1.0] * len(tail.exact), numbers))
     ones = jnp.ones(len(numbers))

@@ -13,79 +13,75 @@ from vjplib.verification.call import CallUnderTest, Leaves, as_taken_by_jax, kin
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.value import compare, right
 from vjplib.verification.explain import shrink
-from vjplib.verification.oracle import typical_magnitude
+from vjplib.verification.oracle import typical_magnitude, upcast
 from vjplib.verification.report import Finding, Level, finding, noted, passed
-from vjplib.verification.tolerance import size_of, wide
+from vjplib.verification.tolerance import size_of
 
 KINK = 1e-5
 STEP = 1e-6
 MOST_DIRECTIONS = 16
-MASKS = {"masks with nothing in them": False, "masks with all in them": True, "masks made their contrary": None}
-MOVED = 0.7  # other inputs, which move every output that is not constant
-LARGE = 10.0  # numbers above are not what one takes for an example
+SCALED = {
+    "inputs times -1": -1.0,
+    "inputs times 100": 1e2,
+    "inputs times 10,000": 1e4,
+    "inputs times 1e-30": 1e-30,
+    (SUBNORMAL := "subnormal inputs"): 1e-40,
+}
+TINY = ("inputs times 1e-30", SUBNORMAL)
+MASKS = {"masks that are all False": False, "masks that are all True": True, "masks negated": None}
+MOVED = 0.7  # other inputs, which change every output that is not constant
+LARGE = 10.0  # no number of a usual example is larger
 
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:
-    """Yields a finding for each generic edge, at the shapes of the call."""
+    """Yield a finding for each generic edge, at the shapes of the call."""
     leaves = subject.leaves(np.float32)
     gs = subject.cotangents(leaves)
-    unsaturated = typical_magnitude(subject, leaves, gs)
+    typical = typical_magnitude(subject, leaves, gs)
+    yield from _edge(subject, "zeros", tuple(map(np.zeros_like, leaves)), gs, typical)
+    yield from _edge(subject, "ties", tuple(map(np.ones_like, leaves)), gs, typical)
+    for name, scale in SCALED.items():
+        yield from _edge(subject, name, subject.leaves(np.float32, scale), gs, typical)
     sparse = tuple(np.where(np.arange(g.size).reshape(g.shape) % 2, g, np.float32(0)) for g in gs)
-    yield from _edge(subject, "zeros", tuple(np.zeros_like(a) for a in leaves), gs, unsaturated)
-    yield from _edge(subject, "ties", tuple(np.ones_like(a) for a in leaves), gs, unsaturated)
-    for name, scale in (("inputs times -1", -1.0), ("inputs times 100", 1e2), ("inputs times 10,000", 1e4)):
-        yield from _edge(subject, name, subject.leaves(np.float32, scale), gs, unsaturated)
-    yield from _edge(subject, "inputs times 1e-30", subject.leaves(np.float32, 1e-30), gs, unsaturated, tiny=True)
-    # Whether subnormal numbers count as zero is the platform's choice: only that the answer is finite is claimed.
-    yield from _edge(
-        subject, "subnormal inputs", subject.leaves(np.float32, 1e-40), gs, unsaturated, tiny=True, finite_only=True
-    )
-    yield from _edge(subject, "a cotangent with exact zeros", leaves, sparse, unsaturated)
+    yield from _edge(subject, "a cotangent with exact zeros", leaves, sparse, typical)
+    if not any(getattr(a, "dtype", None) == np.bool_ for a in jax.tree.leaves((subject.args, dict(subject.kwargs)))):
+        return
     if (infinite := _infinite_where_masked(subject, leaves, gs)) is not None:
-        yield from _edge(subject, "infinite cotangents of what is masked", leaves, infinite, unsaturated)
-    for name, kept in MASKS.items():
-        if masked := _masked(subject, name, kept):
-            yield from _edge(masked, name, leaves, gs, unsaturated, base=subject)
-
-
-def _holds_mask(subject: CallUnderTest) -> bool:
-    arguments = jax.tree.leaves((subject.args, dict(subject.kwargs)))
-    return any(getattr(a, "dtype", None) == np.bool_ for a in arguments)
+        yield from _edge(subject, "infinite cotangents of masked outputs", leaves, infinite, typical)
+    for name, mask in MASKS.items():
+        masked = _masked(subject, name, mask)
+        if masked.runs:
+            yield from _edge(masked, name, leaves, gs, typical, base=subject)
 
 
 def _infinite_where_masked(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> Leaves | None:
-    """Returns the cotangents, infinite where outputs are constant, None where none is or the oracle uses them."""
-    if not _holds_mask(subject):
-        return None
+    """Return the cotangents, infinite where outputs are constant; None where none is or the oracle uses them."""
     with x64():
-        exact, cotangents = (tuple(wide(np.asarray(a)) for a in part) for part in (leaves, gs))
+        exact, cotangents = upcast(leaves, gs)
         here, _ = subject.truths(exact, cotangents)
         there, _ = subject.truths(tuple(MOVED * a + MOVED for a in exact), cotangents)
         constant = [np.asarray(a) == np.asarray(b) for a, b in zip(here, there, strict=True)]
         if not any(c.any() for c in constant):
             return None
         infinite = tuple(np.where(c, np.inf, g).astype(g.dtype) for c, g in zip(constant, gs, strict=True))
-        _, dxs = subject.truths(exact, tuple(wide(g) for g in infinite))
+        _, dxs = subject.truths(exact, *upcast(infinite))
     return infinite if all(np.isfinite(np.asarray(dx)).all() for dx in dxs) else None
 
 
-def _masked(subject: CallUnderTest, name: str, kept: bool | None) -> CallUnderTest | None:
-    """Returns the call with each boolean array all True or all False, or its contrary for None; None without one."""
+def _masked(subject: CallUnderTest, name: str, mask: bool | None) -> CallUnderTest:
+    """Return the call with each boolean array filled with a value, or negated for None."""
 
     def filled(a: Any) -> Any:
         if getattr(a, "dtype", None) != np.bool_:
             return a
-        return ~np.asarray(a) if kept is None else np.full(np.shape(a), kept)
+        return ~np.asarray(a) if mask is None else np.full(np.shape(a), mask)
 
-    if not _holds_mask(subject):
-        return None
     args, kwargs = jax.tree.map(filled, (subject.args, dict(subject.kwargs)))
-    masked = subject.at(args, kwargs, " ".join(filter(None, (subject.case, name))))
-    return masked if masked.runs else None
+    return subject.at(args, kwargs, " ".join(filter(None, (subject.case, name))))
 
 
 def check_named(subject: CallUnderTest, edges: Sequence[Edge]) -> Iterator[Finding]:
-    """Yields a finding for each named edge of a record; those of the same shapes share compiled programs."""
+    """Yield a finding for each named edge of a record; those of the same shapes share compiled programs."""
     alike: dict[str, CallUnderTest] = {}
     for edge in edges:
         args = tuple(None if a is None else _single(np.asarray(a)) for a in edge.args)
@@ -93,9 +89,8 @@ def check_named(subject: CallUnderTest, edges: Sequence[Edge]) -> Iterator[Findi
         leaves = at.leaves()
         if len(leaves) == len(args):
             at = alike.setdefault(repr(([a if a is None else a.shape for a in args], edge.kwargs)), at)
-        yield from (
-            replace(f, case=edge.name) for f in _edge(at, edge.name, leaves, at.cotangents(leaves), base=subject)
-        )
+        for f in _edge(at, edge.name, leaves, at.cotangents(leaves), base=subject):
+            yield replace(f, case=edge.name)
 
 
 def _single(a: np.ndarray) -> np.ndarray:
@@ -108,15 +103,14 @@ def _edge(
     leaves: Leaves,
     gs: Leaves,
     typical: Leaves | None = None,
-    tiny: bool = False,
-    finite_only: bool = False,
     base: CallUnderTest | None = None,
 ) -> Iterator[Finding]:
-    errors = list(compare(subject, leaves, gs, typical, tied=name == "ties" or base is not None))
+    generic = base is None
+    errors = compare(subject, leaves, gs, typical, tied=name == "ties" or not generic)
     if errors and all(e.known == 0 for _, e in errors):
         yield noted(f"{name}: undecided, the oracle is NaN there")
         return
-    if finite_only:
+    if generic and name == SUBNORMAL:  # the platform may take them for zeros: only that results are finite is claimed
         errors = [(argument, e) for argument, e in errors if not np.isfinite(e.excused)]
     wrong = [(argument, e) for argument, e in errors if e.excused > 1]
     if not wrong:
@@ -127,7 +121,7 @@ def _edge(
         level, reason = excuses.get(argument, ("fail", "differs from the oracle"))
         if not np.isfinite(e.excused):
             reason = "not finite where the oracle is"
-            if tiny and e.lost:  # what underflows in float32 is no fault of the rule's
+            if generic and name in TINY and e.lost:  # underflow in float32 is no fault of the rule
                 level, reason = "note", f"{reason}, and nor is autodiff"
         trap = _trap(base or subject, leaves, bool(np.isfinite(e.excused))) if level == "fail" else ""
         source = shrink.counterexample(subject, leaves, gs) if trap in ("overflow", "zero-times-infinity") else ""
@@ -137,7 +131,7 @@ def _edge(
 
 
 def _trap(subject: CallUnderTest, leaves: Leaves, finite: bool) -> str:
-    """Returns the trap of a rule that is right at the call as given, and not at these leaves."""
+    """Return the trap of a rule that is right at the call as given, and not at these leaves."""
     if not right(subject):
         return ""
     if not finite:
@@ -147,17 +141,17 @@ def _trap(subject: CallUnderTest, leaves: Leaves, finite: bool) -> str:
 
 
 def _excuses(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> dict[str, tuple[Level, str]]:
-    """Returns what may be said for cotangents that differ from autodiff's, by their names.
+    """Return why a cotangent may differ from autodiff's, and the level of that, by the cotangent's name.
 
-    Autodiff takes what a formula gives at a single point, as for |x| at 0 inside a smooth function; there the limit
-    from both sides counts. Where the limits differ there is a kink, and between them lie the subgradients: another
-    one than autodiff's is a choice, unless the author gave a reference to state it.
+    Autodiff evaluates a formula at a single point, such as |x| at 0 inside a smooth function; there the limit from both
+    sides counts. Where the limits differ there is a kink, and between them lie the subgradients: another one than
+    autodiff's is a choice, unless the author gave a reference that states it.
 
-    The limits are taken along each coordinate (some of them, of a large argument) and along all together, where a tie
-    that was paid twice shows. The cotangents are made positive, so that kinks in different outputs do not cancel.
+    The limits are taken along each coordinate (a sample of them, of a large argument) and along all together, where a
+    tie that was counted twice shows. Cotangents are made positive, so that kinks in different outputs do not cancel.
     """
     gs = tuple(np.abs(g).astype(g.dtype) for g in gs)
-    ours = [wide(np.asarray(a)) for a in subject.answers(leaves, gs).dxs]
+    (ours,) = upcast(subject.answers(leaves, gs).dxs)
     excuses: dict[str, tuple[Level, str]] = {}
     for i, name in enumerate(subject.names):
         rows = list(_limits(subject, leaves, gs, i))
@@ -165,28 +159,29 @@ def _excuses(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> dict[str, tu
         if any(not min(sides) - near <= _slope(ours[i], t) <= max(sides) + near for t, *sides in rows):
             continue
         if all(abs(below - above) <= near for _, below, above in rows):
-            reason = "equals the oracle's limit, where autodiff of the reference does not"
-            excuses[f"cotangent of {name}"] = ("pass", reason)
+            excuse = "pass", "equals the oracle's limit, where autodiff of the reference does not"
         elif subject.reference is None:
-            reason = "another subgradient than autodiff's at a kink; a reference would state the convention"
-            excuses[f"cotangent of {name}"] = ("note", reason)
+            excuse = "note", "another subgradient than autodiff's at a kink; a reference would state the convention"
+        else:
+            continue
+        excuses[f"cotangent of {name}"] = excuse
     return excuses
 
 
 def _slope(dx: np.ndarray, t: np.ndarray) -> float:
-    """Returns the change along t that a cotangent stands for: JAX's are transposes, without a conjugate."""
+    """Return the change along t that a cotangent stands for: JAX's are transposes, without a conjugate."""
     return float(np.real(np.sum(dx * t)))
 
 
 def _limits(subject: CallUnderTest, leaves: Leaves, gs: Leaves, i: int) -> Iterator[tuple[np.ndarray, float, float]]:
-    """Yields directions of one argument, and the oracle's slope along each, just below and just above these leaves."""
-    exact = tuple(wide(np.asarray(a)) for a in leaves)
-    x, cotangents = exact[i], tuple(wide(np.asarray(g)) for g in gs)
+    """Yield directions of one argument, and the oracle's slope along each, just below and just above these leaves."""
+    exact, cotangents = upcast(leaves, gs)
+    x = exact[i]
     rng = np.random.default_rng((subject.seed, 5))
     coordinates = rng.permutation(x.size)[:MOST_DIRECTIONS]
     directions = [np.ones_like(x), *(np.eye(1, x.size, j).reshape(x.shape) for j in coordinates)]
     if np.iscomplexobj(x):
-        directions = [way * t for t in directions for way in (1, 1j)]
+        directions = [unit * t for t in directions for unit in (1, 1j)]
     for t in directions:
         slopes = []
         for sign in (-1, 1):

@@ -1,9 +1,9 @@
-"""Growth: how time and memory grow with each dimension, and that no n x n stands where none is needed.
+"""Growth: how time and memory grow with each dimension, and whether an n x n array stands where none is needed.
 
 Each dimension is enlarged alone. The program of forward and backward is traced at two large sizes, one twice the other,
 without computing: the base-2 logarithm of the ratio of its largest arrays, and of its multiplications and additions, is
-the exponent. The same is done for autodiff of the reference, which the rule must not exceed where it grows faster than
-in proportion.
+the exponent. Where the rule grows faster than in proportion, it must not exceed the exponents of autodiff of the
+reference.
 """
 
 import itertools
@@ -11,13 +11,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vjplib.compat import programs, unclose
+from vjplib.compat import ProgramCost, cost_of, unclose
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Claim
 from vjplib.verification.report import Finding, describe_error, failed, noted, passed, skipped
@@ -27,70 +26,11 @@ EXCESS = 0.5
 COMPILED = 2048
 
 
-class Cost(NamedTuple):
-    """What a program takes.
-
-    Args:
-        largest: elements of its largest array.
-        operations: multiplications and additions.
-        decided: whether the length of every loop is known.
-        equations: the program's own length.
-    """
-
-    largest: int
-    operations: int
-    decided: bool
-    equations: int
-
-
-def cost(jaxpr: Any) -> Cost:
-    """Returns the cost of a jaxpr, loops counted by their trips and branches by the dearest.
-
-    Example:
-        >>> x = jax.ShapeDtypeStruct((4, 5), jnp.float32)
-        >>> cost(jax.make_jaxpr(lambda x: x @ x.T)(x).jaxpr)
-        Cost(largest=20, operations=180, decided=True, equations=2)
-    """
-    largest, operations, decided, equations = 0, 0, True, len(jaxpr.eqns)
-    for eqn in jaxpr.eqns:
-        inner = [cost(body) for _, body, _ in programs(eqn.params)]
-        equations += sum(c.equations for c in inner)
-        largest = max([largest, *(_elements(v) for v in eqn.outvars), *(c.largest for c in inner)])
-        decided = decided and eqn.primitive.name != "while" and all(c.decided for c in inner)
-        if not inner or eqn.primitive.name.startswith(("reduce", "cum", "scatter", "select_and", "argm")):
-            operations += _operations(eqn)
-        elif eqn.primitive.name == "cond":
-            operations += max(c.operations for c in inner)
-        else:
-            operations += eqn.params.get("length", 1) * sum(c.operations for c in inner)
-    return Cost(largest, operations, decided, equations)
-
-
-def _elements(v: Any) -> int:
-    return math.prod(getattr(v.aval, "shape", ()))
-
-
-def _operations(eqn: Any) -> int:
-    out = sum(_elements(v) for v in eqn.outvars)
-    if eqn.primitive.name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        return 2 * out * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-    if eqn.primitive.name == "conv_general_dilated":
-        numbers = eqn.params["dimension_numbers"]
-        kernel = eqn.invars[1].aval.shape
-        return 2 * out * math.prod(kernel[i] for i in numbers.rhs_spec[1:])
-    return max([out, *(_elements(v) for v in eqn.invars)])
-
-
 def too_large(subject: CallUnderTest) -> str | None:
-    """Returns why the call cannot be computed in the memory that is free, or None; nothing is computed to know it."""
-    leaves = subject.leaves(np.float32)
-    try:
-        gs = subject.cotangents(leaves)
-        traced = [jax.make_jaxpr(subject.pull(f))(leaves, gs) for f in (subject.call, subject.oracle)]
-    except Exception:  # what the function raises is for the claims to report
+    """Return why the call does not fit into free memory, or None; the call is traced and not computed."""
+    if any(isinstance(program, str | None) for program in subject.traced):  # the claims report what the function raises
         return None
-    largest = [cost(unclose(program)[0]).largest for program in traced]
+    largest = [cost_of(unclose(program)[0]).largest for program in subject.traced]
     needed, free = 8 * max(largest), _free_memory()  # bytes, in float64
     if needed <= free / 2:
         return None
@@ -102,7 +42,7 @@ def too_large(subject: CallUnderTest) -> str | None:
 
 
 def _free_memory() -> float:
-    """Returns the bytes of memory that are free, infinity where the system does not tell."""
+    """Return the bytes of free memory, infinity where the system has no /proc/meminfo."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -111,12 +51,12 @@ def _free_memory() -> float:
 
 
 def check(subject: CallUnderTest, compiled: bool = True) -> Iterator[Finding]:
-    """Yields a finding for each dimension.
+    """Yield a finding for each dimension.
 
     Args:
-        subject: what to examine; its `resize` says how sizes change.
-        compiled: whether to compile at larger sizes too, and measure the temporary bytes; and to trace autodiff where
-            the rule grows in proportion at most, so that both are drawn.
+        subject: the call under test; its `resize` makes it at other sizes.
+        compiled: whether to compile at larger sizes too and measure the temporary bytes, and to trace autodiff even
+            where the rule grows in proportion at most, so that a plot shows both.
     """
     if subject.resize is None or not subject.sizes:
         yield noted("the call has no dimension to enlarge")
@@ -128,12 +68,12 @@ def check(subject: CallUnderTest, compiled: bool = True) -> Iterator[Finding]:
 def _dimension(subject: CallUnderTest, dimension: str, size: int, compiled: bool) -> Finding:
     sizes = (FACTOR * size, 2 * FACTOR * size)
     try:
-        ours = [cost(_trace(subject, dimension, n, lambda s: s.call)) for n in sizes]
+        ours = [cost_of(_trace(subject, dimension, n, lambda s: s.call)) for n in sizes]
         memory, time = (_exponent(ours, part) for part in ("largest", "operations"))
         proportional = max(memory, time) <= 1 + EXCESS
         wanted = () if proportional and not compiled else sizes
-        theirs = [cost(_trace(subject, dimension, n, lambda s: s.oracle)) for n in wanted]
-    except Exception as refusal:  # functions have their own words for sizes that they do not take
+        theirs = [cost_of(_trace(subject, dimension, n, lambda s: s.oracle)) for n in wanted]
+    except Exception as refusal:  # functions raise what they like for sizes that they refuse
         message = f"{dimension} cannot be enlarged alone: {describe_error(refusal)}"
         return skipped(message)
     if not all(c.decided for c in ours):
@@ -157,31 +97,36 @@ def _dimension(subject: CallUnderTest, dimension: str, size: int, compiled: bool
 
 
 def _drawn(
-    subject: CallUnderTest, dimension: str, sizes: Sequence[int], ours: list[Cost], theirs: list[Cost], size: int | None
+    subject: CallUnderTest,
+    dimension: str,
+    sizes: Sequence[int],
+    ours: list[ProgramCost],
+    theirs: list[ProgramCost],
+    size: int | None,
 ) -> dict[str, Any]:
-    """Returns what is drawn of growth: sizes, and the costs of the rule and of autodiff at each.
+    """Return the data of a growth plot: sizes, and the costs of the rule and of autodiff at each.
 
     Args:
-        subject: what is examined.
+        subject: the call under test.
         dimension: the dimension that grows.
-        sizes: those traced.
+        sizes: the sizes traced.
         ours: the rule's costs.
-        theirs: autodiff's, none if it was not traced.
-        size: the dimension's size in the call, to trace at it too; None to trace no more.
+        theirs: autodiff's costs, empty if it was not traced.
+        size: the dimension's size in the call, to be traced too; None for no further size.
     """
     if size is not None and size not in sizes:
         sizes = (size, *sizes)
-        ours = [cost(_trace(subject, dimension, size, lambda s: s.call)), *ours]
-        theirs = [cost(_trace(subject, dimension, size, lambda s: s.oracle)), *theirs]
+        ours = [cost_of(_trace(subject, dimension, size, lambda s: s.call)), *ours]
+        theirs = [cost_of(_trace(subject, dimension, size, lambda s: s.oracle)), *theirs]
 
-    def parts(costs: list[Cost]) -> dict[str, list[int]]:
+    def parts(costs: list[ProgramCost]) -> dict[str, list[int]]:
         return {part: [getattr(c, part) for c in costs] for part in ("largest", "operations")}
 
     drawn = {"dimension": dimension, "sizes": list(sizes), "rule": parts(ours)}
     return drawn | ({"autodiff": parts(theirs)} if theirs else {})
 
 
-def _exponent(costs: list[Cost], part: str) -> float:
+def _exponent(costs: list[ProgramCost], part: str) -> float:
     small, large = (max(1, getattr(c, part)) for c in costs)
     return math.log2(large / small)
 
@@ -190,7 +135,7 @@ Chosen = Callable[[CallUnderTest], Callable[..., Any]]
 
 
 def _program(subject: CallUnderTest, chosen: Chosen) -> Callable[..., Any]:
-    """Returns forward and backward as a function of every array of the call, integers and masks included."""
+    """Return forward and backward as a function of every array of the call, integers and masks included."""
 
     def run(args: tuple[Any, ...], arrays: Mapping[str, Any]) -> Any:
         inner = replace(subject, args=args, kwargs={**subject.kwargs, **arrays})
@@ -211,8 +156,8 @@ def _compiled_exponent(subject: CallUnderTest, dimension: str) -> float:
     program = jax.jit(_program(subject, lambda s: s.call))
     sizes = (COMPILED, 2 * COMPILED, 4 * COMPILED)
     analyses = [program.lower(*subject.resize({dimension: n})).compile().memory_analysis() for n in sizes]
-    # Below a few kilobytes the program's own scratch space is all there is, and it does not grow. Of two doublings the
-    # compiler may have changed its plan at one: the smaller counts.
+    # Below a few kilobytes there is only the program's own scratch space, which does not grow. The compiler may change
+    # its plan at one of the two doublings: the smaller exponent counts.
     temporary = [max(4096, a.temp_size_in_bytes if a else 0) for a in analyses]
     return min(math.log2(large / small) for small, large in itertools.pairwise(temporary))
 

@@ -1,9 +1,7 @@
-"""Linearity: a pullback is linear: B(s g) = s B(g) for s = 0, 2, -1, 2^40 and 2^-40, and additivity.
+"""Linearity: a pullback is linear: B(s g) = s B(g) for s = 0, 2, -1, 2^40 and 2^-40, and B(g + e) = B(g) + B(e).
 
-A clip or a threshold inside the backward shows at one of the last two factors.
-
-Each output's cotangent is tried alone, the others zero, so that two outputs cannot hide one another. In float64, where
-doubling and negating are exact and rounding is far below any error that matters.
+A clip or a threshold inside the backward shows at one of the last two factors. Each output's cotangent is tried alone,
+the others zero, so that two outputs cannot hide one another; in float64, where doubling and negating are exact.
 """
 
 from collections.abc import Iterator
@@ -25,27 +23,27 @@ FLOAT16 = float(jnp.finfo(jnp.float16).eps)
 
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:
-    """Yields a finding for each differentiated argument."""
+    """Yield a finding for each differentiated argument."""
     with x64():
         leaves = tuple(jnp.asarray(a) for a in subject.leaves(np.float64))
         g, e = subject.cotangents(leaves, 1), subject.cotangents(leaves, 2)
         broken = _broken(subject, leaves, g, e, POWER)
-        if any(gap > subject.digits(gap) for gap, _ in broken.values()) and subject.eps == FLOAT16:
+        if any(subject.ratio(gap) > 1 for gap, _ in broken.values()) and subject.eps == FLOAT16:
             broken = _broken(subject, leaves, g, e, POWER_OF_FLOAT16)
     for name in subject.names:
         gap, law = broken.get(name, (0.0, ""))
-        argument = f"cotangent of {name}"
-        digits = subject.digits(gap)
-        if gap > digits:
+        argument, ratio = f"cotangent of {name}", subject.ratio(gap)
+        if ratio > 1:
             message = f"the backward is not linear in the cotangent: {law} is off by {gap:.1e} of its size"
-            trap = _trap(subject, gap)
-            yield failed("not_linear", message, argument, gap / digits, trap=trap)
+            with x64():  # rounding inside breaks the law where gaps are small, and a cast to fewer bits is there
+                trap = lower_precision(subject, leaves, subject.cotangents(leaves), gap) or "not-linear"
+            yield failed("not_linear", message, argument, ratio, trap=trap)
         else:
-            yield passed("linear in the cotangent", argument, gap / digits)
+            yield passed("linear in the cotangent", argument, ratio)
 
 
 def _broken(subject: CallUnderTest, leaves: Leaves, g: Leaves, e: Leaves, power: int) -> dict[str, tuple[float, str]]:
-    """Returns by how much, and which law, is broken most for each argument, of those that are broken at all."""
+    """Return for each argument by which a law is broken the law broken most, and by how much."""
     broken: dict[str, tuple[float, str]] = {}
     for alone in range(len(g)):
         only_g, only_e = (tuple(a * (i == alone) for i, a in enumerate(part)) for part in (g, e))
@@ -55,13 +53,6 @@ def _broken(subject: CallUnderTest, leaves: Leaves, g: Leaves, e: Leaves, power:
     return broken
 
 
-def _trap(subject: CallUnderTest, gap: float) -> str:
-    """Returns whether it is rounding inside that breaks the law: where gaps are small, and a cast to fewer bits is."""
-    with x64():
-        leaves = subject.leaves(np.float64)
-        return lower_precision(subject, leaves, subject.cotangents(leaves), gap) or "not-linear"
-
-
 def _laws(subject: CallUnderTest, leaves: Leaves, g: Leaves, e: Leaves, power: int) -> Iterator[tuple[str, str, float]]:
     factor = 2.0**power
     combinations = [(0, 0), (1, 0), (0, 1), (2, 0), (-1, 0), (factor, 0), (1 / factor, 0), (1, 1)]
@@ -69,8 +60,8 @@ def _laws(subject: CallUnderTest, leaves: Leaves, g: Leaves, e: Leaves, power: i
         stack = tuple(np.stack([s * a + t * b for s, t in combinations]) for a, b in zip(g, e, strict=True))
     pull = subject.pull(subject.call)
     results = subject.compiled(lambda gs: jax.lax.map(lambda one: pull(leaves, one)[1], gs))(stack)
-    for name, dx in zip(subject.names, (np.asarray(r) for r in results), strict=True):
-        zero, b_g, b_e, double, negative, large, small, total = dx
+    for i, (name, dx) in enumerate(zip(subject.names, results, strict=True)):
+        zero, b_g, b_e, double, negative, large, small, total = np.asarray(dx)
         with np.errstate(invalid="ignore", over="ignore"):
             gaps = {
                 "B(0) = 0": zero,
@@ -88,9 +79,8 @@ def _laws(subject: CallUnderTest, leaves: Leaves, g: Leaves, e: Leaves, power: i
             law: float(np.max(np.where(unknown, 0.0, np.nan_to_num(np.abs(gap), nan=np.inf)), initial=0.0))
             for law, gap in gaps.items()
         }
-        if max(worst.values()) > HALF_THE_DIGITS * size:  # it may be the rounding of what nearly cancels
-            sizes = roundings(subject, leaves, g, subject.pullback)[-len(subject.names) :]
-            size = max(size, sizes[subject.names.index(name)])
+        if max(worst.values()) > HALF_THE_DIGITS * size:  # it may be the rounding of terms that nearly cancel
+            size = max(size, roundings(subject, leaves, g, subject.pullback)[i - len(results)])
         yield from ((name, law, gap / size) for law, gap in worst.items())
 
 

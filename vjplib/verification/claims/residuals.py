@@ -13,9 +13,9 @@ from vjplib.verification.report import Finding, finding
 
 
 def residual_bytes(f: Callable[..., Any], *leaves: Any) -> int:
-    """Returns the bytes that JAX keeps to pull a cotangent back through f, each array counted once.
+    """Return the bytes that JAX keeps to pull a cotangent back through f, each array counted once.
 
-    Only shapes are traced.
+    f is traced and not computed.
 
     Args:
         f: a function of arrays that returns arrays.
@@ -26,12 +26,11 @@ def residual_bytes(f: Callable[..., Any], *leaves: Any) -> int:
         >>> residual_bytes(jax.numpy.sin, x), residual_bytes(lambda x: 2 * x, x)
         (32, 0)
     """
-    kept, _ = _kept(f, *leaves)
-    return _bytes(kept)
+    return _bytes(_kept(f, *leaves)[0])
 
 
 def _kept(f: Callable[..., Any], *leaves: Any) -> tuple[dict[int, Any], Any]:
-    """Returns the arrays kept for the backward, by identity, and the pullback's shapes."""
+    """Return the arrays kept for the backward, by identity, and the trace that shows them."""
     traced, (outputs, back) = jax.make_jaxpr(lambda *ls: jax.vjp(f, *ls), return_shape=True)(*leaves)
     kept = traced.jaxpr.outvars[len(jax.tree.leaves(outputs)) :]
     return {id(v): v.aval for v in kept if not isinstance(v, Literal)}, (traced, outputs, back)
@@ -42,11 +41,7 @@ def _bytes(arrays: Mapping[int, Any]) -> int:
 
 
 def unused_bytes(f: Callable[..., Any], *leaves: Any) -> int:
-    """Returns the bytes among those kept that the backward never looks at.
-
-    Args:
-        f: a function of arrays that returns arrays.
-        *leaves: its arguments, arrays or `jax.ShapeDtypeStruct`.
+    """Return the bytes among those kept that the backward never uses; arguments as `residual_bytes`.
 
     Example:
         >>> f = jax.custom_vjp(lambda x: 2 * x)
@@ -62,21 +57,20 @@ def unused_bytes(f: Callable[..., Any], *leaves: Any) -> int:
 
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:
-    """Yields one finding, on the call in float32."""
+    """Yield one finding, on the call in float32."""
     leaves = subject.leaves(np.float32)
     ours = residual_bytes(subject.call, *leaves)
     theirs = residual_bytes(subject.baseline, *leaves)
+    unused, claimed = unused_bytes(subject.call, *leaves), subject.residuals
     message = f"keeps {ours:,} bytes, autodiff {theirs:,}"
-    unused = unused_bytes(subject.call, *leaves)
-    if unused:
-        message += f"; {unused:,} of them the backward never uses"
-    trap = "residuals-kept" if unused or (subject.residuals is not None and ours > subject.residuals) else ""
-    if subject.residuals is None:
+    message += f"; {unused:,} of them the backward never uses" if unused else ""
+    trap = "residuals-kept" if unused or (claimed is not None and ours > claimed) else ""
+    if claimed is None:
         level = "note" if ours > theirs or unused else "pass"
-    elif ours == subject.residuals:
+    elif ours == claimed:
         level = "pass"
     else:
-        level, message = "fail", f"{message}; {subject.residuals:,} are claimed"
+        level, message = "fail", f"{message}; {claimed:,} are claimed"
     yield finding(level, "residual_bytes", message, trap=trap, data={"bytes": ours, "autodiff": theirs})
 
 

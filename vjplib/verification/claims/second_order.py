@@ -1,6 +1,6 @@
-"""Order two: the backward is itself differentiable, backwards and forwards, and right; or refused as declared."""
+"""Second order: the backward is itself differentiable, backwards and forwards, and right; or refused as declared."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import Answers, CallUnderTest, Leaves, normal_of
+from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all, normal_of
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import lower_precision, optimizes_remat, raised
 from vjplib.verification.oracle import DRAWS, roundings
@@ -17,112 +17,88 @@ from vjplib.verification.report import Finding, describe_error, failed, noted, p
 from vjplib.verification.tolerance import SLACK, relative_gap, size_of
 
 _REVERSE, _FORWARD = "reverse over reverse", "forward over reverse"
+Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # the second derivatives of the function, and of the oracle
 
 
 def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
-    """Yields a finding for each mode and each derivative, in float64 against the oracle.
+    """Yield a finding for each mode, in float64 against the oracle.
 
     The pullback B(x, g) is differentiated in both arguments: its VJP with a random direction is reverse over reverse,
-    its JVP forward over reverse. Rules that declare no second derivative must raise.
-
-    Args:
-        subject: what to examine.
-        forwards: whether forward over reverse is computed too; if not it is lowered, which shows a refusal.
+    its JVP forward over reverse; without `forwards` the latter is only lowered, which shows a refusal. Rules that
+    declare no second derivative must raise.
     """
     with x64():
         leaves = subject.leaves(np.float64)
         gs, directions = subject.cotangents(leaves, 1), subject.cotangents(leaves, 2)
         rng = np.random.default_rng((subject.seed, 4))
-        tangents = tuple(normal_of(rng, a.shape, a.dtype) for a in leaves)
-        point = (leaves, gs, tangents, directions)
-        modes = {}
-        for mode, second in ((_REVERSE, _backwards), (_FORWARD, _forwards)):
-            last = second is _forwards and not forwards
-            try:  # JAX refuses forward mode of a custom_vjp as late as it lowers the program
-                program = jax.jit(lambda p, second=second: second(subject.pull(subject.call), *p))
-                program.lower(point) if last else program.trace(point)
-            except Exception as error:  # a refusal is a finding, whatever its type
-                yield _refusal(subject, mode, error)
-                continue
-            if last and subject.order_two:
-                yield passed(f"{mode} is not refused")
-                continue
-            modes[mode] = second
+        point = (leaves, gs, tuple(normal_of(rng, a.shape, a.dtype) for a in leaves), directions)
         pulls = (subject.pull(subject.call), subject.pull(subject.oracle))
+        modes = []
+        for mode, second in _MODES.items():
+            only_lowered = mode == _FORWARD and not forwards
+            program = jax.jit(lambda p, second=second: second(pulls[0], *p))
+            # JAX refuses forward mode of a custom_vjp as late as it lowers the program.
+            refusal = attempt(partial(program.lower if only_lowered else program.trace, point))
+            if isinstance(refusal, Exception):
+                yield _refusal(subject, mode, refusal)
+            elif only_lowered and subject.order_two:
+                yield passed(f"{mode} is not refused")
+            else:
+                modes.append(mode)
 
-        def second_order(modes: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
-            return subject.compiled(lambda p: {m: [f(pull, *p) for pull in pulls] for m, f in modes.items()})(point)
+        def second_order(modes: Sequence[str]) -> Any:
+            run = subject.compiled(lambda p: {m: [_MODES[m](pull, *p) for pull in pulls] for m in modes})
+            return jax.tree.map(np.asarray, run(point))
 
-        try:
-            results = second_order(modes)
-        except Exception:  # some refuse as late as they are compiled: one at a time, then, to know which
-            results = {}
-            for mode, second in modes.items():
-                try:
-                    results |= second_order({mode: second})
-                except Exception as error:  # a refusal is a finding, whatever its type
-                    yield _refusal(subject, mode, error)
-        for mode, (found, expected) in results.items():
-            if not subject.order_two:
+        # Some refuse as late as they are compiled.
+        for mode, found in attempt_all(second_order, modes).items():
+            if isinstance(found, Exception):
+                yield _refusal(subject, mode, found)
+            elif not subject.order_two:
                 yield failed("not_refused", f"{mode} is declared to be refused, yet runs")
-                continue
-            finding = _compare(subject, mode, found, expected)
-            yield finding if finding.level == "pass" else _suspected(subject, mode, modes[mode], point, found, expected)
+            else:
+                yield _judged(subject, mode, point, list(zip(*map(jax.tree.leaves, found), strict=True)))
 
 
-def _suspected(
-    subject: CallUnderTest, mode: str, second: Callable[..., Any], point: Any, found: Any, expected: Any
-) -> Finding:
-    """Returns the finding on derivatives that differ by more than their own size explains.
+def _judged(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs) -> Finding:
+    """Return the finding on one mode.
 
-    The difference may be the rounding of what is as large as the first derivatives, or of terms that cancel.
+    A difference may be the rounding of numbers as large as the first derivatives, or of terms that cancel.
     """
-    leaves, gs, *_ = point
-    answers = subject.answers(leaves, gs)
-    scale = max(*(size_of(np.asarray(a)) for a in answers.true_dxs), *roundings(subject, leaves, gs))
-    finding = _compare(subject, mode, found, expected, scale)
+    finding = _compare(subject, mode, pairs)
     if finding.level == "pass":
         return finding
-    if _is_rounding(subject, second, point, found, expected, scale):
-        message = f"{mode} undecided: all terms cancel, and what is left of the oracle is their rounding"
-        return noted(message)
-    parts = (found, expected) if second is _backwards else (found[1], expected[1])
-    return replace(finding, trap=_trap(subject, (leaves, gs), answers, *parts, scale))
-
-
-def _trap(
-    subject: CallUnderTest, at: tuple[Leaves, Leaves], first: Answers, found: Any, expected: Any, scale: float
-) -> str:
-    """Returns the trap where the first derivatives are right, and the second are zero or of few digits."""
-    first = jax.tree.map(np.asarray, first)
+    leaves, gs, *_ = point
+    first = subject.answers_at(leaves, gs)
+    scale = max(*map(size_of, first.true_dxs), *roundings(subject, leaves, gs))
+    finding = _compare(subject, mode, pairs, scale)
+    if finding.level == "pass":
+        return finding
+    if _is_rounding(subject, mode, point, pairs, scale):
+        return noted(f"{mode} undecided: all terms cancel, and what is left of the oracle is their rounding")
     gaps = [relative_gap(r, o) for r, o in zip(first.dxs, first.true_dxs, strict=True)]
-    if any(gap > subject.digits(gap) for gap in gaps):
-        return lower_precision(subject, *at, max(map(relative_gap, first.dxs, first.true_dxs)))
-    pairs = [(np.asarray(r), np.asarray(o)) for r, o in zip(*map(jax.tree.leaves, (found, expected)), strict=True)]
-    wrong = [(r, o) for r, o in pairs if (gap := relative_gap(r, o, scale)) > subject.digits(gap)]
-    if any(not np.any(r) for r, _ in wrong):
-        return "second-order-zero"
-    return lower_precision(subject, *at, max(relative_gap(r, o, scale) for r, o in wrong))
+    if all(subject.ratio(gap) <= 1 for gap in gaps):
+        pairs = pairs if mode == _REVERSE else pairs[len(gs) :]  # those of the cotangents
+        wrong = [(r, gap) for r, o in pairs if subject.ratio(gap := relative_gap(r, o, scale)) > 1]
+        if not all(np.any(r) for r, _ in wrong):
+            return replace(finding, trap="second-order-zero")
+        gaps = [gap for _, gap in wrong]
+    return replace(finding, trap=lower_precision(subject, leaves, gs, max(gaps, default=np.inf)))
 
 
-def _is_rounding(
-    subject: CallUnderTest, second: Callable[..., Any], point: Any, found: Any, expected: Any, scale: float
-) -> bool:
-    """Returns whether derivatives differ by no more than the oracle's move where each input is rounded in float64."""
+def _is_rounding(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs, scale: float) -> bool:
+    """Return True if rounding each input in float64 changes the oracle's derivatives by as much as these differ."""
     rng = np.random.default_rng((subject.seed, 8))
     unit = subject.eps / 2
-    program = subject.compiled(lambda p: second(subject.pull(subject.oracle), *p))
-    moved = [
-        jax.tree.leaves(program(jax.tree.map(lambda a: a * (1 + unit * rng.uniform(-1, 1, np.shape(a))), point)))
-        for _ in range(DRAWS)
+    program = subject.compiled(lambda p: jax.tree.leaves(_MODES[mode](subject.pull(subject.oracle), *p)))
+    draws = [
+        program(jax.tree.map(lambda a: a * (1 + unit * rng.uniform(-1, 1, np.shape(a))), point)) for _ in range(DRAWS)
     ]
-    for i, (r, o) in enumerate(zip(*map(jax.tree.leaves, (found, expected)), strict=True)):
-        r, o = np.asarray(r), np.asarray(o)
-        noise = SLACK * max(size_of(np.asarray(part[i]) - o) for part in moved)
-        gap = relative_gap(r, o, scale)
-        if gap > subject.digits(gap) and not size_of(r - o) <= noise:
+    for (r, o), moved in zip(pairs, zip(*draws, strict=True), strict=True):
+        noise = SLACK * max(size_of(np.asarray(m) - o) for m in moved)
+        if subject.ratio(relative_gap(r, o, scale)) > 1 and not size_of(r - o) <= noise:
             return False
-    return all(np.isfinite(np.asarray(r)).all() for r in jax.tree.leaves(found))
+    return all(np.isfinite(r).all() for r, _ in pairs)
 
 
 def _refusal(subject: CallUnderTest, mode: str, error: Exception) -> Finding:
@@ -139,27 +115,24 @@ def _backwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leave
 
 
 def _forwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves, directions: Leaves) -> Any:
-    return jax.jvp(pull, (xs, gs), (tangents, directions))[1]  # of the outputs too, as jax.hessian has it
+    return jax.jvp(pull, (xs, gs), (tangents, directions))[1]  # of the outputs too, as in jax.hessian
 
 
-def _compare(subject: CallUnderTest, mode: str, found: Any, expected: Any, scale: float = 0.0) -> Finding:
-    gaps = [
-        ((gap := relative_gap(np.asarray(r), np.asarray(o), scale)) / subject.digits(gap), part)
-        for r, o, part in zip(*map(jax.tree.leaves, (found, expected)), _parts(subject, mode, found), strict=True)
-    ]
-    worst, at = max(gaps)
-    if worst > 1:
-        return failed("wrong_value", f"{mode} differs from the oracle {at}", "", worst)
-    return passed(f"{mode} equals the oracle", "", worst)
+_MODES = {_REVERSE: _backwards, _FORWARD: _forwards}
 
 
-def _parts(subject: CallUnderTest, mode: str, found: tuple[Leaves, Leaves]) -> list[str]:
-    """Returns where a second derivative stands, for each array of it."""
+def _compare(subject: CallUnderTest, mode: str, pairs: Pairs, scale: float = 0.0) -> Finding:
+    names, outputs = subject.names, [f"output {i}" for i in range(len(pairs) - len(subject.names))]
     if mode == _REVERSE:
-        inputs = [*subject.names, *(f"the cotangent of output {i}" for i in range(len(found[1])))]
-        return [f"in the derivative with respect to {x}" for x in inputs]
-    outputs = [*(f"output {i}" for i in range(len(found[0]))), *(f"the cotangent of {name}" for name in subject.names)]
-    return [f"in the derivative of {y}" for y in outputs]
+        inputs = [*names, *(f"the cotangent of {y}" for y in outputs)]
+        parts = [f"in the derivative with respect to {x}" for x in inputs]
+    else:
+        parts = [f"in the derivative of {y}" for y in (*outputs, *(f"the cotangent of {x}" for x in names))]
+    ratios = [subject.ratio(relative_gap(r, o, scale)) for r, o in pairs]
+    worst, where = max(zip(ratios, parts, strict=True))
+    if worst > 1:
+        return failed("wrong_value", f"{mode} differs from the oracle {where}", "", worst)
+    return passed(f"{mode} equals the oracle", "", worst)
 
 
 CLAIM = Claim(

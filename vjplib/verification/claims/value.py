@@ -1,10 +1,9 @@
 """Value: the primal, the forward pass and every cotangent equal the float64 oracle, at three scales of input."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-import jax
 import numpy as np
 
 from vjplib.compat import x64
@@ -13,7 +12,7 @@ from vjplib.verification.claim import Claim
 from vjplib.verification.explain import diagnose
 from vjplib.verification.explain.jacobian_picture import jacobians
 from vjplib.verification.explain.locate import explain
-from vjplib.verification.oracle import evaluate_oracle, roundings, typical_magnitude
+from vjplib.verification.oracle import evaluate_oracle, larger, roundings, typical_magnitude
 from vjplib.verification.report import Finding, Level, finding, noted, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS, SLACK, Error, error, reach_of, relative_gap, size_of, unit_of
 
@@ -21,42 +20,35 @@ from vjplib.verification.tolerance import HALF_THE_DIGITS, SLACK, Error, error, 
 def check(
     subject: CallUnderTest, scales: tuple[float, ...] = SCALES, original: CallUnderTest | None = None
 ) -> Iterator[Finding]:
-    """Yields a finding for each output and each differentiated argument: its worst over the scales, in float32.
+    """Yield a finding for each output and each differentiated argument: its worst over the scales, in float32.
 
-    Args:
-        subject: what to examine.
-        scales: factors of the floating arguments.
-        original: the call that this one was made of, whose answers are of the usual size too: at an axis of one
-            element all that is there may cancel.
+    The results of the original call, which this one was derived from, are of typical magnitude too: along an axis of
+    one element everything may cancel.
     """
-    given = subject.leaves(np.float32)
-    unsaturated = typical_magnitude(subject, given, subject.cotangents(given))
-    if original is not None:
-        as_made = original.leaves(np.float32)
-        larger = typical_magnitude(original, as_made, original.cotangents(as_made))
-        unsaturated = tuple(b if size_of(b) > size_of(a) else a for a, b in zip(unsaturated, larger, strict=True))
+    typical: Leaves | None = None
+    for at in filter(None, (subject, original)):
+        given = at.leaves(np.float32)
+        magnitude = typical_magnitude(at, given, at.cotangents(given))
+        typical = magnitude if typical is None else larger(typical, magnitude)
     errors: dict[str, list[tuple[Error, str]]] = {}
     for scale in scales:
         leaves = subject.leaves(np.float32, scale)
-        for name, e in compare(subject, leaves, subject.cotangents(leaves), unsaturated):
+        for name, e in compare(subject, leaves, subject.cotangents(leaves), typical):
             errors.setdefault(name, []).append((e, f"inputs times {scale:g}"))
     exact, traps = _in_float64(subject, original)
     for name, found in errors.items():
-        yield from _judged(subject, name, found, traps)
+        yield from _judged(name, found, traps.get(name, ""))
     pictures = jacobians(subject) if len(scales) > 1 else {}
     for f in exact:
         picture = pictures.get(f.argument.removeprefix("cotangent of "))
         yield replace(f, data={"jacobian": picture}) if picture else f
 
 
-def _judged(
-    subject: CallUnderTest, name: str, found: list[tuple[Error, str]], traps: Mapping[str, str]
-) -> Iterator[Finding]:
-    """Yields a failure, or what was shown at the scales that could be decided, and a note of those that could not."""
+def _judged(name: str, found: list[tuple[Error, str]], trap: str) -> Iterator[Finding]:
+    """Yield a failure; or the worst of the scales that could be decided, and a note for each that could not."""
 
     def judged(level: Level, message: str, e: Error) -> Finding:
-        trap = traps.get(name, "") if level == "fail" else ""
-        return finding(level, "wrong_value", message, name, e.ratio, e.index, trap=trap)
+        return finding(level, "wrong_value", message, name, e.ratio, e.index, trap=trap if level == "fail" else "")
 
     worst, where = max(found, key=lambda pair: pair[0].excused)
     if worst.excused > 1:
@@ -77,108 +69,82 @@ def _judged(
 
 
 def in_float64(subject: CallUnderTest) -> Iterator[Finding]:
-    """Yields what comparing in float64, to half the digits, shows: coarser arithmetic inside the rule does."""
+    """Yield a finding for each output and cotangent in float64, to half the digits: coarser arithmetic shows."""
     yield from _in_float64(subject)[0]
 
 
 def _in_float64(subject: CallUnderTest, original: CallUnderTest | None = None) -> tuple[list[Finding], dict[str, str]]:
-    """Returns the findings of `in_float64`, and the trap behind each output and cotangent, by its name in findings."""
+    """Return the findings of `in_float64`, and the trap behind each output and cotangent, by its name in findings."""
+    traps: dict[str, str] = {}
     with x64():
         leaves = subject.leaves(np.float64)
         gs = subject.cotangents(leaves)
-        found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
-        pairs = list(zip((*found.ys, *found.dxs), (*found.true_ys, *found.true_dxs), strict=True))
-        gaps = [relative_gap(r, o) for r, o in pairs]
+        found = subject.answers_at(leaves, gs)
+        gaps = [relative_gap(r, o) for r, o in found.pairs]
         if max(gaps, default=0.0) > HALF_THE_DIGITS:
             sizes = roundings(subject, leaves, gs)
             if original is not None:
-                as_made = original.leaves(np.float64)
-                sizes = list(map(max, sizes, roundings(original, as_made, original.cotangents(as_made))))
-            gaps = [relative_gap(r, o, size) for (r, o), size in zip(pairs, sizes, strict=True)]
-        worst = max(gaps, default=0.0)
-        digits = subject.digits(worst)
-        traps = diagnose.values(subject, leaves, gs, found) if worst > digits else {}
-    names = [*(f"output {i}" for i in range(len(found.ys))), *(f"cotangent of {name}" for name in subject.names)]
+                given = original.leaves(np.float64)
+                sizes = map(max, sizes, roundings(original, given, original.cotangents(given)))
+            gaps = [relative_gap(r, o, size) for (r, o), size in zip(found.pairs, sizes, strict=True)]
+        noise = [0.0] * len(gaps)
+        if subject.ratio(max(gaps, default=0.0)) > 1:
+            traps = diagnose.values(subject, leaves, gs, found)
+            draws = evaluate_oracle(subject, leaves, gs, subject.eps / 2).draws
+            noise = [SLACK * max(size_of(d[i]) for d in draws) for i in range(len(gaps))]
+    names = [*(f"output {i}" for i in range(len(gs))), *(f"cotangent of {name}" for name in subject.names)]
     findings = []
-    noise = _noise(subject, leaves, gs) if worst > digits else [0.0] * len(pairs)
-    for name, gap, (r, o), floor in zip(names, gaps, pairs, noise, strict=True):
+    for name, gap, (r, o), floor in zip(names, gaps, found.pairs, noise, strict=True):
+        ratio = subject.ratio(gap)
         if np.isnan(o).all() and o.size:
-            message = "undecided in float64: the oracle is NaN"
-            findings.append(skipped(message, name))
-            continue
-        if gap > digits and r.shape == o.shape and size_of(r - o) <= floor and np.isfinite(r - o).all():
+            findings.append(skipped("undecided in float64: the oracle is NaN", name))
+        elif ratio > 1 and r.shape == o.shape and size_of(r - o) <= floor and np.isfinite(r - o).all():
             message = "undecided in float64: all terms cancel, and what is left of the oracle is their rounding"
             findings.append(noted(message, name))
-            continue
-        level, trap = ("fail", traps.get(name, "")) if gap > digits else ("pass", "")
-        message = f"in float64, {gap:.1e} from the oracle, relative to its size"
-        ratio = gap / digits
-        findings.append(finding(level, "wrong_value", message, name, ratio, trap=trap))
+        else:
+            level, trap = ("fail", traps.get(name, "")) if ratio > 1 else ("pass", "")
+            message = f"in float64, {gap:.1e} from the oracle, relative to its size"
+            findings.append(finding(level, "wrong_value", message, name, ratio, trap=trap))
     return findings, traps
 
 
-def _noise(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> list[float]:
-    """Returns how far rounding the inputs in float64 may move each output and cotangent of the oracle."""
-    oracle = evaluate_oracle(subject, leaves, gs, subject.eps / 2)
-    return [SLACK * max(size_of(d[i]) for d in oracle.draws) for i in range(len(oracle.values))]
-
-
 def right(subject: CallUnderTest) -> bool:
-    """Returns whether the primal and every cotangent equal the oracle's, in float64 to half the digits."""
+    """Return True if the primal and every cotangent equal the oracle's, in float64 to half the digits."""
     with x64():
         leaves = subject.leaves(np.float64)
-        found = jax.tree.map(np.asarray, subject.answers(leaves, subject.cotangents(leaves)))
-    pairs = zip((*found.primal, *found.ys, *found.dxs), (*found.true_ys, *found.true_ys, *found.true_dxs), strict=True)
-    return all(gap <= subject.digits(gap) for gap in (relative_gap(r, o) for r, o in pairs))
+        found = subject.answers_at(leaves, subject.cotangents(leaves))
+    pairs = [*zip(found.primal, found.true_ys, strict=True), *found.pairs]
+    return all(subject.ratio(relative_gap(r, o)) <= 1 for r, o in pairs)
 
 
 def compare(
     subject: CallUnderTest, leaves: Leaves, gs: Leaves, typical: Leaves | None = None, tied: bool = False
-) -> Iterator[tuple[str, Error]]:
-    """Yields the error of each output, differentiated and not, and of each cotangent, against the oracle.
+) -> list[tuple[str, Error]]:
+    """Return the error of each output, differentiated and not, and of each cotangent, against the oracle.
 
-    Args:
-        subject: what to examine.
-        leaves: the differentiated leaves, in the working dtype.
-        gs: the output cotangents.
-        typical: the oracle's outputs and cotangents at inputs of the usual size; None for those at these leaves.
-        tied: whether equal numbers are to be rounded alike.
+    `typical` holds the results of `typical_magnitude`, None for those at these leaves; `tied` is `evaluate_oracle`'s.
     """
-    found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
+    found = subject.answers_at(leaves, gs)
     autodiff = (*found.true_ys, *found.true_dxs)
-    count = len(found.ys)
-    outputs = [f"output {i}" if count > 1 else "output" for i in range(count)]
+    outputs = [f"output {i}" if len(gs) > 1 else "output" for i in range(len(gs))]
     differentiated = [f"{name} of the forward pass" for name in outputs]
-    cotangents = [f"cotangent of {name}" for name in subject.names]
-    rows = [
-        *zip(range(count), outputs, found.primal, strict=True),
-        *zip(range(len(autodiff)), differentiated + cotangents, (*found.ys, *found.dxs), strict=True),
-    ]
+    names = [*outputs, *differentiated, *(f"cotangent of {name}" for name in subject.names)]
+    rows = [*enumerate(found.primal), *enumerate((*found.ys, *found.dxs))]
     reach = reach_of(leaves)
 
     def errors(unit: float) -> list[tuple[str, Error]]:
         oracle = evaluate_oracle(subject, leaves, gs, unit, tied)
+        draws = list(zip(*oracle.draws, strict=True))
         return [
-            (
-                name,
-                error(
-                    r,
-                    oracle.values[i],
-                    autodiff[i],
-                    [d[i] for d in oracle.draws],
-                    unit,
-                    None if typical is None else typical[i],
-                    reach,
-                ),
-            )
-            for i, name, r in rows
+            (name, error(r, oracle.values[i], autodiff[i], draws[i], unit, typical[i] if typical else None, reach))
+            for name, (i, r) in zip(names, rows, strict=True)
         ]
 
     unit = unit_of(leaves)
     judged = errors(unit)
     if any(e.excused > 1 for _, e in judged) and subject.eps / 2 > unit:  # the oracle is no better known than that
         judged = errors(subject.eps / 2)
-    yield from judged
+    return judged
 
 
 _at_one_scale = partial(check, scales=(1.0,))

@@ -1,4 +1,4 @@
-"""Diagnose: which of the known traps a failure is due to, where the failure itself shows it; else none is named."""
+"""Diagnose: the known trap that a failure is due to, where the failure itself shows it; else none is named."""
 
 import inspect
 import itertools
@@ -20,7 +20,7 @@ from vjplib.compat import (
     replaced_custom_vjp_calls,
     unclose,
 )
-from vjplib.verification.call import Answers, CallUnderTest, Leaves
+from vjplib.verification.call import Answers, CallUnderTest, Leaves, attempt
 from vjplib.verification.tolerance import relative_gap
 
 UNTRACEABLE = (
@@ -29,14 +29,14 @@ UNTRACEABLE = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
-COARSE = 0.05  # what half precision may err, relative
-SHORTEST = 5  # axis of which an edge is told from the rest
+COARSE = 0.05  # the relative error that half precision may make
+SHORTEST = 5  # an axis long enough to have a middle beside its ends
 DEPTH = 4
 _tokens = itertools.count()
 
 
 def rules_called(subject: CallUnderTest) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
-    """Returns the parts, the arguments and the keyword arguments of each custom_vjp that the call calls."""
+    """Return the parts, the arguments and the keyword arguments of each custom_vjp that the call calls."""
 
     def whole(leaves: Leaves) -> Any:
         return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
@@ -44,21 +44,16 @@ def rules_called(subject: CallUnderTest) -> list[tuple[CustomVJP, tuple[Any, ...
     leaves = subject.leaves()
     with recorded_custom_vjps() as calls:
         try:
-            with jax.disable_jit():  # what jit has traced before it does not call again
+            with jax.disable_jit():  # jit does not call again a function that it has traced before
                 jax.eval_shape(whole, leaves)
-        except Exception:  # a while loop, for one, cannot run without jit; then what jit shows must do
+        except Exception:  # a while loop, for one, cannot run without jit
             del calls[:]
             jax.eval_shape(whole, leaves)
         return list(calls)
 
 
 def raised(subject: CallUnderTest, error: Exception) -> str:
-    """Returns the trap that an exception from the function under examination is due to, empty where it does not tell.
-
-    Args:
-        subject: what was examined.
-        error: what it raised.
-    """
+    """Return the trap that an exception from the function under examination is due to, empty if it does not show."""
     text = str(error)
     if "nondiff_argnums" in text and "racer" in text:
         return "array-in-nondiff"
@@ -68,7 +63,7 @@ def raised(subject: CallUnderTest, error: Exception) -> str:
         return "forward-over-reverse"
     if "fwd output type" in text and "primal output type" in text:
         return "forward-is-not-the-primal"
-    runs = _does_not_raise(lambda: subject.outputs(subject.leaves()))
+    runs = not isinstance(attempt(lambda: subject.outputs(subject.leaves())), Exception)
     if isinstance(error, UNTRACEABLE):
         return "backward-not-jittable" if runs else "primal-not-jittable"
     if not runs:
@@ -77,7 +72,7 @@ def raised(subject: CallUnderTest, error: Exception) -> str:
         return "residual-is-no-array"
     if "float0" in text:
         return "integers"
-    rules = [rule for rule, _, _ in _or_nothing(subject)]
+    rules = _rules(subject)
     if ("SymbolicZero" in text or "CustomVJPPrimal" in text) and any(rule.symbolic_zeros for rule in rules):
         return "symbolic-zeros"
     if isinstance(error, jax.errors.UnexpectedTracerError):
@@ -85,37 +80,26 @@ def raised(subject: CallUnderTest, error: Exception) -> str:
     return ""
 
 
-def _does_not_raise(f: Callable[[], Any]) -> bool:
-    try:
-        f()
-    except Exception:  # whatever it is
-        return False
-    return True
-
-
-def _or_nothing(subject: CallUnderTest) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
-    try:
-        return rules_called(subject)
-    except Exception:  # then the rules cannot be looked at
-        return []
+def _rules(subject: CallUnderTest) -> list[CustomVJP]:
+    """Return the custom_vjps that the call calls, none if it raises."""
+    called = attempt(lambda: rules_called(subject))
+    return [] if isinstance(called, Exception) else [rule for rule, _, _ in called]
 
 
 def _leaked(subject: CallUnderTest, rules: list[CustomVJP]) -> str:
-    """Returns whether a tracer came out of its trace by a value that a pass closes over, or by one that it writes."""
-    before = [_closed_over(rule) for rule in rules]
+    """Return the trap of a tracer that left its trace: by a value that a pass closes over, or by one that it writes."""
+    before = _closed_over(rules)
     leaves = subject.leaves()
     gs = subject.cotangents(leaves)
-    _does_not_raise(lambda: jax.eval_shape(subject.pull(subject.call), leaves, gs))
-    after = [_closed_over(rule) for rule in rules]
-    tracers = {id(v) for reached in before for v in reached if isinstance(v, Tracer)}
-    if any([*map(id, a)] != [*map(id, b)] for a, b in zip(before, after, strict=True)):
+    attempt(lambda: jax.eval_shape(subject.pull(subject.call), leaves, gs))
+    if [*map(id, before)] != [*map(id, _closed_over(rules))]:
         return "hidden-state"
-    return "closed-over-value" if tracers else ""
+    return "closed-over-value" if any(isinstance(v, Tracer) for v in before) else ""
 
 
-def _closed_over(rule: CustomVJP) -> list[Any]:
-    """Returns the values that a rule's functions reach other than by their arguments, containers opened."""
-    return [v for f in (rule.primal, rule.fwd, rule.bwd) for v in _reached(f, DEPTH)]
+def _closed_over(rules: list[CustomVJP]) -> list[Any]:
+    """Return the values that the rules' functions reach other than by their arguments, containers opened."""
+    return [v for rule in rules for f in (rule.primal, rule.fwd, rule.bwd) for v in _reached(f, DEPTH)]
 
 
 def _reached(value: Any, depth: int) -> Iterator[Any]:
@@ -138,19 +122,15 @@ def _reached(value: Any, depth: int) -> Iterator[Any]:
 
 
 def optimizes_remat(subject: CallUnderTest) -> bool:
-    """Returns whether a custom_vjp that the call calls was defined with optimize_remat=True."""
-    return any(rule.optimize_remat for rule, _, _ in _or_nothing(subject))
+    """Return True if a custom_vjp that the call calls was defined with optimize_remat=True."""
+    return any(rule.optimize_remat for rule in _rules(subject))
 
 
 def refused_by_jax(run: Callable[[], Any], error: Exception) -> bool:
-    """Returns whether tracing raises the same where every custom_vjp has passes that cannot be wrong.
+    """Return True if `run` raises the same error with passes that cannot be wrong in place of every custom_vjp's.
 
     These keep nothing and return None, which stands for zero. JAX 0.10 with JAX_CUSTOM_VJP3=1 refuses jax.checkpoint of
-    any rule that has static arguments or a pytree for one.
-
-    Args:
-        run: what raised.
-        error: what it raised.
+    any rule that has static arguments or a pytree for an argument.
     """
     seen = False
 
@@ -176,25 +156,17 @@ def refused_by_jax(run: Callable[[], Any], error: Exception) -> bool:
 
 
 def takes_symbolic_zeros(subject: CallUnderTest) -> bool:
-    """Returns whether a custom_vjp that the call calls was defined with symbolic_zeros=True."""
-    return any(rule.symbolic_zeros for rule, _, _ in _or_nothing(subject))
+    """Return True if a custom_vjp that the call calls was defined with symbolic_zeros=True."""
+    return any(rule.symbolic_zeros for rule in _rules(subject))
 
 
 def values(subject: CallUnderTest, leaves: Leaves, gs: Leaves, found: Answers) -> dict[str, str]:
-    """Returns the trap behind each cotangent that differs from the oracle's, by the name that findings give it.
-
-    Args:
-        subject: what was examined, inside a context in which float64 stays so.
-        leaves: the differentiated leaves, in float64.
-        gs: the output cotangents.
-        found: the answers there, on the host.
-    """
-    traps: dict[str, str] = {}
-    digits = float(np.sqrt(subject.eps))
+    """Return the trap behind each cotangent that differs from the oracle's in float64, by its name in findings."""
+    traps, digits = {}, float(np.sqrt(subject.eps))
     for i, (p, y, o) in enumerate(zip(found.primal, found.ys, found.true_ys, strict=True)):
         if _equal(p, o, digits) and not _equal(y, o, digits):
-            names = (f"output {i}", f"output {i} of the forward pass", *["output of the forward pass"][i:])
-            traps |= dict.fromkeys(names, "forward-is-not-the-primal")
+            names = (f"output {i}", f"output {i} of the forward pass", "output of the forward pass")
+            traps |= dict.fromkeys(names if i == 0 else names[:2], "forward-is-not-the-primal")
     wrong = [i for i, pair in enumerate(zip(found.dxs, found.true_dxs, strict=True)) if not _equal(*pair, digits)]
     if not wrong:
         return traps
@@ -203,19 +175,18 @@ def values(subject: CallUnderTest, leaves: Leaves, gs: Leaves, found: Answers) -
     conjugates = _conjugates(subject, leaves, gs)
     for i in wrong:
         r, o = found.dxs[i], found.true_dxs[i]
+        alike = [other for j, other in enumerate(found.true_dxs) if j != i and _equal(r, other, digits)]
         if r.shape == o.shape and np.iscomplexobj(r) != np.iscomplexobj(o):
-            traps[f"cotangent of {subject.names[i]}"] = "real-and-complex"
+            trap = "real-and-complex"
+        elif r.shape != o.shape or r.dtype != o.dtype or not np.all(np.isfinite(o)) or not np.all(np.isfinite(r)):
             continue
-        if r.shape != o.shape or r.dtype != o.dtype or not np.all(np.isfinite(o)) or not np.all(np.isfinite(r)):
-            continue
-        alike = [j for j, other in enumerate(found.true_dxs) if j != i and _equal(r, other, digits) and np.any(r)]
-        if not np.any(r):
+        elif not np.any(r):
             trap = "forgotten-gradient"
         elif conjugates[i]:
             trap = "conjugate-missing"
         elif np.iscomplexobj(o) and (_equal(r, o.real + 0j, digits) or _equal(r.real + 0j, o.real + 0j, digits)):
             trap = "real-and-complex"
-        elif any(found.true_dxs[j].shape == o.shape for j in alike):
+        elif any(other.shape == o.shape for other in alike):
             trap = "permuted-cotangents"
         elif lower and relative_gap(r, o) < COARSE:
             trap = "low-precision-inside"
@@ -236,34 +207,31 @@ def _equal(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
 
 
 def _at_uniform_cotangents(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> list[bool]:
-    """Returns of each argument whether its cotangent is right, and not zero, where those of the outputs are uniform."""
+    """Return True for each argument whose cotangent is right, and not zero, at uniform cotangents of the outputs."""
     if all(g.size <= 1 for g in gs):
         return [False] * len(leaves)
     right, digits = [True] * len(leaves), float(np.sqrt(subject.eps))
     for level in (1.0, 3.0):
-        found = jax.tree.map(np.asarray, subject.answers(leaves, tuple(np.full_like(g, level) for g in gs)))
+        found = subject.answers_at(leaves, tuple(np.full_like(g, level) for g in gs))
         for i, (r, o) in enumerate(zip(found.dxs, found.true_dxs, strict=True)):
             right[i] = right[i] and _equal(r, o, digits) and bool(np.any(o))
     return right
 
 
 def _conjugates(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> list[bool]:
-    """Returns of each argument whether its cotangent is the conjugate of the right one, the outputs' being real."""
+    """Return True for each argument whose cotangent is the conjugate of the right one at real output cotangents."""
     if not any(map(np.iscomplexobj, leaves)):
         return [False] * len(leaves)
-    found = jax.tree.map(np.asarray, subject.answers(leaves, tuple(g.real.astype(g.dtype) for g in gs)))
+    found = subject.answers_at(leaves, tuple(g.real.astype(g.dtype) for g in gs))
     pairs, digits = zip(found.dxs, found.true_dxs, strict=True), float(np.sqrt(subject.eps))
     return [np.iscomplexobj(o) and _equal(r, np.conj(o), digits) and not _equal(r, o, digits) for r, o in pairs]
 
 
 def _at_the_edge(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
-    """Returns whether only entries at the start or the end of an axis differ."""
+    """Return True if along some axis only entries at its ends differ."""
     differs = np.abs(r - o) > digits * np.max(np.abs(o), initial=0.0)
-    for axis, n in enumerate(o.shape):
-        inside = np.take(differs, range(1, n - 1), axis) if n >= SHORTEST else np.array([True])
-        if not inside.any():
-            return True
-    return False
+    long = [(axis, n) for axis, n in enumerate(o.shape) if n >= SHORTEST]
+    return any(not np.take(differs, range(1, n - 1), axis).any() for axis, n in long)
 
 
 def _same_total(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
@@ -271,12 +239,12 @@ def _same_total(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
 
 
 def _has_equal_axes(leaves: Leaves, gs: Leaves, o: np.ndarray) -> bool:
-    """Returns whether an axis of o is one of two of its size in a larger array of the call, and o is so broadcast."""
+    """Return True if a larger array of the call, over which o is broadcast, has two axes of the size of one of o's."""
     return any(a.ndim > o.ndim and a.shape.count(n) > 1 for a in (*leaves, *gs) for n in o.shape if n > 1)
 
 
 def casts(jaxpr: Any, bits: int) -> Iterator[str]:
-    """Yields the floating dtypes of fewer bits that a program, or one inside it, casts to."""
+    """Yield the floating dtypes of fewer bits that a program, or one inside it, casts to."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "convert_element_type":
             new, old = jnp.dtype(eqn.params["new_dtype"]), eqn.invars[0].aval.dtype
@@ -287,16 +255,17 @@ def casts(jaxpr: Any, bits: int) -> Iterator[str]:
 
 
 def _casts_lower(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> bool:
-    """Returns whether the passes, and not the oracle, cast to a lower precision than that of the arguments."""
-    ours = unclose(jax.make_jaxpr(subject.pull(subject.call))(leaves, gs))[0]
+    """Return True if the passes, and not the oracle, cast to a lower precision than that of the arguments."""
+    ours = jax.make_jaxpr(subject.pull(subject.call))(leaves, gs)
     if subject.undifferentiable is None:
-        theirs = unclose(jax.make_jaxpr(subject.pull(subject.oracle))(leaves, gs))[0]
+        theirs = jax.make_jaxpr(subject.pull(subject.oracle))(leaves, gs)
     else:
-        theirs = unclose(jax.make_jaxpr(subject.oracle)(*leaves))[0]
+        theirs = jax.make_jaxpr(subject.oracle)(*leaves)
     bits = min(jnp.finfo(a.dtype).bits for a in leaves)
-    return bool(set(casts(ours, bits)) - set(casts(theirs, bits)))
+    lower, allowed = (set(casts(unclose(program)[0], bits)) for program in (ours, theirs))
+    return bool(lower - allowed)
 
 
 def lower_precision(subject: CallUnderTest, leaves: Leaves, gs: Leaves, gap: float) -> str:
-    """Returns "low-precision-inside" if a small relative error in float64 comes with a cast to fewer bits, else ""."""
+    """Return "low-precision-inside" if a small relative error in float64 comes with a cast to fewer bits, else ""."""
     return "low-precision-inside" if gap < COARSE and _casts_lower(subject, leaves, gs) else ""

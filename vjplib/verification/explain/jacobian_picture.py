@@ -1,8 +1,7 @@
-"""Pictures of Jacobians: which entries of dy/dx are not zero, by the backward examined, and which are wrong."""
+"""Pictures of Jacobians: the entries of dy/dx that are not zero in the backward, and those that are wrong."""
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from vjplib.compat import x64
@@ -13,18 +12,12 @@ MOST = 40
 
 
 def jacobians(subject: CallUnderTest) -> dict[str, dict[str, Any]]:
-    """Returns a picture for each differentiated argument, by its name.
+    """Return a picture for each differentiated argument, by its name; none where arguments are complex.
 
-    Rows are outputs, in order, and columns elements of the argument; of either the first 40. A row is the backward of a
-    unit cotangent, in float64, by the program that the claim on values has compiled already.
-
-    Args:
-        subject: what to examine.
-
-    Returns:
-        Nothing for complex arguments. For each real one `rows`, strings of "+", "-" and "." for zero; `of`, the rows
-        and columns of the whole Jacobian; and `wrong`, row and column of each entry that is not the oracle's to half
-        the digits.
+    Rows are outputs, in order, and columns elements of the argument; the first 40 of each. A row is the backward of a
+    unit cotangent, in float64, by the program that the claim on values has compiled already. A picture holds `rows`,
+    strings of "+", "-" and "." for zero; `of`, the numbers of rows and columns of the whole Jacobian; and `wrong`, row
+    and column of each entry that is not the oracle's to half the digits.
 
     Example:
         >>> jacobians(CallUnderTest(lambda x: x[1:] - x[:-1], (np.ones(4, np.float32),)))["x"]["rows"]
@@ -42,9 +35,9 @@ def jacobians(subject: CallUnderTest) -> dict[str, dict[str, Any]]:
             unit[i] = 1
             parts = np.split(unit, np.cumsum([np.prod(shape, dtype=int) for shape in shapes])[:-1])
             gs = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
-            found = subject.answers(leaves, gs)
+            found = subject.answers_at(leaves, gs)
             for rows, dxs in ((ours, found.dxs), (theirs, found.true_dxs)):
-                rows.append([np.asarray(dx).ravel()[:MOST] for dx in jax.tree.leaves(dxs)])
+                rows.append([dx.ravel()[:MOST] for dx in dxs])
     pictures = {}
     for k, (name, leaf) in enumerate(zip(subject.names, leaves, strict=True)):
         if ours and leaf.size:

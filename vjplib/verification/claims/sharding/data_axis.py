@@ -1,8 +1,8 @@
-"""What of a call is data, to be shared out among devices, and what is weights, to be held by each; shown by computing.
+"""The data axis: which axes of a call are data, to be split over devices, and which arrays are weights, held by each.
 
-An axis is of data if the function of a part of it is that part of the function of the whole, or if parts add up to the
-whole: then, and only then, each device may work on a part of its own. A record's dimensions are tried by name, the
-leading axes of any other call by size. A function that has no such axis is mapped over a new one by `jax.vmap`.
+An axis is data if the function of a part of it is that part of the function of the whole, or if the parts add up to the
+whole: then each device may compute a part. It is found by computing. A record's dimensions are tried by name, the
+leading axes of any other call by size. A function without such an axis is mapped over a new one by `jax.vmap`.
 """
 
 import itertools
@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import fast_compile_options
-from vjplib.verification.call import CallUnderTest, Leaves, Static
+from vjplib.verification.call import CallUnderTest, Leaves, attempt, combine, inexact, unwrap
 from vjplib.verification.tolerance import relative_gap
 
 Axes = tuple[int | None, ...]
 Kind = int | str  # of an output: the axis of the data in it, or SUM or MEAN of its parts
 SUM, MEAN = "sum", "mean"
-_LEAST = 17  # a prime above the sizes of small examples: what it divides has the data in it
+_LEAST = 17  # a prime above the sizes of small examples: an array whose size it divides has the data in it
 _MOST_CHOICES = 16
 
 
-class Shared(NamedTuple):
-    """A call whose data can be shared out.
+class SplitCall(NamedTuple):
+    """A call whose data can be split over devices.
 
     Args:
         of: takes a function of the subject's arguments; returns it as one of the arrays, to its floating outputs.
@@ -33,8 +33,8 @@ class Shared(NamedTuple):
         axes: along which axis each is data; None for weights.
         outputs: what each output is made of.
         differentiated: which of the arrays are differentiated.
-        block: how much of the data a device has; a prime that divides no other size, if the function takes any size.
-        described: what is data.
+        block: the size of the data on one device; a prime that divides no other size, if the function takes any size.
+        described: the data, in words.
         mapped: whether its axis is one made by `jax.vmap`.
     """
 
@@ -48,14 +48,8 @@ class Shared(NamedTuple):
     mapped: bool = False
 
 
-def shared(subject: CallUnderTest, parts: int, dtype: Any) -> Shared | None:
-    """Returns the call with data that divides by a number of devices, None if there is nothing to share out.
-
-    Args:
-        subject: what to examine.
-        parts: how many devices.
-        dtype: that of the differentiated arrays.
-    """
+def find_data_axis(subject: CallUnderTest, parts: int, dtype: Any) -> SplitCall | None:
+    """Return the call with data that divides by a number of devices, in a dtype; None if there is no data axis."""
     leaves, tree = jax.tree.flatten((subject.args, dict(subject.kwargs)))
     which = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
     arrays = [np.asarray(leaves[i]) for i in which]
@@ -65,79 +59,62 @@ def shared(subject: CallUnderTest, parts: int, dtype: Any) -> Shared | None:
 
     def of(f: Callable[..., Any]) -> Callable[..., Leaves]:
         def run(*arrays: Any) -> Leaves:
-            every = list(leaves)
-            for i, a in zip(which, arrays, strict=True):
-                every[i] = a
-            args, kwargs = jax.tree.unflatten(tree, every)
-            outputs = jax.tree.leaves(f(*(a.value if isinstance(a, Static) else a for a in args), **kwargs))
-            return tuple(y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.inexact))
+            args, kwargs = jax.tree.unflatten(tree, combine(leaves, which, arrays))
+            return inexact(f(*unwrap(args), **kwargs))
 
         return run
 
     rng = np.random.default_rng((subject.seed, 6))
-    shapes = [a.shape for a in arrays]
-    best: Shared | None = None
-    for axes in itertools.islice(_choices(subject, shapes, which, tree), _MOST_CHOICES):
-        if not any(axes[i] is not None for i in differentiated):
+    best: SplitCall | None = None
+    for axes in itertools.islice(_choices(subject, [a.shape for a in arrays], which, tree), _MOST_CHOICES):
+        if all(axes[i] is None for i in differentiated):
             continue
         (n,) = {a.shape[k] for a, k in zip(arrays, axes, strict=True) if k is not None}
         rest = [m for a, k in zip(arrays, axes, strict=True) for j, m in enumerate(a.shape) if j != k]
         for block in dict.fromkeys((_prime(rest), n)):
-            grown = tuple(_grown(a, k, parts * block, rng) for a, k in zip(arrays, axes, strict=True))
-            outputs = _outputs(of(subject.fn), grown, axes, parts)
+            resized = tuple(_resized(a, k, parts * block, rng) for a, k in zip(arrays, axes, strict=True))
+            outputs = _outputs(of(subject.fn), resized, axes, parts)
             if outputs is not None:
                 named = zip(subject.names, differentiated, strict=True)
                 where = ", ".join(f"axis {axes[i]} of {name}" for name, i in named if axes[i] is not None)
-                found = Shared(of, grown, axes, outputs, differentiated, block, where)
-                if all(kind in (0, SUM, MEAN) for kind in outputs):  # the batch comes first, in what a layer returns
+                found = SplitCall(of, resized, axes, outputs, differentiated, block, where)
+                if all(kind in (0, SUM, MEAN) for kind in outputs):  # layers return the batch first
                     return found
                 best = best or found
                 break
     if best is not None:
         return best
-    return _mapped(subject, of, tuple(arrays), differentiated, parts, rng)
-
-
-def _mapped(
-    subject: CallUnderTest,
-    of: Callable[..., Any],
-    arrays: tuple[Any, ...],
-    differentiated: tuple[int, ...],
-    parts: int,
-    rng: np.random.Generator,
-) -> Shared | None:
-    """Returns the call mapped by vmap over a new leading axis of the first argument differentiated."""
-    first = differentiated[0]
-    axes = tuple(0 if i == first else None for i in range(len(arrays)))
+    # The call mapped by vmap over a new leading axis of the first differentiated argument.
+    axes = tuple(0 if i == differentiated[0] else None for i in range(len(arrays)))
     block = _prime([m for a in arrays for m in a.shape])
-    grown = tuple(_grown(a[None], 0, parts * block, rng) if k == 0 else a for a, k in zip(arrays, axes, strict=True))
+    new = [_resized(a[None], 0, parts * block, rng) if k == 0 else a for a, k in zip(arrays, axes, strict=True)]
 
     def mapped(f: Callable[..., Any]) -> Callable[..., Leaves]:
         return jax.vmap(of(f), in_axes=axes)
 
-    outputs = _outputs(mapped(subject.fn), grown, axes, parts)
-    described = f"a leading axis of {subject.names[0]}, mapped over by jax.vmap"
+    outputs = _outputs(mapped(subject.fn), tuple(new), axes, parts)
     if outputs is None:
         return None
-    return Shared(mapped, grown, axes, outputs, differentiated, block, described, True)
+    described = f"a leading axis of {subject.names[0]}, mapped over by jax.vmap"
+    return SplitCall(mapped, tuple(new), axes, outputs, differentiated, block, described, True)
 
 
 def _choices(
     subject: CallUnderTest, shapes: Sequence[tuple[int, ...]], which: Sequence[int], tree: Any
 ) -> Iterator[Axes]:
-    """Yields what may be data: dimensions by name, leading axes first; then leading axes of one size, most first."""
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree.unflatten(range(tree.num_leaves)))[0]]
+    """Yield candidate axes: dimensions by name, leading axes first; then leading axes of one size, most first."""
+    paths = [path for path, _ in jax.tree.leaves_with_path(tree.unflatten(range(tree.num_leaves)))]
     named = []
     for name, n in subject.sizes.items():
         args, kwargs = subject.resize({name: n + 1}) if subject.resize else ((), {})
         given = iter(jax.tree.leaves(args))
         new = [next(given) if paths[i][0].idx == 0 else kwargs.get(paths[i][1].key) for i in which]
-        moved = [
+        changed = [
             [] if a is None else [k for k, (m, old) in enumerate(zip(a.shape, shape, strict=True)) if m != old]
             for a, shape in zip(new, shapes, strict=True)
         ]
-        if all(len(ks) <= 1 for ks in moved) and any(moved):
-            named.append(tuple(ks[0] if ks else None for ks in moved))
+        if all(len(ks) <= 1 for ks in changed) and any(changed):
+            named.append(tuple(ks[0] if ks else None for ks in changed))
     first = which.index(subject.differentiable[0])
     yield from sorted(
         dict.fromkeys(named), key=lambda axes: (max(k for k in axes if k is not None), axes[first] is None)
@@ -150,24 +127,20 @@ def _choices(
 
 
 def _outputs(run: Callable[..., Leaves], arrays: tuple[Any, ...], axes: Axes, parts: int) -> tuple[Kind, ...] | None:
-    """Returns what each output is made of, None if one is not made of parts or the function refuses these sizes."""
+    """Return the kind of each output; None if one is not made of parts, or the function refuses these sizes."""
+    data = [i for i, k in enumerate(axes) if k is not None]
     stacked = [np.stack(np.split(a, parts, k)) for a, k in zip(arrays, axes, strict=True) if k is not None]
 
-    def of_part(part: Sequence[Any]) -> Leaves:
-        there = iter(part)
-        return run(*(a if k is None else next(there) for a, k in zip(arrays, axes, strict=True)))
+    def both(arrays: tuple[Any, ...], stacked: Sequence[Any]) -> Any:
+        return run(*arrays), jax.lax.map(lambda part: run(*combine(arrays, data, part)), stacked)
 
-    try:
-        both = jax.jit(
-            lambda arrays, stacked: (run(*arrays), jax.lax.map(of_part, stacked)),
-            compiler_options=fast_compile_options(),
-        )
-        whole, pieces = both(arrays, stacked)
-        whole, pieces = jax.tree.map(np.asarray, (whole, pieces))
-    except Exception:  # whatever a function raises at a size that nobody called it with
+    compiled = jax.jit(both, compiler_options=fast_compile_options())
+    found = attempt(lambda: jax.tree.map(np.asarray, compiled(arrays, stacked)))
+    if isinstance(found, Exception):
         return None
-    kinds = tuple(_kind(y, piece) for y, piece in zip(whole, pieces, strict=True))
-    return kinds if kinds and all(kind is not None for kind in kinds) else None  # pyright: ignore[reportReturnType]
+    kinds = [_kind(y, piece) for y, piece in zip(*found, strict=True)]
+    known = tuple(kind for kind in kinds if kind is not None)
+    return known if known and len(known) == len(kinds) else None
 
 
 def _kind(y: np.ndarray, pieces: np.ndarray) -> Kind | None:
@@ -185,8 +158,8 @@ def _kind(y: np.ndarray, pieces: np.ndarray) -> Kind | None:
     return None
 
 
-def _grown(a: np.ndarray, axis: int | None, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns an array with an axis made longer or shorter, its entries repeated and no two places alike."""
+def _resized(a: np.ndarray, axis: int | None, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return an array with an axis made longer or shorter, its entries repeated, floating ones scaled at random."""
     if axis is None:
         return a
     longer = np.take(a, np.arange(size) % a.shape[axis], axis)
@@ -196,6 +169,6 @@ def _grown(a: np.ndarray, axis: int | None, size: int, rng: np.random.Generator)
 
 
 def _prime(sizes: Sequence[int]) -> int:
-    """Returns a prime that divides none of the sizes."""
+    """Return a prime that divides none of the sizes."""
     candidates = (n for n in itertools.count(_LEAST) if all(n % d for d in range(2, int(n**0.5) + 1)))
     return next(p for p in candidates if all(m % p for m in sizes if m))

@@ -1,20 +1,18 @@
-"""Ways of sharing a call out on the devices of this process, what each comes to and what it sends.
+"""Strategies of splitting a call over the devices of this process: their results, and the data that they send.
 
 `jax.jit` where the compiler partitions by itself (a mesh of Auto axes) and where the types say how (Explicit axes), and
 `jax.shard_map` with check_vma on and off, where each device runs the function on its part. There the gradient is taken
 inside, as in a data-parallel training step, and outside. With check_vma off the step sums the gradients of weights over
-devices, with it on the rule must, as JAX requires: a sum too many, or one of something else, shows. Where JAX refuses
-to trace the rule because a sum or a sharding is missing, nothing wrong comes out, and nothing is shown.
+devices, with it on the rule must, as JAX requires: a missing or superfluous sum shows. Where JAX refuses to trace the
+rule because a sum or a sharding is missing, no wrong number results, and nothing is decided.
 
-What crosses devices is read from the compiled programs. Each device has a prime number of places of the data that
-divides no other size, so an array whose size it divides has the data in it; none such may be sent, unless autodiff
-sends some too.
+The compiled programs tell what devices send each other. The data on each device has a prime size that divides no other
+size, so an array whose size it divides has the data in it. Such an array may be sent only if autodiff sends one too.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,15 +23,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vjplib.compat import fast_compile_options, strip_custom_rules, x64
-from vjplib.verification.call import CallUnderTest, Leaves
-from vjplib.verification.claims.sharding.data_axis import MEAN, SUM, Shared, shared
+from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all, combine
+from vjplib.verification.claims.sharding.data_axis import MEAN, SUM, SplitCall, find_data_axis
 from vjplib.verification.report import Finding, describe_error, failed, finding, passed, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, size_of
 
 AXIS = "data"  # the name of the mesh's axis
 MOST_DEVICES = 4
-_NOISE = 1e3 * float(np.finfo(np.float64).eps)  # of the largest cotangent: a sum of other order, where terms cancel
-# What JAX says where it refuses a backward for its sharding, and what to do.
+_NOISE = 1e3 * float(np.finfo(np.float64).eps)  # of the largest cotangent: sums in another order, where terms cancel
+# Parts of JAX's messages where it refuses a backward for its sharding, and the remedy.
 _REFUSALS = {
     "{V:": (
         "sum it over the axes along which it varies and its argument does not, by jax.lax.psum over "
@@ -49,38 +47,32 @@ _SENT = re.compile(
 _SUMS = ("all-reduce", "reduce-scatter")
 
 Program = Callable[[tuple[Any, ...], Leaves], Any]
+Sent = list[tuple[str, tuple[int, ...]]]  # operations and shapes
 
 
 def here(subject: CallUnderTest, agreed: bool = False) -> Iterator[Finding]:
-    """Yields the findings on the devices of this process.
-
-    Args:
-        subject: what to examine.
-        agreed: whether the function equals its oracle in a process of one device.
-    """
+    """Yield the findings on the devices of this process; `agreed` if fn equals its oracle in one of a single device."""
     devices = jax.devices()[:MOST_DEVICES]
     for dtype, context in ((np.float64, x64), (np.float32, nullcontext)):
         with context():
-            data = shared(subject, len(devices), dtype)
+            data = find_data_axis(subject, len(devices), dtype)
             if data is not None:
-                yield from _Ways(subject, data, devices).findings(agreed)
+                yield from _Strategies(subject, data, devices).findings(agreed)
                 return
-    message = "no data axis found: the function of a part of the arguments is nowhere a part of the function"
-    yield skipped(message)
+    yield skipped("no data axis found: the function of a part of the arguments is nowhere a part of the function")
 
 
-class _Way(NamedTuple):
-    """A way of sharing out: its name, the kind of mesh, and what it makes of a function of the arrays."""
+class _Strategy(NamedTuple):
+    """The kind of mesh, and the program that pulls a function of the arrays back."""
 
-    name: str
     kind: AxisType
     program: Callable[[Callable[..., Leaves]], Program]
 
 
-class _Ways:
-    """All ways of sharing out one call."""
+class _Strategies:
+    """All strategies for one call."""
 
-    def __init__(self, subject: CallUnderTest, data: Shared, devices: Sequence[Any]) -> None:
+    def __init__(self, subject: CallUnderTest, data: SplitCall, devices: Sequence[Any]) -> None:
         self.subject, self.data, self.devices = subject, data, devices
         self.ours = data.of(subject.fn)
         self.autodiff = {"the function itself": strip_custom_rules(self.ours)}
@@ -89,181 +81,131 @@ class _Ways:
         rng = np.random.default_rng((subject.seed, 7))
         ys = jax.eval_shape(self.ours, *data.arrays)
         self.gs = tuple(rng.standard_normal(y.shape).astype(y.dtype) for y in ys)
-        self.ways = [
-            _Way("jit, Auto axes", AxisType.Auto, self.by_compiler),
-            _Way("jit, Explicit axes", AxisType.Explicit, self.by_compiler),
-            *(
-                _Way(f"shard_map, check_vma={checked}, gradient {side}", AxisType.Auto, partial(make, checked=checked))
-                for checked in (True, False)
-                for side, make in (("inside", self.inside), ("outside", self.outside))
-            ),
-        ]
+        self.specs = tuple(map(_spec, data.axes)), tuple(map(_spec, data.outputs))  # of arrays, and of outputs
+        self.strategies = {f"jit, {kind.name} axes": _Strategy(kind, self.by_compiler) for kind in _KINDS}
+        for checked in (True, False):
+            for side, make in (("inside", self.inside), ("outside", self.outside)):
+                name = f"shard_map, check_vma={checked}, gradient {side}"
+                self.strategies[name] = _Strategy(AxisType.Auto, lambda f, make=make, checked=checked: make(f, checked))
 
     def findings(self, agreed: bool) -> Iterator[Finding]:
-        """Yields what was found of each way, then what is sent."""
+        """Yield the findings on each strategy, then those on what is sent."""
         expected = self.alone(self.ours)
         if agreed and self.subject.undifferentiable is None:
             name = "one device of a process that has several"
             yield self.compared(name, expected, self.alone(next(iter(self.autodiff.values()))))
-        runs: dict[str, Any] = {}
-        texts: dict[str, str] = {}
-        for kind in (AxisType.Auto, AxisType.Explicit):
-            traced: list[_Way] = []
-            for way in (way for way in self.ways if way.kind == kind):
-                error = self.refused(way, self.ours)
-                if error is None:
-                    traced.append(way)
+        results: dict[str, tuple[Any, str]] = {}
+        for kind in _KINDS:
+            names = [name for name, strategy in self.strategies.items() if strategy.kind == kind]
+            refusals = {name: error for name in names if (error := self.refused(name, self.ours)) is not None}
+            traced = [name for name in names if name not in refusals]
+            for name, result in (refusals | attempt_all(lambda names: self.run(names, self.ours), traced)).items():
+                if isinstance(result, Exception):
+                    yield self.refusal(name, result)
                 else:
-                    yield self.refusal(way, error)
-            try:
-                results, text = self.run(kind, traced, self.ours)
-                runs |= results
-                texts |= {way.name: text for way in traced}
-            except Exception:  # one of them: which is found by running each alone
-                for way in traced:
-                    try:
-                        results, texts[way.name] = self.run(kind, [way], self.ours)
-                        runs |= results
-                    except Exception as error:  # what a rule raises is a finding about it
-                        yield self.refusal(way, error)
-        for name, result in runs.items():
+                    results[name] = result
+        for name, (result, _) in results.items():
             yield self.compared(name, result, expected)
-        yield from self.sent(texts)
+        yield from self.sent({name: text for name, (_, text) in results.items()})
 
     def alone(self, f: Callable[..., Leaves]) -> Any:
-        """Returns outputs and cotangents on one device."""
+        """Return outputs and cotangents on one device."""
         run = jax.jit(self.by_compiler(f), compiler_options=fast_compile_options())
         return jax.tree.map(np.asarray, run(self.data.arrays, self.gs))
 
     def placed(self, kind: AxisType) -> tuple[Any, Any]:
-        """Returns a mesh, and the arrays and cotangents on it."""
+        """Return a mesh, and the arrays and cotangents on it."""
         mesh = jax.make_mesh((len(self.devices),), (AXIS,), axis_types=(kind,), devices=self.devices)
-        specs = self.specs()
-        return mesh, jax.tree.map(
-            lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec)), (self.data.arrays, self.gs), specs
-        )
+        given = (self.data.arrays, self.gs)
+        return mesh, jax.tree.map(lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec)), given, self.specs)
 
-    def specs(self) -> tuple[tuple[P, ...], tuple[P, ...]]:
-        """Returns how arrays and outputs are shared out."""
-        return tuple(map(_spec, self.data.axes)), tuple(map(_spec, self.data.outputs))
-
-    def run(self, kind: AxisType, ways: Sequence[_Way], f: Callable[..., Leaves]) -> tuple[dict[str, Any], str]:
-        """Returns the results of some ways, compiled as one program, and its text."""
-        if not ways:
-            return {}, ""
-        mesh, given = self.placed(kind)
+    def run(self, names: Sequence[str], f: Callable[..., Leaves]) -> dict[str, tuple[Any, str]]:
+        """Return the results of strategies on one mesh, compiled as one program, each with the program's text."""
+        mesh, given = self.placed(self.strategies[names[0]].kind)
         with jax.set_mesh(mesh):
-            programs = {way.name: way.program(f) for way in ways}
+            programs = {name: self.strategies[name].program(f) for name in names}
             jitted = jax.jit(
                 lambda arrays, gs: {name: run(arrays, gs) for name, run in programs.items()},
                 compiler_options=fast_compile_options(),
             )
             ready = jitted.lower(*given).compile()
-            return jax.tree.map(np.asarray, ready(*given)), ready.as_text() or ""
+            results, text = jax.tree.map(np.asarray, ready(*given)), ready.as_text() or ""
+        return {name: (results[name], text) for name in names}
 
-    def refused(self, way: _Way, f: Callable[..., Leaves]) -> Exception | None:
-        """Returns what JAX raises when it traces a way."""
-        mesh, given = self.placed(way.kind)
-        try:
-            with jax.set_mesh(mesh):
-                jax.eval_shape(way.program(f), *given)
-        except Exception as error:  # JAX has no one type for it
-            return error
-        return None
+    def refused(self, name: str, f: Callable[..., Leaves]) -> Exception | None:
+        """Return what JAX raises when it traces a strategy."""
+        strategy = self.strategies[name]
+        mesh, given = self.placed(strategy.kind)
+        with jax.set_mesh(mesh):
+            traced = attempt(lambda: jax.eval_shape(strategy.program(f), *given))
+        return traced if isinstance(traced, Exception) else None
 
-    def refusal(self, way: _Way, error: Exception) -> Finding:
-        """Returns a failure, or what it comes to where JAX refuses the rule or autodiff for their sharding."""
+    def refusal(self, name: str, error: Exception) -> Finding:
+        """Return a failure, or a note or a skip where JAX refuses the rule or autodiff for their sharding."""
         remedy = next((remedy for sign, remedy in _REFUSALS.items() if sign in str(error)), "")
         level, but = "fail", "autodiff does not"
-        refused = [name for name, f in self.autodiff.items() if self.refused(way, f) is not None]
+        refused = [of for of, f in self.autodiff.items() if self.refused(name, f) is not None]
         if self.subject.undifferentiable is not None:
             level, but = "skipped", "there is no autodiff to compare with"
         elif refused:
             level, but = "note", f"so does autodiff of {refused[0]}"
         elif remedy or type(error).__name__ == "ShardingTypeError":
-            level, but = (
-                "skipped",
-                f"nothing can be shown there; autodiff is not refused{remedy and '. To have it: '}{remedy}",
-            )
-        return finding(level, "raises", f"{way.name}: raises {describe_error(error)}; {but}")
+            level, but = "skipped", "nothing can be shown there; autodiff is not refused"
+            but += f". Remedy: {remedy}" if remedy else ""
+        return finding(level, "raises", f"{name}: raises {describe_error(error)}; {but}")
 
     def compared(self, name: str, result: Any, expected: Any) -> Finding:
-        """Returns whether a way gives what one device gives."""
-        (ys, dxs), (true_ys, true_dxs) = result, expected
-        biggest = max(map(size_of, (*true_dxs, *self.gs)), default=0.0)
-        rows = [
-            *((f"output {i}", y, o) for i, (y, o) in enumerate(zip(ys, true_ys, strict=True))),
-            *((f"cotangent of {n}", r, o) for n, r, o in zip(self.subject.names, dxs, true_dxs, strict=True)),
-        ]
-        eps = max(self.subject.eps, *(float(jnp.finfo(a.dtype).eps) for a in (*true_ys, *true_dxs)))
+        """Return the finding on outputs and cotangents beside those of one device."""
+        biggest = max(map(size_of, (*expected[1], *self.gs)), default=0.0)
+        arguments = [f"output {i}" for i in range(len(self.gs))] + [f"cotangent of {n}" for n in self.subject.names]
+        pairs = list(zip(*map(jax.tree.leaves, (result, expected)), strict=True))
+        eps = max(self.subject.eps, *(float(jnp.finfo(o.dtype).eps) for _, o in pairs))
         coarse = float(np.sqrt(eps)) / HALF_THE_DIGITS
-        gaps = [(relative_gap(r, o, biggest * _NOISE / HALF_THE_DIGITS) / coarse, argument) for argument, r, o in rows]
-        gap, argument = max(gaps)
+        gaps = [relative_gap(r, o, biggest * _NOISE / HALF_THE_DIGITS) / coarse for r, o in pairs]
+        gap, argument, i = max(zip(gaps, arguments, range(len(gaps)), strict=True))
         ratio = gap / HALF_THE_DIGITS
+        count = len(self.devices)
         if ratio > 1:
-            message = f"{name}: on {len(self.devices)} devices {gap * coarse:.1e} of its size from what it is on one"
-            trap = "double-psum" if self.multiplied(*next((r, o) for a, r, o in rows if a == argument)) else ""
-            return failed("wrong_value", message, argument, ratio, trap=trap)
-        message = f"{name}: the same on {len(self.devices)} devices, data along {self.data.described}"
-        return passed(message, ratio=ratio)
-
-    def multiplied(self, result: np.ndarray, expected: np.ndarray) -> bool:
-        """Returns whether an array is as many times what it should be as there are devices, or that part of it."""
-        factor = float(len(self.devices))
-        return any(relative_gap(result, (expected * f).astype(result.dtype)) < 1e-5 for f in (factor, 1 / factor))
+            r, o = pairs[i]
+            multiplied = any(relative_gap(r, (o * f).astype(r.dtype)) < 1e-5 for f in (float(count), 1 / count))
+            message = f"{name}: on {count} devices {gap * coarse:.1e} of its size from what it is on one"
+            return failed("wrong_value", message, argument, ratio, trap="double-psum" if multiplied else "")
+        return passed(f"{name}: the same on {count} devices, data along {self.data.described}", ratio=ratio)
 
     def sent(self, texts: Mapping[str, str]) -> Iterator[Finding]:
-        """Yields what arrays with the data in them the programs send, compared with autodiff's."""
-        suspects = [way for way in self.ways if self.sends(texts.get(way.name, ""))]
+        """Yield a finding for each strategy that sends data, compared with autodiff, or one that none does."""
+        suspects = [name for name in self.strategies if _sent(texts.get(name, ""), self.data)]
         if texts and not suspects:
-            message = "no array with the data in it is sent between devices"
-            yield passed(message)
-        for way in suspects:
-            ours = self.sends(self.run(way.kind, [way], self.ours)[1])
-            if not ours:  # it was another way of the same program
+            yield passed("no array with the data in it is sent between devices")
+        for name in suspects:
+            ours = self.sent_by(name, self.ours)
+            if not ours:  # another strategy of the same program sends it
                 continue
             level, but = "fail", "autodiff sends none"
             if self.subject.undifferentiable is not None:
                 level, but = "note", "there is no autodiff to compare with"
-            for name, f in () if level == "note" else self.autodiff.items():
-                if self.refused(way, f) is not None:
-                    level, but = "note", f"autodiff of {name} is refused"
-                elif theirs := self.sends(self.run(way.kind, [way], f)[1]):
-                    level, but = "note", f"so does autodiff of {name}, {_listed(theirs)}"
+            for of, f in () if level == "note" else self.autodiff.items():
+                if self.refused(name, f) is not None:
+                    level, but = "note", f"autodiff of {of} is refused"
+                elif theirs := self.sent_by(name, f):
+                    level, but = "note", f"so does autodiff of {of}, {_listed(theirs)}"
             data = {"sent": [[op, list(shape)] for op, shape in ours]}
-            message = f"{way.name}: sends data between devices, {_listed(ours)}; {but}"
+            message = f"{name}: sends data between devices, {_listed(ours)}; {but}"
             yield finding(level, "communication", message, data=data)
 
-    def sends(self, text: str) -> list[tuple[str, tuple[int, ...]]]:
-        """Returns the collective operations of a compiled program on arrays with the data in them, and their shapes.
-
-        Under vmap a rule sums the gradient of weights for each example, which is then no sending of data.
-        """
-        found = []
-        for match in filter(None, map(_SENT.match, text.splitlines())):
-            if self.data.mapped and match[2] in _SUMS:
-                continue
-            shapes = re.findall(r"\[([\d,]*)\]", match[1])
-            sizes = [tuple(int(n) for n in shape.split(",") if n) for shape in shapes]
-            found += [(match[2], size) for size in sizes if np.prod(size) and np.prod(size) % self.data.block == 0]
-        return list(dict.fromkeys(found))
+    def sent_by(self, name: str, f: Callable[..., Leaves]) -> Sent:
+        """Return the data that a strategy, compiled alone, sends."""
+        return _sent(self.run([name], f)[name][1], self.data)
 
     def pull(self, f: Callable[..., Leaves], arrays: Sequence[Any], gs: Leaves) -> tuple[Leaves, Leaves]:
-        """Returns a function's outputs, and the cotangents of what is differentiated."""
-
-        def at(*xs: Any) -> Leaves:
-            every = list(arrays)
-            for i, x in zip(self.data.differentiated, xs, strict=True):
-                every[i] = x
-            return f(*every)
-
-        ys, back = jax.vjp(at, *(arrays[i] for i in self.data.differentiated))
+        """Return a function's outputs, and the cotangents of the differentiated arrays."""
+        moving = self.data.differentiated
+        ys, back = jax.vjp(lambda *xs: f(*combine(arrays, moving, xs)), *(arrays[i] for i in moving))
         return ys, back(tuple(gs))
 
     def by_compiler(self, f: Callable[..., Leaves]) -> Program:
-        """Returns the plain pullback, its results kept as the arguments are."""
-        arrays, outputs = self.specs()
-        wanted = outputs, tuple(arrays[i] for i in self.data.differentiated)
+        """Return the plain pullback, its results placed as the arguments are."""
+        wanted = self.specs[1], tuple(self.specs[0][i] for i in self.data.differentiated)
 
         def run(arrays: tuple[Any, ...], gs: Leaves) -> Any:
             found = self.pull(f, arrays, gs)
@@ -274,51 +216,66 @@ class _Ways:
 
         return run
 
-    def partly(self, f: Callable[..., Leaves]) -> Callable[..., Leaves]:
-        """Returns what a device makes of its part: outputs that are means of parts are scaled to be sums."""
+    def part_of(self, f: Callable[..., Leaves]) -> Callable[..., Leaves]:
+        """Return the function of a device's part: outputs that are means of parts are scaled to be sums."""
         kinds, count = self.data.outputs, len(self.devices)
+        return lambda *arrays: tuple(
+            y / count if kind == MEAN else y for y, kind in zip(f(*arrays), kinds, strict=True)
+        )
 
-        def run(*arrays: Any) -> Leaves:
-            return tuple(y / count if kind == MEAN else y for y, kind in zip(f(*arrays), kinds, strict=True))
-
-        return run
-
-    def whole(self, ys: Leaves) -> Leaves:
-        """Returns outputs summed over devices where the data is summed over."""
-        pairs = zip(ys, self.data.outputs, strict=True)
-        return tuple(lax.psum(y, AXIS) if kind in (SUM, MEAN) else y for y, kind in pairs)
+    def of_summed(self, f: Callable[[Any], Any], ys: Leaves) -> Leaves:
+        """Return outputs, f applied to those that are sums over the data."""
+        return tuple(f(y) if kind in (SUM, MEAN) else y for y, kind in zip(ys, self.data.outputs, strict=True))
 
     def inside(self, f: Callable[..., Leaves], checked: bool) -> Program:
-        """Returns a data-parallel step: each device differentiates its part, and sums the gradients of weights."""
-        arrays, outputs = self.specs()
-        kept = [self.data.axes[i] for i in self.data.differentiated]
+        """Return a data-parallel step: each device differentiates its part, and sums the gradients of weights."""
+        axes = [self.data.axes[i] for i in self.data.differentiated]
 
         def step(arrays: tuple[Any, ...], gs: Leaves) -> Any:
             if checked:  # an output of one part varies, so its cotangent must
-                pairs = zip(gs, self.data.outputs, strict=True)
-                gs = tuple(lax.pcast(g, AXIS, to="varying") if kind in (SUM, MEAN) else g for g, kind in pairs)
-            ys, dxs = self.pull(self.partly(f), arrays, gs)
+                gs = self.of_summed(lambda g: lax.pcast(g, AXIS, to="varying"), gs)
+            ys, dxs = self.pull(self.part_of(f), arrays, gs)
             if not checked:
-                dxs = tuple(lax.psum(dx, AXIS) if axis is None else dx for dx, axis in zip(dxs, kept, strict=True))
-            return self.whole(ys), dxs
+                dxs = tuple(lax.psum(dx, AXIS) if axis is None else dx for dx, axis in zip(dxs, axes, strict=True))
+            return self.of_summed(_psum, ys), dxs
 
-        out_specs = outputs, tuple(map(_spec, kept))
-        return jax.shard_map(step, in_specs=(arrays, outputs), out_specs=out_specs, check_vma=checked)
+        out_specs = self.specs[1], tuple(map(_spec, axes))
+        return jax.shard_map(step, in_specs=self.specs, out_specs=out_specs, check_vma=checked)
 
     def outside(self, f: Callable[..., Leaves], checked: bool) -> Program:
-        """Returns the pullback of the function run on parts."""
-        arrays, outputs = self.specs()
-        part = self.partly(f)
-        mapped = jax.shard_map(
-            lambda *given: self.whole(part(*given)), in_specs=arrays, out_specs=outputs, check_vma=checked
-        )
+        """Return the pullback of the function run on parts."""
+        part, (in_specs, out_specs) = self.part_of(f), self.specs
+        whole = lambda *given: self.of_summed(_psum, part(*given))  # noqa: E731
+        mapped = jax.shard_map(whole, in_specs=in_specs, out_specs=out_specs, check_vma=checked)
         return lambda arrays, gs: self.pull(mapped, arrays, gs)
+
+
+_KINDS = (AxisType.Auto, AxisType.Explicit)
+
+
+def _psum(y: Any) -> Any:
+    return lax.psum(y, AXIS)
 
 
 def _spec(axis: Any) -> P:
     return P(*([None] * axis), AXIS) if isinstance(axis, int) else P()
 
 
-def _listed(sent: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+def _sent(text: str, data: SplitCall) -> Sent:
+    """Return the collective operations of a compiled program on arrays with the data in them, and their shapes.
+
+    Under vmap a rule sums the gradient of weights for each example, which sends no data.
+    """
+    found = []
+    for match in filter(None, map(_SENT.match, text.splitlines())):
+        if data.mapped and match[2] in _SUMS:
+            continue
+        shapes = re.findall(r"\[([\d,]*)\]", match[1])
+        sizes = [tuple(int(n) for n in shape.split(",") if n) for shape in shapes]
+        found += [(match[2], size) for size in sizes if np.prod(size) and np.prod(size) % data.block == 0]
+    return list(dict.fromkeys(found))
+
+
+def _listed(sent: Sent) -> str:
     shown = ", ".join(f"{op} of {'x'.join(map(str, shape))}" for op, shape in sent[:3])
     return shown + (f" and {len(sent) - 3} more" if len(sent) > 3 else "")

@@ -252,3 +252,12 @@ OF_FEW_CALLS = {
 def test_what_a_function_does_not_take_is_no_failure(name):
     report = vjplib.verify(*OF_FEW_CALLS[name])
     assert report.ok, "\n".join(map(str, report.failures))
+
+
+def test_a_switch_that_adds_an_output_is_no_failure():
+    def tanh_and_sum(x, stats=False):
+        return (vjplib.tanh(x), x.sum()) if stats else vjplib.tanh(x)
+
+    for stats in (False, True):
+        report = vjplib.verify(tanh_and_sum, (normal(3),), {"stats": stats}, claims=("variations",))
+        assert report.ok, report

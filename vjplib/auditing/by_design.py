@@ -1,4 +1,4 @@
-"""What makes a difference from autodiff of the primal a choice: a kink, a primal without slope, the identity."""
+"""By design: why a rule may differ from autodiff of its primal: a kink, a flat primal, an identity, a solver."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,9 +33,9 @@ IDENTITY = (
 
 
 def by_design(subject: CallUnderTest) -> str:
-    """Returns why a rule whose cotangents differ from autodiff's of its primal seems to be meant so, or nothing.
+    """Return why the cotangents of a rule seem to differ from autodiff of its primal on purpose; empty if they do not.
 
-    Only what can be seen in the primal counts: that it is the identity, or that its derivative is zero everywhere near.
+    Only the primal counts: that it is the identity, that it rounds, or that its derivative is zero everywhere nearby.
     """
     leaves = subject.leaves()
     if _is_identity(subject, leaves):
@@ -50,11 +50,11 @@ def by_design(subject: CallUnderTest) -> str:
 
 
 def iterated(subject: CallUnderTest) -> str:
-    """Returns why a rule may differ a little from the derivative of the steps of a loop, or nothing.
+    """Return why a rule may differ a little from the derivative of the steps of a loop; empty if it may not.
 
     A solver's rule may differentiate the solution that the steps approach. The primal must hold a while loop, and the
-    derivatives along a random direction must differ by less than `SOLVED` of their size. Where it runs in float32
-    alone, small steps of the inputs may change how the loop goes, and what they show is no measure.
+    derivatives along a random direction must differ by less than `SOLVED` of their size. If the primal runs in float32
+    only, small steps of the inputs may change the number of its iterations, and their quotients measure nothing.
     """
     leaves = subject.leaves()
     if not _loops(unclose(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))[0]):
@@ -68,7 +68,7 @@ def iterated(subject: CallUnderTest) -> str:
 
 
 def _gap(subject: CallUnderTest, leaves: Leaves) -> float:
-    """Returns how far <J v, g> by forward mode is from <v, dx> by the rule, relative."""
+    """Return the relative difference of <J v, g> by forward mode and <v, dx> by the rule."""
     rng = np.random.default_rng((subject.seed, 10))
     ts = tuple(normal_of(rng, a.shape, a.dtype) for a in leaves)
     gs = subject.cotangents(leaves)
@@ -84,7 +84,7 @@ def _loops(jaxpr: Any) -> bool:
 
 
 def _rounding(jaxpr: Any) -> str:
-    """Returns what a program rounds floating numbers to: integers, or floating numbers of eight bits and fewer."""
+    """Return what a program rounds floating numbers to: integers, or floating numbers of at most eight bits."""
     for eqn in jaxpr.eqns:
         for _, inner, _ in programs(eqn.params):
             if to := _rounding(inner):
@@ -103,16 +103,16 @@ def _is_narrow(aval: Any) -> bool:
 
 
 def _is_identity(subject: CallUnderTest, leaves: Leaves) -> bool:
-    """Returns whether the primal, with the rules inside it stripped, returns nothing but its arguments."""
+    """Return whether the primal, with the rules inside it stripped, returns nothing but its arguments."""
     jaxpr, _ = unclose(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))
     return all(any(v is x for x in jaxpr.invars) for v in jaxpr.outvars)
 
 
 def kinks(subject: CallUnderTest, leaves: Leaves, failed: Sequence[str]) -> dict[str, str]:
-    """Returns, for cotangents that differ from autodiff's, why that is a choice at a kink, where it is one.
+    """Return by argument why cotangents that differ from autodiff's are a choice at a kink, for those that are.
 
-    It is where rule and oracle agree at inputs moved at random by a thousandth, several times, and the rule's cotangent
-    at the inputs themselves lies, entry by entry, between those that the oracle gives nearby.
+    They are if rule and oracle agree at inputs moved at random by a thousandth, several times, and each entry of the
+    rule's cotangent at the inputs themselves lies between those of the oracle nearby.
     """
     gs = tuple(np.abs(g).astype(g.dtype) for g in subject.cotangents(leaves))
     with x64():
@@ -121,7 +121,7 @@ def kinks(subject: CallUnderTest, leaves: Leaves, failed: Sequence[str]) -> dict
         try:
             ours = [np.asarray(a) for a in subject.answers(exact, wide_gs).dxs]
             near = [_answers(subject, _moved(subject, exact, k), wide_gs) for k in range(8)]
-        except Exception:  # a rule that takes no float64
+        except Exception:  # a rule that refuses float64
             return {}
     if any(np.iscomplexobj(a) for a in ours):
         return {}

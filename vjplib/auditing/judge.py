@@ -1,25 +1,24 @@
-"""Examining one rule at the calls that it met: what its derivative must equal there, and what that comes to.
+"""Judge: verifies one rule at the calls that a program made of it, and sums up the findings.
 
-The claims of `vjplib.verification` are asked at the inputs of the program alone. What a rule does elsewhere, at other
-sizes, scales or dtypes, is none of the program's business, and is asked in "deep", where it is noted only.
+The claims of `vjplib.verification` are examined at the inputs of the program only. How a rule behaves elsewhere, at
+other sizes, scales or dtypes, does not matter to the program: "deep" examines it, and adds notes only.
 """
 
 import inspect
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.auditing.design import by_design, iterated, kinks
+from vjplib.auditing.by_design import by_design, iterated, kinks
 from vjplib.auditing.forward import check as forward
-from vjplib.auditing.watching import Group, KeyData, Met
+from vjplib.auditing.recording import CallGroup, KeyData, RecordedCall
 from vjplib.compat import x64
-from vjplib.verification.call import CallUnderTest, Leaves, Static, parameters
+from vjplib.verification.call import CallUnderTest, Static, parameters
 from vjplib.verification.claim import Check, Claim
 from vjplib.verification.claims import contract, edges, linearity, second_order, taylor, transforms, value
 from vjplib.verification.claims.residuals import residual_bytes
@@ -34,23 +33,24 @@ SAMPLES = {"quick": 1, "standard": 3, "deep": 8}
 DECIDING = (value.CLAIM.name, taylor.CLAIM.name)
 SINGLE = 64 * float(np.finfo(np.float32).eps)
 OTHER = 1e-2  # a relative error of autodiff's outputs that rounding does not explain
-BEYOND = (transforms.CLAIM, second_order.CLAIM, edges.CLAIM)  # asked in "deep" of what the program does not do
+BEYOND = (transforms.CLAIM, second_order.CLAIM, edges.CLAIM)  # examined in "deep"
 
 
-class Examined(NamedTuple):
-    """What examining a group came to.
+@dataclass(frozen=True)
+class Judgement:
+    """The judgement on a group of calls.
 
     Args:
-        verdict: "pass"; "fail"; "note", where a difference is a choice or nothing was to be decided; or "undecided".
-        reason: why, in words.
-        findings: all that was found.
+        verdict: "pass"; "fail"; "note", where a difference is by design or nothing is differentiated; or "undecided".
+        reason: why, as text; empty for a pass without a remark.
+        findings: all findings.
         error: the largest error of a cotangent against float64, relative to its size; None where none was measured.
-        autodiff_error: that of autodiff of the primal.
+        autodiff_error: the same error of autodiff of the primal.
         relative: the error as a multiple of autodiff's; None where autodiff makes none.
         kept: the bytes that one call keeps for its backward.
-        autodiff_kept: those that autodiff of the primal would keep.
+        autodiff_kept: the bytes that autodiff of the primal would keep.
         sampled: how many calls were examined.
-        seconds: how long it took.
+        seconds: the time taken.
     """
 
     verdict: Verdict
@@ -65,26 +65,26 @@ class Examined(NamedTuple):
     seconds: float = 0.0
 
 
-def examine(group: Group, effort: Effort, seed: int, seconds: float, known: str | None = None) -> Examined:
-    """Returns what a group comes to; what the rule raises, or not ending, is a finding.
+def judge(group: CallGroup, effort: Effort, seed: int, seconds: float, known: str | None = None) -> Judgement:
+    """Return the judgement on a group; an exception or a timeout of the rule is a finding.
 
     Args:
-        group: what was met.
-        effort: how much to ask.
+        group: the recorded calls.
+        effort: how much to examine.
         seed: of all random numbers.
-        seconds: how long it may take.
-        known: why a difference is known to be a choice, None where it is not.
+        seconds: the time limit.
+        known: why a difference is by design, as the caller says; None if the caller says nothing.
     """
     start = time.perf_counter()
-    mets = [met for _, met in group.sample][: SAMPLES[effort]]
+    calls = [call for _, call in group.sample][: SAMPLES[effort]]
     drawn = ""
-    if not mets and group.first is not None and not group.unseen:
-        met = group.first.draw(np.random.default_rng((seed, 7)))
-        mets, drawn = [met] if met else [], "on drawn numbers, for it was traced and never ran"
-    if not mets:
-        why = group.unseen or "it was traced and never ran, and takes integers that cannot be drawn"
-        return Examined("undecided", f"no values were met: {why}")
-    work = _Work(group, mets, seed, effort)
+    if not calls and group.first is not None and not group.unseen:
+        call = group.first.draw(np.random.default_rng((seed, 7)))
+        calls, drawn = [call] if call else [], "on random numbers, because it was traced and never ran"
+    if not calls:
+        why = group.unseen or "it was traced and never ran, and takes integers that cannot be made up"
+        return Judgement("undecided", f"no values were recorded: {why}")
+    work = _Work(group, calls, seed, effort)
     outcome = run_with_timeout(work.run, seconds)
     took = time.perf_counter() - start
     if outcome is None:
@@ -92,25 +92,12 @@ def examine(group: Group, effort: Effort, seed: int, seconds: float, known: str 
             work.findings = [replace(f, level="skipped") if f.level == "fail" else f for f in work.findings]
         work.add(skipped(f"did not end within {seconds:.0f} s", code="timeout"))
     elif isinstance(outcome, BaseException):
-        work.add(skipped(f"cannot be examined: {_said(outcome)}"))
-    return work.judged(drawn, known)._replace(sampled=len(mets), seconds=took)
-
-
-class _Call(CallUnderTest):
-    """A call whose outputs may keep a dtype of their own when its inputs are float64: cotangents are cast to it."""
-
-    def pull(self, f: Callable[..., Leaves]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
-        """As `CallUnderTest` has it."""
-
-        def run(leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
-            ys, back = jax.vjp(f, *leaves)
-            return ys, back(tuple(jnp.asarray(g).astype(y.dtype) for g, y in zip(gs, ys, strict=True)))
-
-        return run
+        work.add(skipped(f"cannot be examined: {_describe(outcome)}"))
+    return replace(work.judged(drawn, known), sampled=len(calls), seconds=took)
 
 
 def _restricted(subject: CallUnderTest, perturbed: tuple[bool, ...], outputs: set[int]) -> CallUnderTest:
-    """Returns the subject as the program uses it: those leaves alone differentiated, those outputs alone."""
+    """Return the call as the program uses it: only these leaves differentiated, only these outputs."""
     if any(perturbed):
         marks = iter(perturbed)
         fixed = jax.tree.map(lambda a: a if next(marks) else Static(a), subject.args)
@@ -130,10 +117,10 @@ def _restricted(subject: CallUnderTest, perturbed: tuple[bool, ...], outputs: se
     kind = inspect.Parameter.POSITIONAL_ONLY
     if all(map(str.isidentifier, names)) and len(set(names)) == len(names):
         vars(fn)["__signature__"] = inspect.Signature([inspect.Parameter(n, kind) for n in names])
-    return _Call(fn, fixed, seed=subject.seed)
+    return CallUnderTest(fn, fixed, seed=subject.seed)
 
 
-def _subject(group: Group, met: Met, seed: int) -> CallUnderTest:
+def _subject(group: CallGroup, call: RecordedCall, seed: int) -> CallUnderTest:
     def known(leaf: Any) -> Any:
         if isinstance(leaf, KeyData):
             return jax.random.wrap_key_data(jnp.asarray(leaf.data), impl=jax.random.key_impl(_a_key(leaf.dtype)))
@@ -143,16 +130,17 @@ def _subject(group: Group, met: Met, seed: int) -> CallUnderTest:
         return Static(jax.tree.map(lambda b: known(b) if isinstance(b, KeyData) else b, a, is_leaf=_is_key_data))
 
     args = [
-        static(a) if i in group.static else jax.tree.map(known, a, is_leaf=_is_key_data) for i, a in enumerate(met.args)
+        static(a) if i in group.static else jax.tree.map(known, a, is_leaf=_is_key_data)
+        for i, a in enumerate(call.args)
     ]
-    return _Call(met.fn, tuple(_canonical(a) for a in args), seed=seed)
+    return CallUnderTest(call.fn, tuple(_canonical(a) for a in args), seed=seed)
 
 
-def _marks(group: Group, met: Met) -> tuple[bool, ...]:
-    """Returns which leaves the program differentiated by, of the arguments that are not static."""
-    marks = iter(met.perturbed)
-    rows = [(i, len(jax.tree.leaves(a, is_leaf=_is_key_data))) for i, a in enumerate(met.args)]
-    taken = [(i, next(marks)) for i, count in rows for _ in range(count)] if met.perturbed else []
+def _marks(group: CallGroup, call: RecordedCall) -> tuple[bool, ...]:
+    """Return which leaves of the arguments that are not static the program differentiated by."""
+    marks = iter(call.perturbed)
+    rows = [(i, len(jax.tree.leaves(a, is_leaf=_is_key_data))) for i, a in enumerate(call.args)]
+    taken = [(i, next(marks)) for i, count in rows for _ in range(count)] if call.perturbed else []
     return tuple(mark for i, mark in taken if i not in group.static)
 
 
@@ -165,7 +153,7 @@ def _a_key(dtype: Any) -> Any:
 
 
 def _canonical(tree: Any) -> Any:
-    """Returns Python numbers as the arrays that JAX makes of them."""
+    """Return Python numbers as the arrays that JAX makes of them."""
     small = {np.dtype("float64"): np.float32, np.dtype("int64"): np.int32}
 
     def of(a: Any) -> Any:
@@ -174,7 +162,7 @@ def _canonical(tree: Any) -> Any:
     return tree if isinstance(tree, Static) or jax.config.read("jax_enable_x64") else jax.tree.map(of, tree)
 
 
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, jax.errors.UnexpectedTracerError):
         return "it closes over a value of the program that was being traced, and cannot be called outside of it"
     if isinstance(error, NameError) and "axis" in str(error):
@@ -183,53 +171,53 @@ def _said(error: BaseException) -> str:
 
 
 class _Work:
-    """The examination of one group; what is found stays where time runs out."""
+    """The examination of one group; its findings stay if time runs out."""
 
-    def __init__(self, group: Group, mets: list[Met], seed: int, effort: Effort) -> None:
-        self.group, self.mets, self.effort = group, mets, effort
-        self.subjects = [_subject(group, met, seed) for met in mets]
+    def __init__(self, group: CallGroup, calls: list[RecordedCall], seed: int, effort: Effort) -> None:
+        self.group, self.calls, self.effort = group, calls, effort
+        self.subjects = [_subject(group, call, seed) for call in calls]
         self.findings: list[Finding] = []
         self.errors: list[tuple[str, Error]] = []
         self.kept: tuple[int, int] | None = None
         self.design, self.remark, self.refused = "", "", False
-        self.narrowed = False  # whether it is known if the program asks for less
+        self.narrowed = False  # whether it is known if the program differentiates fewer arguments or outputs
 
     def run(self) -> bool:
-        """Fills findings, errors and kept; returns True."""
+        """Fill findings, errors and kept; return True."""
         wide = any(a.dtype in (np.float64, np.complex128) for a in self.subjects[0].leaves())
         if wide and not jax.config.read("jax_enable_x64"):
             with x64(), np.errstate(all="ignore"):
-                self._as_asked()
+                self._as_requested()
         else:
             with np.errstate(all="ignore"):
-                self._as_asked()
+                self._as_requested()
         return True
 
-    def _as_asked(self) -> None:
-        """Examines the call by every argument and output; if that fails, by those that the program asks for alone."""
+    def _as_requested(self) -> None:
+        """Examine the call by every argument and output; if that fails, by those that the program differentiates."""
         self._run()
         self.narrowed = True
         failures = [f for f in self.findings if f.level == "fail"]
-        outputs = self.group.asked if len(self.group.asked) < self.group.outputs else set()
-        marks = _marks(self.group, self.mets[0])
+        outputs = self.group.requested if len(self.group.requested) < self.group.outputs else set()
+        marks = _marks(self.group, self.calls[0])
         subject = self.subjects[0]
         fewer = any(marks) and not all(marks[i] for i in subject.differentiable)
         if failures and not self.design and (outputs or fewer):
             self.findings, self.errors, self.kept = [], [], None
-            pairs = zip(self.subjects, self.mets, strict=True)
-            self.subjects = [_restricted(s, _marks(self.group, met) if fewer else (), outputs) for s, met in pairs]
+            pairs = zip(self.subjects, self.calls, strict=True)
+            self.subjects = [_restricted(s, _marks(self.group, call) if fewer else (), outputs) for s, call in pairs]
             self.refused = failures[0].code == "derivative_raises"
             self.remark = f"as this program differentiates it; by all arguments and outputs: {failures[0]}"
             self._run()
         self._place()
 
     def _place(self) -> None:
-        """Looks for the place of a fault."""
+        """Look for the place of a bug."""
         if self.effort != "quick" and not self.design and self.errors and any(f.level == "fail" for f in self.findings):
             self._explain()
 
     def _explain(self) -> None:
-        """Attach what explains the failure to the first one."""
+        """Attach an explanation to the first failure."""
         first = next(i for i, f in enumerate(self.findings) if f.level == "fail")
         try:
             explanation = locate.explain(self.subjects[0])
@@ -250,8 +238,8 @@ class _Work:
         leaves = subject.leaves()
         try:
             outputs = subject.outputs(leaves)
-        except Exception as error:  # it ran in the program, so that calling it alone is what fails
-            self._skip("skipped", f"cannot be called alone: {_said(error)}", "undecided_call")
+        except Exception as error:  # it ran in the program, so only the call outside of it fails
+            self._skip("skipped", f"cannot be called alone: {_describe(error)}", "undecided_call")
             return
         if not outputs:
             self._skip("note", "nothing to differentiate: it returns no floating numbers")
@@ -282,20 +270,20 @@ class _Work:
         self.add(replace(finding(level, "", message), code=code))
 
     def _refusal(self, subject: CallUnderTest) -> tuple[Level, str, Code] | None:
-        """Returns why the rule has no derivative here, and what that counts as; None where it has one."""
+        """Return level, message and code of a finding if the rule has no derivative here; None if it has one."""
         try:
             leaves = subject.leaves()
             jax.eval_shape(subject.pull(subject.call), leaves, subject.cotangents(leaves))
         except (jax.errors.UnexpectedTracerError, NameError) as error:
-            return "skipped", f"cannot be called alone: {_said(error)}", "undecided_call"
-        except Exception as error:  # whatever the rule raises is a finding about it
+            return "skipped", f"cannot be called alone: {_describe(error)}", "undecided_call"
+        except Exception as error:  # whatever the rule raises is a finding
             if self.group.derived:
                 return "fail", f"its derivative raises {describe_error(error)}", "derivative_raises"
-            return "note", f"its derivative, which this program does not take, raises {describe_error(error)}", ""
+            return "note", f"its derivative, which this program does not use, raises {describe_error(error)}", ""
         return None
 
     def _values(self, subject: CallUnderTest, number: int) -> None:
-        """Compares with the oracle in the dtypes of the call, and where those are short, in float32 too."""
+        """Compare with the oracle in the dtypes of the call, and in float32 too if those are of 16 bits."""
         own = subject.leaves()
         short = unit_of(own) > unit_of([np.zeros(1, np.float32)]) if own else False
         for dtype in (None, np.float32) if short else (None,):
@@ -303,9 +291,9 @@ class _Work:
             where = f"call {number + 1} of the sample" + (" in float32" if dtype else "")
             try:
                 errors = list(value.compare(subject, leaves, subject.cotangents(leaves)))
-            except Exception as error:  # the call's own dtypes were traced above; others it may refuse
+            except Exception as error:  # the call's own dtypes were traced above; it may refuse others
                 level = "note" if dtype else "skipped"
-                message = f"{where}: undecided, raises {_said(error)}"
+                message = f"{where}: undecided, raises {_describe(error)}"
                 self.add(replace(finding(level, "", message), code="undecided_call"))
                 continue
             if dtype is None:
@@ -321,7 +309,7 @@ class _Work:
             self._guarded(value.CLAIM, value.in_float64, subject, beyond=True)
 
     def _iterated(self, subject: CallUnderTest) -> None:
-        """Leaves undecided what differs from the derivative of a solver's steps by little."""
+        """Leave a small difference from the derivative of a solver's steps undecided."""
         if any(f.level == "fail" and f.claim == taylor.CLAIM.name for f in self.findings):
             try:
                 reason = iterated(subject)
@@ -333,9 +321,9 @@ class _Work:
                     self.findings[i] = replace(f, level="skipped", code="solver", message=message)
 
     def _beside_autodiff(self, subject: CallUnderTest, where: str) -> None:
-        """Compares with autodiff in the dtypes of the call, where the primal is another function in float64.
+        """Compare with autodiff in the dtypes of the call, where the primal is another function in float64.
 
-        So it is where random numbers are drawn inside: float64 draws others.
+        A primal that draws random numbers is: in float64 it draws other ones.
         """
         self.errors = []
         leaves = subject.leaves()
@@ -354,8 +342,8 @@ class _Work:
         found: list[Finding] = []
         try:
             found.extend(check(subject))
-        except Exception as error:  # in float64, mostly, which a rule need not take
-            found.append(noted(f"undecided, raises {_said(error)}"))
+        except Exception as error:  # mostly in float64, which a rule need not take
+            found.append(noted(f"undecided, raises {_describe(error)}"))
         found = [replace(f, claim=f.claim or claim.name) for f in found]
         found = [replace(f, level="note") if _no_fault(f) else f for f in found]
         if beyond:
@@ -367,8 +355,8 @@ class _Work:
             ]
         self.findings += found
 
-    def judged(self, drawn: str, known: str | None) -> Examined:
-        """Returns what the findings come to."""
+    def judged(self, drawn: str, known: str | None) -> Judgement:
+        """Return the judgement on the findings."""
         design = self.design or known
         findings = list(self.findings)
         for i, f in enumerate(findings) if design else ():
@@ -381,7 +369,7 @@ class _Work:
         if self.remark and verdict != "fail":
             verdict = "note" if verdict == "pass" and not self.refused else verdict
             reason = f"{reason or 'right'}, {self.remark}"
-        return Examined(
+        return Judgement(
             verdict,
             "; ".join(part for part in (drawn, reason) if part),
             tuple(findings),
@@ -414,9 +402,9 @@ def _verdict(findings: list[Finding], design: str | None) -> tuple[Verdict, str]
 
 
 def _no_fault(f: Finding) -> bool:
-    """Returns whether a failure is of a check that asks for what no program does.
+    """Return whether a failure does not matter to any program.
 
-    Some rules' passes cannot be called but by JAX; some compute in float32 whatever they are given.
+    Only JAX can call the passes of some rules; some compute in float32 whatever their inputs are.
     """
     coarse = f.claim == linearity.CLAIM.name and f.ratio is not None and f.ratio * HALF_THE_DIGITS <= SINGLE
     return f.level == "fail" and (coarse or f.code == "passes_raise")

@@ -17,7 +17,7 @@ from vjplib.rules import like_primal
 from vjplib.verification.api import at_case
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claims.sharding import claim
-from vjplib.verification.claims.sharding.data_axis import MEAN, SUM, shared
+from vjplib.verification.claims.sharding.data_axis import MEAN, SUM, find_data_axis
 from vjplib.verification.explain.traps import TRAPS
 
 X, W, B = normal(2, 5), normal(3, 5), normal(3)
@@ -233,7 +233,7 @@ def test_a_loop_needs_no_autodiff_to_be_examined():
 
 
 def data_of(fn, *args, **kwargs):
-    return shared(CallUnderTest(fn, args, kwargs), 4, np.float32)
+    return find_data_axis(CallUnderTest(fn, args, kwargs), 4, np.float32)
 
 
 def test_what_is_data_is_found_by_computing():
@@ -261,7 +261,7 @@ def test_a_records_dimensions_are_tried_by_name():
 
     (record,) = find("softmax_cross_entropy_with_integer_labels")
     case = record.cases[1]  # "n b", the labels along the second axis of the logits
-    data = shared(at_case(record, case), 4, np.float32)
+    data = find_data_axis(at_case(record, case), 4, np.float32)
     assert data is not None
     assert (data.axes, data.outputs) == ((1, 0), (0,))
 

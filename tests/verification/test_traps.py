@@ -14,7 +14,7 @@ import vjplib
 from vjplib.verification.explain.traps import TRAPS, anchor
 
 NEWER = getattr(jax.config, "jax_custom_vjp3", False)  # JAX's coming implementation of custom_vjp
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 OF_COMPLEX = {trap for *_, trap in WRONG.values() if trap}
 ELSEWHERE = {"double-psum"}  # in test_sharding_claim.py
 CALLS = {f"{trap}-{i}": (trap, call) for trap, calls in TRAPPED.items() for i, call in enumerate(calls)}
