@@ -150,9 +150,6 @@ def shape_of(name: str, x: Array, rank: int) -> tuple[int, ...]:
 
     The check runs when a Jacobian is used, not when it is made, because one that `jax.vmap` returns holds a batch.
 
-    Raises:
-        ValueError: x has a different rank.
-
     Example:
         >>> shape_of("diagonal", jnp.ones((2, 3)), 1)
         Traceback (most recent call last):

@@ -120,8 +120,7 @@ def reference_softmax_cross_entropy(logits, labels, axis=-1, where=None):
     return -jnp.sum(jnp.where(mask, labels * log_y, 0), axis)
 
 
-def jacobian_softmax_cross_entropy(logits, labels, axis=-1, where=None):
-    del axis, where
+def jacobian_softmax_cross_entropy(logits, labels):
     y = jax.nn.softmax(logits)
     return Dense((jnp.sum(labels) * y - labels)[None, :]), Dense(-jnp.log(y)[None, :])
 
@@ -274,8 +273,7 @@ def reference_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1,
     return jnp.where(jnp.any(mask, -1), loss, 0)
 
 
-def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None):
-    del axis, where
+def jacobian_softmax_cross_entropy_with_integer_labels(logits, labels):
     return Dense((jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.size, dtype=logits.dtype))[None, :]), None
 
 

@@ -129,11 +129,11 @@ def _lax_patches(call: ConvCall, x: Array) -> Array:
 def _algorithm(call):
     """Return the functions that cut x into patches and that add the cotangents of patches to x."""
     problem = call.problem
-    if call.known and not problem.sprawls and _tiled(problem):
-        return _tiles, _from_tiles
-    if call.known and not problem.sprawls and problem.taps <= MAX_SLICES:
-        return _slices, _from_slices
-    return _gathered, _scattered
+    if not call.known or problem.sprawls:
+        return _gathered, _scattered
+    if problem.strides == problem.kernel and {*problem.lhs_dilation, *problem.rhs_dilation} <= {1}:
+        return _tiles, _from_tiles  # the windows tile x: a patch is a block of it
+    return (_slices, _from_slices) if problem.taps <= MAX_SLICES else (_gathered, _scattered)
 
 
 def _slices(problem, x):
@@ -179,12 +179,6 @@ def _positions(problem, axis):
         at = np.arange(m)[:, None] * s + tap
     reached = (at % d == 0) & (at >= 0) & (at <= d * (n - 1))
     return jnp.where(reached, at // d, n) if isinstance(at, jax.Array) else np.where(reached, at // d, n)
-
-
-def _tiled(problem):
-    """Return True if the windows tile x, so that a patch is a block of it."""
-    steps = (problem.lhs_dilation, problem.rhs_dilation)
-    return problem.strides == problem.kernel and all(set(step) <= {1} for step in steps)
 
 
 def _tiles(problem, x):
