@@ -64,7 +64,7 @@ BAD = {
     "softmax, mask's shape": (
         lambda: vl.softmax(X, where=jnp.ones(4, bool)),
         ValueError,
-        r"where must broadcast with x.*where \(4,\) and shape \(2, 5\)",
+        r"where and x must broadcast together, got shapes \(4,\) and \(2, 5\)",
     ),
     "conv1d of text": (lambda: vl.conv1d("x", jnp.ones(3)), TypeError, "x must be an array of numbers, got str 'x'"),
     "conv1d, kernel of text": (lambda: vl.conv1d(X, "h"), TypeError, "h must be an array of numbers, got str 'h'"),

@@ -15,7 +15,7 @@ class Jacobian(ABC):
     """The m x n matrix of partial derivatives dy_i/dx_j of a layer y = f(x), in a form that multiplies cheaply.
 
     A structure is one subclass, a frozen dataclass registered as a pytree, with `shape`, `dense`, `_vjp` and `_jvp`. It
-    need not know the other structures: `@` asks the left factor, then the right one, for a product that keeps structure.
+    need not know the other structures: `@` asks the left factor, then the right one, for a structured product.
 
     Example:
         >>> from vjplib.jacobians import Diagonal
@@ -149,9 +149,6 @@ def shape_of(name: str, x: Array, rank: int) -> tuple[int, ...]:
     """Return the shape of an array of a Jacobian, after a check of its rank.
 
     The check runs when a Jacobian is used, not when it is made, because one that `jax.vmap` returns holds a batch.
-
-    Raises:
-        ValueError: x has a different rank.
 
     Example:
         >>> shape_of("diagonal", jnp.ones((2, 3)), 1)

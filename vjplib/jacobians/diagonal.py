@@ -38,7 +38,8 @@ class Diagonal(Jacobian):
     def _vjp(self, g: Array) -> Array:
         return scale(g, self.diagonal)
 
-    _jvp = _vjp
+    def _jvp(self, t: Array) -> Array:
+        return scale(t, self.diagonal)
 
     def dense(self) -> Float[Array, "n n"]:
         """J as a matrix."""

@@ -16,7 +16,8 @@ from vjplib.precision import upcast
 class DiagonalMinusLowRank(Jacobian):
     """diag(d) - U V^T: all entries may differ from zero, and n (1 + 2 r) numbers determine them.
 
-    Both products take n (1 + 2 r) multiplications: g^T J = g d - (g^T U) V^T and J t = d t - U (V^T t). Softmax has diag(y) - y y^T, log_softmax has I - 1 y^T with y the softmax.
+    Both products take n (1 + 2 r) multiplications: g^T J = g d - (g^T U) V^T and J t = d t - U (V^T t). Softmax has
+    diag(y) - y y^T, log_softmax has I - 1 y^T with y the softmax.
 
     Args:
         diagonal: d, n numbers, floating.

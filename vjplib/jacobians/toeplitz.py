@@ -60,7 +60,8 @@ class BandedToeplitz(Jacobian):
 def _correlate(x: Float[Array, " n"], kernel: Float[Array, " k"], centre: int) -> Float[Array, " n"]:
     """Return y_i = sum_p x_{i + p - centre} h_p, with x zero beyond its ends."""
     (n,) = x.shape
-    wide = upcast(x)
-    shifts = [max(-n, min(n, p - centre)) for p in range(kernel.size)]
-    shifted = [jax.lax.pad(wide, jnp.zeros((), wide.dtype), [(-shift, shift, 0)]) for shift in shifts]
-    return sum(h * x_p for h, x_p in zip(upcast(kernel), shifted, strict=True)).astype(jnp.result_type(x, kernel))
+    total, zero = jnp.zeros(n, upcast(x).dtype), jnp.zeros((), upcast(x).dtype)
+    for p, h in enumerate(upcast(kernel)):
+        shift = max(-n, min(n, p - centre))
+        total = total + h * jax.lax.pad(upcast(x), zero, [(-shift, shift, 0)])
+    return total.astype(jnp.result_type(x, kernel))

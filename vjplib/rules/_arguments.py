@@ -81,18 +81,16 @@ def by_rule(rule: Callable[..., jax.Array], incumbent: Callable[..., jax.Array],
         Array(2., dtype=float32)
     """
     arrays = [as_array(name, x) for name, x in arguments.items()]
-    is_floating = [jnp.issubdtype(a.dtype, jnp.floating) for a in arrays]
-    if all(is_floating) and not any(a.weak_type for a in arrays):
+    fits = [jnp.issubdtype(a.dtype, jnp.floating) and not a.weak_type for a in arrays]
+    if all(fits):
         return rule(*arrays)
     dtype, weak = jnp.result_type(*arrays), False
-    if not any(floats and not a.weak_type for a, floats in zip(arrays, is_floating, strict=True)):
+    if not any(fits):
         result = jax.eval_shape(incumbent, *arrays)
         dtype, weak = result.dtype, result.weak_type
     if not jnp.issubdtype(dtype, jnp.floating):
         return incumbent(*arrays)
-    y = rule(
-        *(a if floats and not a.weak_type else a.astype(dtype) for a, floats in zip(arrays, is_floating, strict=True))
-    )
+    y = rule(*(a if fit else a.astype(dtype) for a, fit in zip(arrays, fits, strict=True)))
     return weakly_typed(y) if weak else y
 
 
@@ -132,20 +130,12 @@ def broadcast_shapes(**arrays: jax.Array) -> tuple[int, ...]:
 
 
 def broadcast_mask(where: ArrayLike | None, **arguments: ArrayLike) -> tuple[jax.Array, jax.Array | None]:
-    """Return an array and a mask, broadcast together; without a mask the array itself and None.
-
-    Args:
-        where: booleans, or None.
-        **arguments: the array, by the name of its argument.
-
-    Raises:
-        TypeError: the array is not an array of numbers, or where is not boolean.
-        ValueError: where and the array do not broadcast together.
+    """Return an array, given by name, and a mask, broadcast together; without a mask the array itself and None.
 
     Example:
         >>> broadcast_mask(jnp.array([True, False]), x=jnp.ones((3, 3)))
         Traceback (most recent call last):
-        ValueError: where must broadcast with x, got where (2,) and shape (3, 3)
+        ValueError: where and x must broadcast together, got shapes (2,) and (3, 3)
     """
     ((name, given),) = arguments.items()
     x = as_array(name, given)
@@ -154,10 +144,7 @@ def broadcast_mask(where: ArrayLike | None, **arguments: ArrayLike) -> tuple[jax
     mask = as_array("where", where)
     if mask.dtype != jnp.bool_:
         raise TypeError(f"where must be boolean, got {mask.dtype} of shape {mask.shape}")
-    try:
-        shape = jnp.broadcast_shapes(mask.shape, x.shape)
-    except ValueError:
-        raise ValueError(f"where must broadcast with {name}, got where {mask.shape} and shape {x.shape}") from None
+    shape = broadcast_shapes(where=mask, **{name: x})
     return jnp.broadcast_to(x, shape), jnp.broadcast_to(mask, shape)
 
 
@@ -165,14 +152,7 @@ def broadcast_mask(where: ArrayLike | None, **arguments: ArrayLike) -> tuple[jax
 
 
 def convolution_arguments(**given: Any) -> dict[str, Any]:
-    """Return the arguments of one of `jax.lax`'s convolutions with sequences as tuples; lax checks the rest.
-
-    Args:
-        **given: all arguments by name: lhs (an array or a `jax.ShapeDtypeStruct`), rhs if the function has one, ...
-
-    Raises:
-        TypeError: an argument has a wrong type.
-        ValueError: an argument does not fit the rank of lhs, or is not positive.
+    """Return all arguments of one of `jax.lax`'s convolutions, with sequences as tuples; lax checks the rest.
 
     Example:
         >>> convolution_arguments(lhs=np.ones((1, 1, 5)), window_strides=[1], padding="SAME", rhs_dilation=(0,))
@@ -188,31 +168,22 @@ def convolution_arguments(**given: Any) -> dict[str, Any]:
         if name in ("filter_shape", "window_strides", "strides") or (name.endswith("_dilation") and value is not None):
             given[name] = positive(name, value, lhs.ndim - 2)
         elif name.endswith("_group_count"):
-            given[name] = _integer(name, value)
+            try:
+                given[name] = _index(value)
+            except TypeError:
+                raise TypeError(f"{name} must be an integer, got {value!r}") from None
         elif name == "padding":
             given[name] = pads(value, lhs.ndim - 2)
-    dimension_order(given.get("dimension_numbers"), lhs.ndim)
-    element_type(given.get("preferred_element_type"))
+        elif isinstance(value, lax.ConvDimensionNumbers):  # lax checks the other forms
+            for field, spec in zip(value._fields, value, strict=True):
+                if sorted(integers(f"{name}.{field}", spec)) != list(range(lhs.ndim)):
+                    raise ValueError(f"{name}.{field} must have each axis of 0 to {lhs.ndim - 1} once, got {spec!r}")
+        elif name == "preferred_element_type":
+            try:
+                np.dtype(value)
+            except TypeError:
+                raise TypeError(f"{name} must be a dtype or None, got {value!r}") from None
     return given
-
-
-def reduce_window_arguments(
-    ndim: int, sizes: Any, strides: Any, padding: Any, base_dilation: Any, window_dilation: Any
-) -> Any:
-    """Return the arguments of `lax.reduce_window` after its reduction, as tuples; None becomes ones.
-
-    Example:
-        >>> reduce_window_arguments(1, [3], None, "same", None, None)
-        ((3,), (1,), 'same', (1,), (1,))
-    """
-    ones = (1,) * ndim
-    return (
-        positive("window_dimensions", sizes, ndim),
-        positive("window_strides", ones if strides is None else strides, ndim),
-        pads(padding, ndim),
-        positive("base_dilation", ones if base_dilation is None else base_dilation, ndim),
-        positive("window_dilation", ones if window_dilation is None else window_dilation, ndim),
-    )
 
 
 def shaped(name: str, x: Any) -> Any:
@@ -257,56 +228,16 @@ def pads(given: Any, count: int) -> str | tuple[tuple[Any, Any], ...]:
         ValueError: padding must be SAME, SAME_LOWER, VALID or 2 x (low, high), integers, got 'FULL'
     """
     message = f"padding must be {', '.join(PADDINGS)} or {count} x (low, high), integers, got {given!r}"
-    if isinstance(given, str):
-        if given.upper() not in PADDINGS:
-            raise ValueError(message)
+    if isinstance(given, str) and given.upper() in PADDINGS:
         return given
     try:
-        pairs = tuple((_index(low), _index(high)) for low, high in given)
-    except TypeError:
-        raise TypeError(message) from None
-    except ValueError:  # not a pair
-        raise ValueError(message) from None
-    if len(pairs) != count:
+        pairs = () if isinstance(given, str) else tuple((_index(low), _index(high)) for low, high in given)
+    except (TypeError, ValueError) as error:  # not a sequence of pairs, or not of integers
+        raise type(error)(message) from None
+    if isinstance(given, str) or len(pairs) != count:
         raise ValueError(message)
     return pairs
 
 
-def dimension_order(given: Any, ndim: int) -> None:
-    """Raise if a `lax.ConvDimensionNumbers` does not permute the axes of rank `ndim`; lax checks the other forms.
-
-    Example:
-        >>> dimension_order(lax.ConvDimensionNumbers((0, 1, 2), (0, 1, 2), (0, 1, 1)), 3)
-        Traceback (most recent call last):
-        ValueError: dimension_numbers.out_spec must have each axis of 0 to 2 once, got (0, 1, 1)
-    """
-    if not isinstance(given, lax.ConvDimensionNumbers):
-        return
-    for name, spec in zip(given._fields, given, strict=True):
-        if sorted(integers(f"dimension_numbers.{name}", spec)) != list(range(ndim)):
-            raise ValueError(f"dimension_numbers.{name} must have each axis of 0 to {ndim - 1} once, got {spec!r}")
-
-
-def element_type(given: Any) -> None:
-    """Raise if the argument `preferred_element_type` is neither None nor a dtype.
-
-    Example:
-        >>> element_type("float99")
-        Traceback (most recent call last):
-        TypeError: preferred_element_type must be a dtype or None, got 'float99'
-    """
-    try:
-        np.dtype(given)
-    except TypeError:
-        raise TypeError(f"preferred_element_type must be a dtype or None, got {given!r}") from None
-
-
 def _index(n: Any) -> Any:
     return n if is_symbolic_dim(n) else operator.index(n)
-
-
-def _integer(name: str, given: Any) -> Any:
-    try:
-        return _index(given)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {given!r}") from None

@@ -12,13 +12,10 @@ from vjplib.compat import psum_to_primal
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class AvalToken:
-    """Stands in the residuals for an argument whose numbers the backward does not need; it has no arrays.
-
-    Args:
-        aval: the argument's abstract value: shape, dtype, and how it lies on devices.
-    """
+    """Stands in the residuals for an argument whose numbers the backward does not need; it has no arrays."""
 
     aval: ShapedArray
+    """The argument's abstract value: shape, dtype, and how it lies on devices."""
 
 
 def aval_token(x: jax.Array) -> AvalToken:
@@ -51,14 +48,7 @@ def unbroadcast(g: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Return g summed over the axes along which an array of this shape was broadcast.
 
     Broadcasting copies; the transpose of a copy is a sum. So the cotangent of a broadcast argument is the sum of the
-    cotangents of its copies.
-
-    Args:
-        g: a cotangent of the broadcast shape.
-        shape: the shape before broadcasting.
-
-    Returns:
-        An array of that shape and of g's dtype.
+    cotangents of its copies, in their dtype.
 
     Example:
         >>> unbroadcast(jnp.ones((2, 3)), (3,)).tolist()

@@ -4,6 +4,7 @@ relu, tanh and sigmoid are the activations of the lecture's Example 2.1; quadrat
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -300,6 +301,20 @@ def _tails_of_sigmoid(x):
     return Tail((x,), np.ones_like(x), (e / (1 + e) ** 2,))
 
 
+_TANH = Rule(
+    fn=tanh,
+    reference=reference_tanh,
+    baselines={"jnp.tanh": jnp.tanh},
+    cases=(_ROWS, _SCALAR),
+    edges=(Edge("saturated", _ANY), _INFINITIES),
+    bench=(_LARGE,),
+    residual_bytes=lambda b, n: 4 * b * n,
+    jacobian=jacobian_tanh,
+    reason="accuracy: autodiff's gradient is 0 from 8.3 on, this one is right to 3e-07; a layer of the lecture",
+    source="Example 2.1",
+    tails=_tails_of_tanh,
+)
+
 RULES = (
     Rule(
         fn=relu,
@@ -317,41 +332,21 @@ RULES = (
         reason="a layer of the lecture; keeps one byte per element",
         source="Example 2.1",
     ),
-    Rule(
-        fn=tanh,
-        reference=reference_tanh,
-        baselines={"jnp.tanh": jnp.tanh},
-        cases=(_ROWS, _SCALAR),
-        edges=(Edge("saturated", _ANY), _INFINITIES),
-        bench=(_LARGE,),
-        residual_bytes=lambda b, n: 4 * b * n,
-        jacobian=jacobian_tanh,
-        reason="accuracy: autodiff's gradient is 0 from 8.3 on, this one is right to 3e-07; a layer of the lecture",
-        source="Example 2.1",
-        tails=_tails_of_tanh,
-    ),
-    Rule(
+    _TANH,
+    replace(
+        _TANH,
         fn=sigmoid,
         reference=reference_sigmoid,
         baselines={"jax.nn.sigmoid": jax.nn.sigmoid},
-        cases=(_ROWS, _SCALAR),
-        edges=(Edge("saturated", _ANY), _INFINITIES),
-        bench=(_LARGE,),
-        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_sigmoid,
         reason="accuracy: autodiff's gradient is 0 from 17 on, this one is right to 2e-07; a layer of the lecture",
-        source="Example 2.1",
         tails=_tails_of_sigmoid,
     ),
     Rule(
         fn=quadratic,
         reference=reference_quadratic,
         baselines={"4 * x + 7 * y**2": reference_quadratic},
-        cases=(
-            Case(("b n", "b n"), {"b": 2, "n": 7}),
-            Case(("n", "b 1"), {"b": 2, "n": 7}),
-            Case(("", ""), {}),
-        ),
+        cases=(Case(("b n", "b n"), {"b": 2, "n": 7}), Case(("n", "b 1"), {"b": 2, "n": 7}), Case(("", ""), {})),
         edges=(Edge("zero and infinity", ([0.0, 1.0, float("inf")], [float("inf"), 0.0, 0.0])),),
         bench=(Case(("b n", "b n"), {"b": 1024, "n": 1024}),),
         residual_bytes=lambda b, n: 4 * b * n,

@@ -140,7 +140,8 @@ class use_in_lax:  # noqa: N801 - read as a verb, as contextlib's contexts are
         def plain(*args: Any, **kwargs: Any) -> Any:
             with use_in_lax():
                 result = call(*args, **kwargs)
-            return _require_ended(call, result)
+            _require_ended(call, result)
+            return result
 
         if inspect.isasyncgenfunction(function):
             decorated: Any = async_generator
@@ -152,18 +153,17 @@ class use_in_lax:  # noqa: N801 - read as a verb, as contextlib's contexts are
         return decorated
 
 
-def _require_ended(call: Callable[..., Any], result: Any) -> Any:
-    """Return the result of a call; raise if it is a generator or coroutine, whose body would run outside."""
+def _require_ended(call: Callable[..., Any], result: Any) -> None:
+    """Raise if the result of a call is a generator or coroutine, whose body would run outside."""
     body = getattr(result, "gen", result)  # contextlib wraps a generator in a context manager
-    if not (inspect.isgenerator(body) or inspect.iscoroutine(body) or inspect.isasyncgen(body)):
-        return result
-    if not inspect.isasyncgen(body):
+    if inspect.isgenerator(body) or inspect.iscoroutine(body):
         body.close()
-    name = getattr(call, "__qualname__", repr(call))
-    raise TypeError(
-        f"use_in_lax must decorate a generator or coroutine function itself, got {name}, which returned "
-        f"a {type(result).__name__} of {body.__qualname__}"
+    elif not inspect.isasyncgen(body):
+        return
+    got = (
+        f"{getattr(call, '__qualname__', repr(call))}, which returned a {type(result).__name__} of {body.__qualname__}"
     )
+    raise TypeError(f"use_in_lax must decorate a generator or coroutine function itself, got {got}")
 
 
 def _steps(body: Generator[Any, Any, Any] | Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
@@ -229,13 +229,9 @@ def _switch(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[
 
 def _reduce_window(operand: Any, init_value: Any, computation: Any, *args: Any, **kwargs: Any) -> Any:
     """Reduce windows by vjplib for a maximum from minus infinity, by JAX otherwise."""
-    if computation is lax.max and _is_minus_infinity(init_value):
+    if computation is lax.max and not isinstance(init_value, Tracer) and np.array_equal(init_value, -np.inf):
         return reduce_window_max(operand, *args, **kwargs)
     return _originals["reduce_window"](operand, init_value, computation, *args, **kwargs)
-
-
-def _is_minus_infinity(value: Any) -> bool:
-    return not isinstance(value, Tracer) and np.ndim(value) == 0 and bool(value == -np.inf)
 
 
 _REPLACEMENTS: dict[str, Callable[..., Any]] = {

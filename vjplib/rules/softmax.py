@@ -1,6 +1,7 @@
 """Softmax and its logarithm: backward rules in Jacobian-vector form, which never hold the n x n Jacobian."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -22,16 +23,11 @@ from vjplib.rules._cotangents import aval_token, like_primal
 def max_shifted_exp(
     x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return exp(x - shift), its sum along axes, and the shift, which is the maximum along axes.
+    """Return exp(x - shift), its sum along axes, kept with size 1, and the shift, which is the maximum along axes.
 
     No exponential overflows, and the largest is 1, so no sum is 0. The shift is not differentiated: it must cancel in
-    the caller's result.
-
-    Args:
-        x: the array.
-        axes: the axes to sum along; they are kept with size 1.
-        mask: booleans of x's shape, True for the elements to include, or None. Masked exponentials are 0; a wholly
-            masked slice has shift 0 and sum 1.
+    the caller's result. Where the mask, of x's shape, is False, the exponential is 0; a wholly masked slice has shift 0
+    and sum 1.
 
     Example:
         >>> e, total, shift = max_shifted_exp(jnp.array([1000.0, 1000.0]), (0,), None)
@@ -121,11 +117,7 @@ _softmax.defvjp(fwd_softmax, bwd_softmax)
 
 
 def reference_softmax(x, axis=-1, where=None):
-    mask = True if where is None else where
-    shift = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True, where=mask, initial=-jnp.inf))
-    e = jnp.where(mask, jnp.exp(jnp.where(mask, x - shift, 0)), 0)
-    total = jnp.sum(e, axis, keepdims=True)
-    return e / jnp.where(jnp.any(jnp.broadcast_to(mask, x.shape), axis, keepdims=True), total, 1)
+    return jnp.exp(reference_log_softmax(x, axis, where))
 
 
 def jacobian_softmax(x, axis=-1, where=None):
@@ -219,25 +211,6 @@ def jacobian_log_softmax(x, axis=-1, where=None):
 
 # ------------------------------------------------------------------------------------------------------------- records
 
-_CASES = (
-    Case(("b n",), {"b": 2, "n": 7}),
-    Case(("n b",), {"b": 3, "n": 5}, {"axis": 0}),
-    Case(("b n c",), {"b": 2, "n": 3, "c": 5}, {"axis": (0, 2)}),
-    Case(("n",), {"n": 11}, {"axis": None}),
-    Case(("b n",), {"b": 2, "n": 7}, {"where": Input("b n", random_mask)}),
-)
-_EDGES = (
-    Edge("large logits", ([1e4, -1e4, 9999.0, 0.0],)),
-    Edge("logits whose exponentials overflow float32", ([100.0, 98.0, 0.0],)),
-    Edge("ties", ([2.0, 2.0, 2.0],)),
-    Edge("one class", ([[3.0], [-1.0]],)),
-    Edge("a logit of -inf", ([0.0, float("-inf"), 1.0],)),
-    Edge("a slice wholly masked", ([[1.0, 2.0], [3.0, 4.0]],), {"where": np.array([[True, False], [False, False]])}),
-    Edge("a masked NaN", ([1.0, float("nan"), 2.0],), {"where": np.array([True, False, True])}),
-    Edge("empty axis", (np.zeros((2, 0)),)),
-)
-_LARGE = (Case(("b n",), {"b": 1024, "n": 1024}),)
-
 
 def saturating(t):
     """Return logits of three classes, the first t above the second, with their softmax y and 1 - y in float64.
@@ -262,32 +235,45 @@ def _tails_of_log_softmax(t):
     return Tail((x,), np.broadcast_to(first, x.shape), (np.where(first, rest, -y),))
 
 
-RULES = (
-    Rule(
-        fn=softmax,
-        reference=reference_softmax,
-        baselines={"jax.nn.softmax": jax.nn.softmax},
-        cases=_CASES,
-        edges=_EDGES,
-        bench=_LARGE,
-        residual_bytes=lambda b, n: 4 * b * n,
-        jacobian=jacobian_softmax,
-        reason="accuracy: the gradient of a saturated component, which autodiff loses, is right to 4e-06; a layer of "
-        "the lecture",
-        source="Example 2.6",
-        tails=_tails_of_softmax,
+_SOFTMAX = Rule(
+    fn=softmax,
+    reference=reference_softmax,
+    baselines={"jax.nn.softmax": jax.nn.softmax},
+    cases=(
+        Case(("b n",), {"b": 2, "n": 7}),
+        Case(("n b",), {"b": 3, "n": 5}, {"axis": 0}),
+        Case(("b n c",), {"b": 2, "n": 3, "c": 5}, {"axis": (0, 2)}),
+        Case(("n",), {"n": 11}, {"axis": None}),
+        Case(("b n",), {"b": 2, "n": 7}, {"where": Input("b n", random_mask)}),
     ),
-    Rule(
+    edges=(
+        Edge("large logits", ([1e4, -1e4, 9999.0, 0.0],)),
+        Edge("logits whose exponentials overflow float32", ([100.0, 98.0, 0.0],)),
+        Edge("ties", ([2.0, 2.0, 2.0],)),
+        Edge("one class", ([[3.0], [-1.0]],)),
+        Edge("a logit of -inf", ([0.0, float("-inf"), 1.0],)),
+        Edge("a slice wholly masked", ([[1.0, 2.0], [3.0, 4.0]],), {"where": np.array([[True, False], [False] * 2])}),
+        Edge("a masked NaN", ([1.0, float("nan"), 2.0],), {"where": np.array([True, False, True])}),
+        Edge("empty axis", (np.zeros((2, 0)),)),
+    ),
+    bench=(Case(("b n",), {"b": 1024, "n": 1024}),),
+    residual_bytes=lambda b, n: 4 * b * n,
+    jacobian=jacobian_softmax,
+    reason="accuracy: the gradient of a saturated component, which autodiff loses, is right to 4e-06; a layer of the "
+    "lecture",
+    source="Example 2.6",
+    tails=_tails_of_softmax,
+)
+
+RULES = (
+    _SOFTMAX,
+    replace(
+        _SOFTMAX,
         fn=log_softmax,
         reference=reference_log_softmax,
         baselines={"jax.nn.log_softmax": jax.nn.log_softmax},
-        cases=_CASES,
-        edges=_EDGES,
-        bench=_LARGE,
-        residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_log_softmax,
         reason="accuracy: the component of a saturated class, which autodiff loses, is right to 4e-06",
-        source="Example 2.6",
         tails=_tails_of_log_softmax,
     ),
 )

@@ -25,9 +25,6 @@ def merge_vmapped_batch(convolve: Convolve) -> Convolve:
 
     Inside a mapped gradient, `jax.vmap(jax.grad(f))`, nothing is merged: there each row's kernel cotangent is wanted.
 
-    Args:
-        convolve: takes x, the kernel and the `ConvCall` that fits them.
-
     Example:
         >>> from vjplib.rules.convolution.call import make_call
         >>> seen = []

@@ -32,21 +32,9 @@ PARAMETERS = (
 class ConvCall:
     """The static arguments of one `lax.conv_general_dilated`, and the shapes and dtype of its arrays; hashable.
 
-    Args:
-        lhs: shape of x.
-        rhs: shape of the kernel.
-        out: shape of y.
-        strides: one for each spatial dimension.
-        padding: (low, high) for each spatial dimension, or the string given.
-        lhs_dilation: one for each spatial dimension.
-        rhs_dilation: one for each spatial dimension.
-        dimensions: the axes of batch, features and space in the three arrays.
-        feature_groups: feature_group_count.
-        batch_groups: batch_group_count.
-        dtype: dtype of x and of the kernel.
-        precision: as in lax.
-        preferred_element_type: dtype of y, None for the dtype of x.
-        out_sharding: sharding of y under explicit axes, or None.
+    `lhs`, `rhs` and `out` are the shapes of x, of the kernel and of y; `dimensions` are the axes of batch, features and
+    space in the three. Strides, padding and dilations have an entry for each spatial dimension, unless padding is a
+    string. `dtype` is that of x and of the kernel; the others are lax's arguments.
     """
 
     lhs: tuple[int, ...]
@@ -95,10 +83,9 @@ class ConvCall:
         """The padding as (low, high) for each spatial dimension."""
         if not isinstance(self.padding, str):
             return self.padding
-        kernel = (self.rhs[i] for i in self.dimensions.rhs_spec[2:])
+        size, kernel, _ = self._spatial_sizes
         window = [(k - 1) * r + 1 for k, r in zip(kernel, self.rhs_dilation, strict=True)]
-        sizes = [self.lhs[i] for i in self.dimensions.lhs_spec[2:]]
-        return tuple(lax.padtype_to_pads(sizes, window, self.strides, self.padding))
+        return tuple(lax.padtype_to_pads(size, window, self.strides, self.padding))
 
     @cached_property
     def within_reach(self) -> "ConvCall":
@@ -161,15 +148,14 @@ class ConvCall:
     @property
     def problem(self) -> Problem:
         """The same convolution in canonical layout; groups of the batch become groups of channels."""
-        batch, *size = self._sizes(self.lhs, self.dimensions.lhs_spec)
-        features, *kernel = self._sizes(self.rhs, self.dimensions.rhs_spec)
-        _, *out = self._sizes(self.out, self.dimensions.out_spec)
+        size, kernel, out = self._spatial_sizes
+        batch, channels, *_ = self.dimensions.lhs_spec
         return Problem(
-            batch=batch // self.batch_groups,
+            batch=self.lhs[batch] // self.batch_groups,
             size=tuple(size),
-            channels=self.lhs[self.dimensions.lhs_spec[1]] * self.batch_groups,
+            channels=self.lhs[channels] * self.batch_groups,
             kernel=tuple(kernel),
-            features=features,
+            features=self.rhs[self.dimensions.rhs_spec[0]],
             # A stride over a single output, or a dilation of a single element, has no effect.
             strides=_steps(self.strides, out),
             low=tuple(low for low, _ in self.pads),
@@ -178,10 +164,6 @@ class ConvCall:
             groups=self.feature_groups * self.batch_groups,
             out=tuple(out),
         )
-
-    @staticmethod
-    def _sizes(shape: Sequence[int], spec: Sequence[int]) -> list[int]:
-        return [shape[spec[0]], *(shape[i] for i in spec[2:])]
 
     def x_to_canonical(self, x: Array) -> Array:
         """Return x as (batch, *size, channels)."""
@@ -240,19 +222,9 @@ class ConvCall:
 def excess(n: int, k: int, m: int, s: int, low: int, high: int, d: int, r: int) -> tuple[int, int, int]:
     """Return the (low, high, interior) pads of one axis of x for `lax.pad`; zeros where XLA:CPU pads correctly.
 
-    Args:
-        n: size of x along the axis.
-        k: size of the kernel.
-        m: size of y.
-        s: stride.
-        low: the pad before x; negative to crop.
-        high: the pad after x.
-        d: dilation of x.
-        r: dilation of the kernel.
-
-    Returns:
-        Zeros if no derivative of the convolution pads beyond a reach, or an array is empty. A symbolic size (of
-        `jax.export`) counts as too small; with a stride JAX cannot differentiate it, and the forward alone counts.
+    Along the axis x, the kernel and y have sizes n, k and m. They are zeros if no derivative of the convolution pads
+    beyond a reach, or an array is empty. A symbolic size (of `jax.export`) counts as too small; with a stride JAX
+    cannot differentiate it, and the forward alone counts.
 
     Example:
         >>> excess(8, 3, 10, 1, 2, 2, 1, 1), excess(8, 3, 10, 1, 4, 0, 1, 1), excess(8, 2, 4, 2, 0, 1, 1, 1)
@@ -303,17 +275,9 @@ def canonical(problem: Problem, x: Array, k: Array, padding: str | None = None) 
 
 
 def make_call(lhs: Any, rhs: Any, *positional: Any, **arguments: Any) -> ConvCall:
-    """Return the call of `lax.conv_general_dilated` with these arguments, checked.
+    """Return the call of `lax.conv_general_dilated` with these arguments, checked; arrays may be abstract.
 
-    Args:
-        lhs: x, an array or a `jax.ShapeDtypeStruct`.
-        rhs: the kernel, an array or a `jax.ShapeDtypeStruct`.
-        *positional: the arguments of `PARAMETERS`, in this order.
-        **arguments: those of them that are given by name.
-
-    Raises:
-        TypeError: an argument has a wrong type, or ranks or dtypes differ.
-        ValueError: arguments do not fit the arrays.
+    The arguments that follow lhs and rhs are those of `PARAMETERS`, in this order or by name.
 
     Example:
         >>> x, k = jnp.ones((2, 1, 5)), jnp.ones((4, 1, 3))

@@ -75,11 +75,8 @@ def _conv1d(x, h, b, stride):
 def fwd(x, h, b, stride):
     given = [a for a in (x, h, b) if a is not None]
     x_up, h_up, *_ = _in_one_dtype(*given)
-    if h.ndim == 1 and stride == 1:
-        y = _correlate(x_up, h_up, (h.size - 1) // 2)
-    else:
-        y = _convolve(_with_channels(x_up, h), _kernel(h_up), stride)
-        y = y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
+    by_copies = h.ndim == 1 and stride == 1
+    y = _correlate(x_up, h_up, (h.size - 1) // 2) if by_copies else _convolve(x_up, h_up, stride)
     y = y if b is None else y + prepend_axes(upcast(b), y.ndim)
     return y.astype(jnp.result_type(*given)), (x, h, None if b is None else aval_token(b))
 
@@ -141,12 +138,8 @@ def _correlate(x, h, low):
     """Return sum_j h_j x_{i + j - low} along the last axis, for every i of x, with x zero outside."""
     if is_symbolic(h.size) or h.size > MAX_SUM_TERMS:
         return _one_channel(x, h, low)
-    return lax.platform_dependent(
-        x,
-        h,
-        cpu=lambda x, h: _by_taps(x, h, low=low),
-        default=auto_sharded(lambda x, h: _one_channel(x, h, low), jax.typeof(x)),
-    )
+    default = auto_sharded(partial(_one_channel, low=low), jax.typeof(x))
+    return lax.platform_dependent(x, h, cpu=partial(_by_taps, low=low), default=default)
 
 
 def _taps(x, h, low):
@@ -184,14 +177,15 @@ def _kernel(h):
 
 
 def _convolve(x, h, stride):
-    return canonical(_problem(x, h, stride), x, h, "SAME")
+    rows, kernel = _with_channels(x, h), _kernel(h)
+    y = canonical(_problem(rows, kernel, stride), rows, kernel, "SAME")
+    return y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
 
 
 def _problem(x, h, stride):
     (batch, n, channels), (k, _, features) = x.shape, h.shape
     low, _ = lax.padtype_to_pads((n,), (k,), (stride,), "SAME")[0]
-    one = (1,)
-    return Problem(batch, (n,), channels, (k,), features, (stride,), (low,), one, one, 1, (-(-n // stride),))
+    return Problem(batch, (n,), channels, (k,), features, (stride,), (low,), (1,), (1,), 1, (-(-n // stride),))
 
 
 # ------------------------------------------------------------------------------------ the lecture's two backward passes
@@ -247,9 +241,7 @@ def jacobian(x, h, b=None):
 
 def _lax_conv(x, h, b=None, stride=1):
     dtype = jnp.result_type(x, h)
-    x, h = x.astype(dtype), h.astype(dtype)
-    y = _convolve(_with_channels(x, h), _kernel(h), stride)
-    y = y.reshape(*x.shape[: -1 if h.ndim == 1 else -2], y.shape[1], *h.shape[2:])
+    y = _convolve(x.astype(dtype), h.astype(dtype), stride)
     return y if b is None else y + b
 
 
@@ -262,6 +254,7 @@ def _fits(**dims):
     return dims["k"] <= dims["n"]
 
 
+_CHANNELS = {"c": 2, "n": 11, "k": 3, "i": 5, "o": 7}
 _ONE_KERNEL = Case(("k", "n"), {"k": 3, "n": 1024})
 
 RULES = (
@@ -272,12 +265,10 @@ RULES = (
         cases=(
             Case(("n", "k"), {"n": 11, "k": 3}, fixed=("k",), valid=_fits),
             Case(("c n", "k", ""), {"c": 2, "n": 11, "k": 4}, fixed=("k",), valid=_fits),
-            Case(("c n i", "k i o", "o"), {"c": 2, "n": 11, "k": 3, "i": 5, "o": 7}, fixed=("k",), valid=_fits),
+            Case(("c n i", "k i o", "o"), _CHANNELS, fixed=("k",), valid=_fits),
             Case(("n i", "k i o"), {"n": 11, "k": 2, "i": 3, "o": 5}, valid=_fits, growth=False),
             Case(("c d n", "k"), {"c": 2, "d": 3, "n": 13, "k": 11}, valid=_fits, growth=False),
-            Case(
-                ("c n i", "k i o"), {"c": 2, "n": 11, "k": 3, "i": 5, "o": 7}, {"stride": 2}, valid=_fits, growth=False
-            ),
+            Case(("c n i", "k i o"), _CHANNELS, {"stride": 2}, valid=_fits, growth=False),
             Case(("n", "k"), {"n": 139, "k": 131}, fixed=("n", "k"), growth=False),
             Case(("n", "k"), {"n": 12, "k": 5}, {"stride": 3}, valid=_fits, growth=False),
             Case(("n", "k"), {"n": 10, "k": 1}, {"stride": 4}, valid=_fits, growth=False),
@@ -289,10 +280,7 @@ RULES = (
             Edge("zero kernel", ([1.0, 2.0, 3.0], [0.0, 0.0])),
             Edge("empty batch", (np.zeros((0, 4)), [1.0, 2.0, 3.0])),
         ),
-        bench=(
-            Case(("n", "k"), {"n": 1_000_000, "k": 3}),
-            Case(("n", "k"), {"n": 1_000_000, "k": 15}),
-        ),
+        bench=(Case(("n", "k"), {"n": 1_000_000, "k": 3}), Case(("n", "k"), {"n": 1_000_000, "k": 15})),
         scaling={  # large enough to hide the cost of a call, and no array so large that fresh pages cost the most
             "Algorithm 3": Scaling(naive_vjp, _ONE_KERNEL, ("n", (1448, 2048, 2816))),
             "Algorithm 4": Scaling(sparse_vjp, _ONE_KERNEL, ("n", (2**20, 2**21, 2**22))),

@@ -255,16 +255,12 @@ def reference(
     window = [(taps - 1) * e + 1 for taps, e in zip(kernel, r, strict=True)]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(size, window, window_strides, padding)
-    x = lax.pad(
-        x, np.zeros((), x.dtype), [(0, 0, 0), *((*p, e - 1) for p, e in zip(padding, d, strict=True)), (0, 0, 0)]
-    )
+    pads = [(*p, e - 1) for p, e in zip(padding, d, strict=True)]
+    x = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
     out = [max(0, (m - w) // e + 1) for m, w, e in zip(x.shape[1:-1], window, window_strides, strict=True)]
-    positions = [
-        np.arange(m)[:, None] * e + np.arange(taps) * f
-        for m, e, taps, f in zip(out, window_strides, kernel, r, strict=True)
-    ]
-    for axis, position in enumerate(positions):  # (batch, out, tap, out, tap, ..., channels)
-        x = jnp.take(x, position, axis=1 + 2 * axis)
+    for axis, (m, e, taps, f) in enumerate(zip(out, window_strides, kernel, r, strict=True)):
+        # (batch, out, tap, out, tap, ..., channels)
+        x = jnp.take(x, np.arange(m)[:, None] * e + np.arange(taps) * f, axis=1 + 2 * axis)
     x = jnp.moveaxis(x, range(2, 2 + 2 * len(size), 2), range(-1 - len(size), -1))
     groups, features, taps = feature_group_count * batch_group_count, k.shape[-1], math.prod(kernel)
     x = x.reshape(batch_group_count, x.shape[0] // batch_group_count, *out, taps, feature_group_count, k.shape[-2])
@@ -278,33 +274,18 @@ def reference(
 CHANNELS_LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
-def _residuals(n, h, w, c):
-    return 4 * (n * h * w * c + 6 * c)
-
-
-def _general(
-    *inputs,
-    label="",
-    dims=None,
-    growth=False,
-    fixed=(),
-    space=2,
-    window_strides=None,
-    padding: Padding = "SAME",
-    **kwargs: Any,
-):
+def _general(*inputs, space=2, label="", **kwargs: Any):
     """Return a case of `conv_general_dilated`, channels last, with SAME padding unless kwargs say otherwise."""
-    strides = window_strides or (1,) * space
-    given = {"window_strides": strides, "padding": padding, "dimension_numbers": CHANNELS_LAST[space]}
-    return Case(inputs, dims or {}, given | kwargs, fixed=fixed, growth=growth, label=label)
+    given = {"window_strides": (1,) * space, "padding": "SAME", "dimension_numbers": CHANNELS_LAST[space]}
+    return Case(inputs, {}, given | kwargs, growth=False, label=label)
 
 
 def _edge(name, x, **kwargs):
-    case = _general(space=1, feature_group_count=2, **kwargs)
-    return Edge(name, (x, np.ones((3, 1, 2))), case.kwargs)
+    return Edge(name, (x, np.ones((3, 1, 2))), _general(space=1, feature_group_count=2, **kwargs).kwargs)
 
 
 _SAME = {"window_strides": (1,), "padding": "SAME"}
+_SQUARE = ("8 128 28 28", "64 128 2 2")
 
 
 def _padded(padding, lhs_dilation=None):
@@ -319,13 +300,11 @@ RULES = (
         reference=reference,
         baselines={"lax.conv_general_dilated": lax_convolution},
         cases=(
-            _general(
-                "n h w c",
-                "3 2 1 c",
-                dims={"n": 2, "h": 5, "w": 7, "c": 3},
+            Case(
+                ("n h w c", "3 2 1 c"),
+                {"n": 2, "h": 5, "w": 7, "c": 3},
+                _general(feature_group_count=3).kwargs,
                 fixed=("c",),
-                growth=True,
-                feature_group_count=3,
             ),
             _general("2 7 3", "4 1 6", space=1, window_strides=(2,), padding="SAME_LOWER", feature_group_count=3),
             _general("2 5 6 8", "3 3 4 6", window_strides=(2, 1), feature_group_count=2),
@@ -342,7 +321,7 @@ RULES = (
         bench=tuple(
             _general(x, k, label=label, space=len(k.split()) - 2, **arguments) for label, x, k, arguments in SHAPES
         ),
-        residual_bytes=_residuals,
+        residual_bytes=lambda n, h, w, c: 4 * (n * h * w * c + 6 * c),
         reason="lax's convolution; on CPU depthwise, grouped and transposed many times faster, and right at any pad",
         source="Example 4.2, generalised",
     ),
@@ -366,12 +345,7 @@ RULES = (
         cases=(Case(("n 5 m", "2 5 3"), {"n": 2, "m": 7}, _padded(((1, 2),), (2,))),),
         edges=(Edge("a cropping pad", (np.ones((1, 1, 5)), np.ones((1, 1, 2))), _padded(((-1, -1),))),),
         bench=(
-            Case(
-                ("8 128 28 28", "64 128 2 2"),
-                {},
-                _padded(((1, 1), (1, 1)), (2, 2)),
-                label="transposed 2x2s2, channels first (jax#23783)",
-            ),
+            Case(_SQUARE, {}, _padded(((1, 1),) * 2, (2, 2)), label="transposed 2x2s2, channels first (jax#23783)"),
         ),
         residual_bytes=lambda n, m: 4 * (5 * n * m + 30),
         reason="conv_general_dilated of dilated, padded arrays by a shorter name",

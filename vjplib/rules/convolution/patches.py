@@ -129,11 +129,11 @@ def _lax_patches(call: ConvCall, x: Array) -> Array:
 def _algorithm(call):
     """Return the functions that cut x into patches and that add the cotangents of patches to x."""
     problem = call.problem
-    if call.known and not problem.sprawls and _tiled(problem):
-        return _tiles, _from_tiles
-    if call.known and not problem.sprawls and problem.taps <= MAX_SLICES:
-        return _slices, _from_slices
-    return _gathered, _scattered
+    if not call.known or problem.sprawls:
+        return _gathered, _scattered
+    if problem.strides == problem.kernel and {*problem.lhs_dilation, *problem.rhs_dilation} <= {1}:
+        return _tiles, _from_tiles  # the windows tile x: a patch is a block of it
+    return (_slices, _from_slices) if problem.taps <= MAX_SLICES else (_gathered, _scattered)
 
 
 def _slices(problem, x):
@@ -174,26 +174,17 @@ def _positions(problem, axis):
     n, m, k = problem.size[axis], problem.out[axis], problem.kernel[axis]
     tap = np.arange(k) * r - p
     if is_symbolic(n, m):
-        at = lax.iota(np.int32, m)[:, None] * s + tap.astype(np.int32)
-        size = jnp.asarray(n, np.int32)
+        at, n = lax.iota(np.int32, m)[:, None] * s + tap.astype(np.int32), jnp.asarray(n, np.int32)
     else:
-        at, size = np.arange(m)[:, None] * s + tap, n
-    reached = (at % d == 0) & (at >= 0) & (at <= d * (size - 1))
-    where = jnp.where if is_symbolic(n, m) else np.where
-    return where(reached, at // d, size)
-
-
-def _tiled(problem):
-    """Return True if the windows tile x, so that a patch is a block of it."""
-    steps = (problem.lhs_dilation, problem.rhs_dilation)
-    return problem.strides == problem.kernel and all(set(step) <= {1} for step in steps)
+        at = np.arange(m)[:, None] * s + tap
+    reached = (at % d == 0) & (at >= 0) & (at <= d * (n - 1))
+    return jnp.where(reached, at // d, n) if isinstance(at, jax.Array) else np.where(reached, at // d, n)
 
 
 def _tiles(problem, x):
     x = pad(x, [(p, m * k - n - p, 0) for p, m, k, n in _axes(problem)])
-    x = x.reshape(problem.batch, *_pairs(problem), problem.channels)
-    x = jnp.transpose(x, _order(problem))
-    return x.reshape(problem.batch, *problem.out, problem.features)
+    x = x.reshape(problem.batch, *(n for _, m, k, _ in _axes(problem) for n in (m, k)), problem.channels)
+    return jnp.transpose(x, _order(problem)).reshape(problem.batch, *problem.out, problem.features)
 
 
 def _from_tiles(problem, g):
@@ -205,10 +196,6 @@ def _from_tiles(problem, g):
 
 def _axes(problem):
     return list(zip(problem.low, problem.out, problem.kernel, problem.size, strict=True))
-
-
-def _pairs(problem):
-    return [n for _, m, k, _ in _axes(problem) for n in (m, k)]
 
 
 def _order(problem):
@@ -228,6 +215,7 @@ def reference(lhs, filter_shape, window_strides, padding, dimension_numbers):
     return jnp.moveaxis(y, -1, 3).reshape(*y.shape[:3], k * j * lhs.shape[-1])
 
 
+_TILES = {"window_strides": (4, 4), "filter_shape": (4, 4)}
 _CALL = {"filter_shape": (3, 2), "padding": "SAME", "dimension_numbers": CHANNELS_LAST[2]}
 
 RULES = (
@@ -246,11 +234,7 @@ RULES = (
         ),
         bench=(
             Case(("n h w c",), {"n": 8, "h": 56, "w": 56, "c": 16}, _CALL | {"window_strides": (1, 1)}),
-            Case(
-                ("n h w c",),
-                {"n": 8, "h": 64, "w": 64, "c": 3},
-                _CALL | {"window_strides": (4, 4), "filter_shape": (4, 4)},
-            ),
+            Case(("n h w c",), {"n": 8, "h": 64, "w": 64, "c": 3}, _CALL | _TILES),
         ),
         residual_bytes=lambda n, h, w, c: 0,
         reason="lax's patches, copied where lax multiplies by an identity kernel, and nothing kept for the backward",

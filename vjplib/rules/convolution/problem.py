@@ -82,30 +82,17 @@ class Problem:
     @property
     def high(self) -> Sizes:
         """The zeros after the dilated x that give y the size `out`; negative to crop."""
-        return tuple(
-            s * (m - 1) + r * (k - 1) + 1 - (d * (n - 1) + 1) - p
-            for s, m, r, k, d, n, p in zip(
-                self.strides,
-                self.out,
-                self.rhs_dilation,
-                self.kernel,
-                self.lhs_dilation,
-                self.size,
-                self.low,
-                strict=True,
-            )
-        )
+        fields = (self.strides, self.out, self.rhs_dilation, self.kernel, self.lhs_dilation, self.size, self.low)
+        return tuple(s * (m - 1) + r * (k - 1) - d * (n - 1) - p for s, m, r, k, d, n, p in zip(*fields, strict=True))
 
     @property
     def sprawls(self) -> bool:
         """True if x, padded and dilated, is too large to make: gigabytes beside small arrays."""
         ends = zip(self.size, self.low, self.high, self.lhs_dilation, strict=True)
         whole = math.prod(max(0, d * (n - 1) + 1 + max(0, low) + max(0, high)) for n, low, high, d in ends)
-        x, k, y = (
-            channels * math.prod(sizes)
-            for channels, sizes in ((self.channels, self.size), (self.depth, self.kernel), (self.features, self.out))
-        )
-        return self.channels * whole > max(MAX_PADDED, 64 * (x + self.features * k + y))
+        x, k, y = map(math.prod, (self.size, self.kernel, self.out))
+        elements = self.channels * x + self.features * (self.depth * k + y)
+        return self.channels * whole > max(MAX_PADDED, 64 * elements)
 
     @cached_property
     def transposed(self) -> "Problem":

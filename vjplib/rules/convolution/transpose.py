@@ -111,10 +111,11 @@ def reference(lhs, rhs, strides, padding):
     return y.at[:, jnp.where(inside, positions, out)].add(parts, mode="drop")
 
 
-def _square(label, size, channels, kernel, features):
-    shapes = f"8 {size} {size} {channels}", f"{kernel} {kernel} {channels} {features}"
-    return Case(shapes, {}, {"strides": (2, 2), "padding": "SAME"}, label=label)
+def _bench(label, *shapes):
+    return Case(shapes, {}, {"strides": (2,) * (len(shapes[0].split()) - 2), "padding": "SAME"}, label=label)
 
+
+_SAME = {"strides": (2,), "padding": "SAME"}
 
 RULES = (
     Rule(
@@ -123,24 +124,17 @@ RULES = (
         reference=reference,
         baselines={"lax.conv_transpose": lax_conv_transpose},
         cases=(
-            Case(
-                ("n m i", "3 i o"), {"n": 2, "m": 5, "i": 7, "o": 4}, {"strides": (2,), "padding": "SAME"}, fixed=("i",)
-            ),
+            Case(("n m i", "3 i o"), {"n": 2, "m": 5, "i": 7, "o": 4}, _SAME, fixed=("i",)),
             Case(("2 4 7", "2 7 2"), {}, {"strides": (2,), "padding": "VALID"}, growth=False),
         ),
         edges=(
-            Edge("one element", (np.ones((1, 1, 1)), np.ones((2, 1, 1))), {"strides": (2,), "padding": "SAME"}),
-            Edge("empty batch", (np.ones((0, 3, 1)), np.ones((2, 1, 1))), {"strides": (2,), "padding": "SAME"}),
+            Edge("one element", (np.ones((1, 1, 1)), np.ones((2, 1, 1))), _SAME),
+            Edge("empty batch", (np.ones((0, 3, 1)), np.ones((2, 1, 1))), _SAME),
         ),
         bench=(
-            _square("transposed 2x2 stride 2 (jax#23783)", 28, 128, 2, 64),
-            _square("transposed 4x4 stride 2", 28, 128, 4, 64),
-            Case(
-                ("1 16 16 16 64", "3 3 3 64 1"),
-                {},
-                {"strides": (2, 2, 2), "padding": "SAME"},
-                label="transposed 3-D k3 stride 2, at 16^3 (jax#31662)",
-            ),
+            _bench("transposed 2x2 stride 2 (jax#23783)", "8 28 28 128", "2 2 128 64"),
+            _bench("transposed 4x4 stride 2", "8 28 28 128", "4 4 128 64"),
+            _bench("transposed 3-D k3 stride 2, at 16^3 (jax#31662)", "1 16 16 16 64", "3 3 3 64 1"),
         ),
         residual_bytes=lambda n, m, i, o: 4 * (n * m * i + 3 * i * o),
         reason="the transposed convolution; on CPU no zero of the dilated x is multiplied",

@@ -17,13 +17,14 @@ from vjplib.compat import custom_vjp, is_symbolic
 from vjplib.jacobians import Dense
 from vjplib.precision import REAL, compute_dtype, upcast
 from vjplib.rule import Case, Edge, Rule
-from vjplib.rules._arguments import as_array, integers, pads, positive, reduce_window_arguments
+from vjplib.rules._arguments import as_array, integers, pads, positive
 from vjplib.rules._cotangents import aval_token, like_primal
 from vjplib.rules.pooling.windows import (
     WindowDim,
     argmax_window,
     means,
     output_shape,
+    reduce_by_lax,
     scatter_to_argmax,
     spread_to_windows,
     taps,
@@ -84,34 +85,23 @@ def reduce_window_max(
     return _reduce_window(operand, False, window_dimensions, window_strides, padding, base_dilation, window_dilation)
 
 
-def _reduce_window(operand, smallest, window_dimensions, window_strides, padding, base_dilation, window_dilation):
+def _reduce_window(operand, smallest, sizes, strides, padding, base_dilation=None, window_dilation=None):
     x = as_array("operand", operand)
-    window_dimensions, window_strides, padding, base_dilation, window_dilation = reduce_window_arguments(
-        x.ndim, window_dimensions, window_strides, padding, base_dilation, window_dilation
+    sizes, padding = positive("window_dimensions", sizes, x.ndim), pads(padding, x.ndim)
+    steps = {"window_strides": strides, "base_dilation": base_dilation, "window_dilation": window_dilation}
+    strides, base_dilation, window_dilation = (
+        (1,) * x.ndim if given is None else positive(name, given, x.ndim) for name, given in steps.items()
     )
-    reduction = (jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)
-    options = (window_dimensions, window_strides, padding, base_dilation, window_dilation)
-    jax.eval_shape(lambda x: lax.reduce_window(x, *reduction, *options), x)  # raises what lax raises
+    initial, reduction = (jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)
+    options = (sizes, strides, padding, base_dilation, window_dilation)
+    jax.eval_shape(lambda x: lax.reduce_window(x, initial, reduction, *options), x)  # raises what lax raises
     # XLA:CPU reduces a dilated x wrongly at some sizes (openxla/xla#48714), so x is dilated here.
     if any(d != 1 for d in base_dilation):
         x = lax.pad(x, _worst(x.dtype, smallest), [(0, 0, d - 1) for d in base_dilation])
-    windows = _windows(x.shape, window_dimensions, window_strides, padding, window_dilation)
+    windows = _windows(x.shape, sizes, strides, padding, window_dilation)
     if not _has_rule(x, windows):
-        if _only_pad(windows):
-            return _padded(x, _worst(x.dtype, smallest), windows)
-        return lax.reduce_window(x, *reduction, window_dimensions, window_strides, padding, None, window_dilation)
-    if not any(dim.pools for dim in windows):
-        return x
-    return _best(x, windows, smallest)
-
-
-def _only_pad(windows):
-    """Return True if every window is one element: XLA aborts where such windows crop x (openxla/xla#48719)."""
-    return all(dim[:2] == (1, 1) for dim in windows)
-
-
-def _padded(x, outside, windows):
-    return lax.pad(x, jnp.asarray(outside, x.dtype), [(dim.low, dim.high, 0) for dim in windows])
+        return reduce_by_lax(x, windows, initial, reduction, _worst(x.dtype, smallest))
+    return _best(x, windows, smallest) if any(dim.pools for dim in windows) else x
 
 
 def _worst(dtype, smallest):
@@ -164,10 +154,8 @@ def reference_reduce_window_max(
     return jnp.take_along_axis(elements, jnp.argmax(elements, axis=-1, keepdims=True), axis=-1)[..., 0]
 
 
-def jacobian_reduce_window_max(
-    operand, window_dimensions, window_strides=None, padding: Padding = "VALID", window_dilation=None
-):
-    windows = _windows(operand.shape, window_dimensions, window_strides, padding, window_dilation)
+def jacobian_reduce_window_max(operand, window_dimensions, window_strides=None, padding: Padding = "VALID"):
+    windows = _windows(operand.shape, window_dimensions, window_strides, padding)
     first = jnp.argmax(_elements(operand, windows, -jnp.inf), axis=-1, keepdims=True)
     place = jnp.take_along_axis(_elements(jnp.arange(operand.size).reshape(operand.shape), windows, -1), first, axis=-1)
     return (Dense(jax.nn.one_hot(place.reshape(-1), operand.size, dtype=operand.dtype)),)
@@ -206,7 +194,7 @@ def max_pool(
     Source:
         That of `reduce_window_max`. The signature is that of `flax.linen.max_pool`.
     """
-    return _reduce_window(inputs, False, *_lax_options(inputs, window_shape, strides, padding), None, None)
+    return _reduce_window(inputs, False, *_lax_options(inputs, window_shape, strides, padding))
 
 
 def reference_max_pool(inputs, window_shape, strides=None, padding="VALID"):
@@ -247,7 +235,7 @@ def min_pool(
     Source:
         That of `reduce_window_max`. The signature is that of `flax.linen.pooling.min_pool`.
     """
-    return _reduce_window(inputs, True, *_lax_options(inputs, window_shape, strides, padding), None, None)
+    return _reduce_window(inputs, True, *_lax_options(inputs, window_shape, strides, padding))
 
 
 def reference_min_pool(inputs, window_shape, strides=None, padding="VALID"):
@@ -299,17 +287,12 @@ def avg_pool(
         The lecture's Algorithm 4, for a kernel of ones. The signature is that of `flax.linen.avg_pool`.
     """
     x = as_array("inputs", inputs)
-    dims, given_strides, given_padding = _lax_options(x, window_shape, strides, padding)
-
-    def sum_by_lax(x):
-        return lax.reduce_window(x, 0.0, lax.add, dims, given_strides, given_padding)
-
-    jax.eval_shape(sum_by_lax, x)  # raises what lax raises
-    windows = _windows(x.shape, dims, given_strides, given_padding, None)
+    options = _lax_options(x, window_shape, strides, padding)
+    jax.eval_shape(lambda x: lax.reduce_window(x, 0.0, lax.add, *options), x)  # raises what lax raises
+    windows = _windows(x.shape, *options)
     if not _has_rule(x, windows) or max(dim.size for dim in windows) > MAX_MEAN_WINDOW:
-        sums = (lambda x: _padded(x, 0, windows)) if _only_pad(windows) else sum_by_lax
-        counts = float(taps(windows)) if count_include_pad else sums(jnp.ones(x.shape))
-        return sums(x) / counts
+        sums = partial(reduce_by_lax, windows=windows, initial=0.0, reduction=lax.add)
+        return sums(x) / (float(taps(windows)) if count_include_pad else sums(jnp.ones(x.shape)))
     return _mean(x, windows, bool(count_include_pad))
 
 
@@ -377,10 +360,8 @@ def _lax_options(x, window_shape, strides, padding):
     spatial = len(window_shape)
     batch = x.ndim - spatial - 1
     if batch < 0:
-        raise ValueError(
-            f"inputs must have a dimension for each of window_shape {window_shape} and one for features, "
-            f"got shape {x.shape}"
-        )
+        wanted = f"a dimension for each of window_shape {window_shape} and one for features"
+        raise ValueError(f"inputs must have {wanted}, got shape {x.shape}")
     window_shape = positive("window_shape", window_shape, spatial)
     strides = (1,) * spatial if strides is None else positive("strides", strides, spatial)
     padding = pads(padding, spatial)
@@ -440,49 +421,40 @@ def _mean_by_lax(x, window_shape, strides=None, padding="VALID", count_include_p
     return lax.reduce_window(x, 0.0, lax.add, *options) / count
 
 
-def _max_by_lax(operand, *args, **kwargs):
-    return lax.reduce_window(operand, -jnp.inf, lax.max, *args, **kwargs)
-
-
 _NAN, _INF = float("nan"), float("inf")
 _LARGE = {"b": 8, "h": 112, "w": 112, "c": 64}
 _SEQUENCE = {"b": 32, "n": 4096, "c": 64}
 
 
-def _image(window, stride):
-    label = f"2-D {window}x{window} stride {stride}"
-    return Case(("b h w c",), _LARGE, {"window_shape": (window,) * 2, "strides": (stride,) * 2}, label=label)
+def _window(window_shape, strides, **padding):
+    return {"window_shape": window_shape, "strides": strides} | padding
 
 
-def _at_least_3(n, m, **_):
-    return n >= 3 and m >= 3
+def _lax_window(sizes, strides, **options):
+    return {"window_dimensions": sizes, "window_strides": strides} | options
+
+
+def _image(size, stride):
+    label = f"2-D {size}x{size} stride {stride}"
+    return Case(("b h w c",), _LARGE, _window((size, size), (stride, stride)), label=label)
+
+
+def _sequence(size):
+    return Case(("b n c",), _SEQUENCE, _window((size,), (2,)), label=f"1-D k{size} stride 2")
+
+
+def _at_least_3(n, m, k=4, **_):
+    return n >= 3 and m >= 3 and k >= 4
 
 
 # n is fixed for the stated Jacobian of one row, which is that of a matrix of positions and features.
-_ROWS = Case(("b n c",), {"b": 2, "n": 11, "c": 3}, {"window_shape": (3,), "strides": (2,)}, fixed=("n",))
-_SAME = Case(
-    ("b n m c",),
-    {"b": 2, "n": 7, "m": 5, "c": 3},
-    {"window_shape": (3, 3), "strides": (2, 2), "padding": "SAME"},
-    valid=_at_least_3,
-)
-_DISJOINT = Case(
-    ("n m c",),
-    {"n": 7, "m": 5, "c": 2},
-    {"window_shape": (2, 3), "strides": (2, 4), "padding": ((0, 1), (2, 1))},
-    valid=_at_least_3,
-    growth=False,
-)
-_OVERLAPPING = Case(
-    ("n m k c",),
-    {"n": 5, "m": 4, "k": 7, "c": 2},
-    {"window_shape": (2, 3, 3), "strides": (1, 2, 1), "padding": ((0, 1), (1, 2), (-1, 0))},
-    valid=lambda k, **sizes: k >= 4 and _at_least_3(**sizes),
-    growth=False,
-)
-
-
-_PAIRS = {"window_shape": (2,), "strides": (1,)}
+_ROWS = Case(("b n c",), {"b": 2, "n": 11, "c": 3}, _window((3,), (2,)), fixed=("n",))
+_SAME = Case(("b n m c",), {"b": 2, "n": 7, "m": 5, "c": 3}, _window((3, 3), (2, 2), padding="SAME"), valid=_at_least_3)
+_PADDED = _window((2, 3), (2, 4), padding=((0, 1), (2, 1)))
+_DISJOINT = Case(("n m c",), {"n": 7, "m": 5, "c": 2}, _PADDED, valid=_at_least_3, growth=False)
+_CROPPED = _window((2, 3, 3), (1, 2, 1), padding=((0, 1), (1, 2), (-1, 0)))
+_OVERLAPPING = Case(("n m k c",), {"n": 5, "m": 4, "k": 7, "c": 2}, _CROPPED, valid=_at_least_3, growth=False)
+_PAIRS = _window((2,), (1,))
 _EDGES = (
     Edge("all equal", ([[1.0], [1.0], [1.0]],), _PAIRS),
     Edge("zeros of both signs", ([[-0.0], [0.0], [-0.0]],), _PAIRS),
@@ -498,12 +470,7 @@ _MAX_POOL = Rule(
     baselines={"lax.reduce_window": _by_lax(lax.max, -jnp.inf)},
     cases=(_ROWS, _DISJOINT, _OVERLAPPING),
     edges=_EDGES,
-    bench=(
-        _image(2, 2),
-        _image(3, 2),
-        Case(("b n c",), _SEQUENCE, {"window_shape": (2,), "strides": (2,)}, label="1-D k2 stride 2"),
-        Case(("b n c",), _SEQUENCE, {"window_shape": (3,), "strides": (2,)}, label="1-D k3 stride 2"),
-    ),
+    bench=(_image(2, 2), _image(3, 2), _sequence(2), _sequence(3)),
     residual_bytes=lambda b, n, c: b * ((n - 3) // 2 + 1) * c,
     jacobian=jacobian_max_pool,
     reason="on CPU many times faster than XLA's select-and-scatter; keeps a byte per output, not the input",
@@ -514,29 +481,19 @@ RULES = (
     Rule(
         fn=reduce_window_max,
         reference=reference_reduce_window_max,
-        baselines={"lax.reduce_window": _max_by_lax},
+        baselines={"lax.reduce_window": partial(lax.reduce_window, init_value=-jnp.inf, computation=lax.max)},
         cases=(
-            Case(("n",), {"n": 11}, {"window_dimensions": (3,), "window_strides": (2,)}, valid=lambda n: n >= 3),
+            Case(("n",), {"n": 11}, _lax_window((3,), (2,)), valid=lambda n: n >= 3),
             Case(
                 ("b c n",),
                 {"b": 2, "c": 3, "n": 9},
-                {
-                    "window_dimensions": (1, 1, 3),
-                    "window_strides": (1, 1, 1),
-                    "window_dilation": (1, 1, 2),
-                    "padding": "SAME",
-                },
+                _lax_window((1, 1, 3), (1, 1, 1), window_dilation=(1, 1, 2), padding="SAME"),
                 growth=False,
             ),
             Case(
                 ("n m",),
                 {"n": 11, "m": 7},
-                {
-                    "window_dimensions": (3, 4),
-                    "window_strides": (1, 3),
-                    "window_dilation": (3, 2),
-                    "padding": ((2, 2), (3, 3)),
-                },
+                _lax_window((3, 4), (1, 3), window_dilation=(3, 2), padding=((2, 2), (3, 3))),
                 valid=lambda n, m: n >= 3,
                 growth=False,
             ),
@@ -546,13 +503,7 @@ RULES = (
             Edge("NaN", ([3.0, _NAN, 5.0, _NAN, 1.0, 2.0],), {"window_dimensions": (3,)}),
             Edge("-inf alone, beside padding", ([-_INF, -_INF],), {"window_dimensions": (2,), "padding": ((1, 1),)}),
         ),
-        bench=(
-            Case(
-                ("b c h w",),
-                {"b": 8, "c": 64, "h": 56, "w": 56},
-                {"window_dimensions": (1, 1, 3, 3), "window_strides": (1, 1, 2, 2)},
-            ),
-        ),
+        bench=(Case(("b c h w",), {"b": 8, "c": 64, "h": 56, "w": 56}, _lax_window((1, 1, 3, 3), (1, 1, 2, 2))),),
         residual_bytes=lambda n: (n - 3) // 2 + 1,
         jacobian=jacobian_reduce_window_max,
         reason="on CPU many times faster than XLA's select-and-scatter, correct for dilated x; keeps a byte per output",

@@ -7,13 +7,14 @@ On other platforms a forward without an index is XLA's reduction; XLA has no ope
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial, reduce
+from functools import partial, reduce, wraps
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from vjplib.compat import no_inline
 
@@ -98,14 +99,7 @@ def index_dtype(windows: Windows) -> Any:
 class Pass(NamedTuple):
     """One reduction along one axis: y_i is reduced from x_{start + stride i + dilation j}, for j in taps.
 
-    Args:
-        axis: the axis.
-        start: the position of the first window.
-        stride: the distance between windows.
-        dilation: the distance between taps.
-        taps: the taps that this pass reduces.
-        outputs: the number of windows.
-        weight: what one tap adds to the index of an element in its window.
+    There are as many i as `outputs`, and one tap adds `weight` to the index of an element in its window.
     """
 
     axis: int
@@ -124,10 +118,8 @@ class Pass(NamedTuple):
         start, n = self.start + tap * self.dilation, x.shape[self.axis]
         first = min(max(0, -(start // self.stride)), self.outputs)
         end = max(first, min(self.outputs, -((start - n) // self.stride)))
-        reached = (
-            slice(start + first * self.stride, start + (end - 1) * self.stride + 1) if first < end else slice(0, 0)
-        )
-        inside = lax.slice_in_dim(x, reached.start, reached.stop, self.stride, self.axis)
+        reached = (start + first * self.stride, start + (end - 1) * self.stride + 1) if first < end else (0, 0)
+        inside = lax.slice_in_dim(x, *reached, self.stride, self.axis)
         pads = [(first, self.outputs - end, 0) if i == self.axis else (0, 0, 0) for i in range(x.ndim)]
         return inside if end - first == self.outputs else lax.pad(inside, lax.full((), outside, x.dtype), pads)
 
@@ -216,17 +208,10 @@ _passes_no_inline = no_inline(_best_of_passes, static_argnames=("steps", "smalle
 
 @partial(jax.jit, static_argnames=("windows", "smallest", "indexed"))
 def argmax_window(x: Array, windows: Windows, smallest: bool, indexed: bool) -> tuple[Array, Array | None]:
-    """Return the largest or smallest element of each window, and its index in the window.
+    """Return the largest or smallest element of each window, and its row-major index in the window, or None.
 
-    Args:
-        x: floating.
-        windows: one `WindowDim` for each dimension. Padding is -inf, for a minimum inf.
-        smallest: True for the minimum, False for the maximum.
-        indexed: whether to compute the index.
-
-    Returns:
-        The elements; and their row-major indices in their windows, of `index_dtype`, or None. Ties go to the first
-        element, and a window's first NaN wins over all its numbers.
+    The index has `index_dtype`. Padding is -inf, for a minimum inf. Ties go to the first element, and a window's first
+    NaN wins over all its numbers.
     """
     static = {
         "steps": tuple(passes(windows, x.shape, MAX_PASS)),
@@ -234,44 +219,41 @@ def argmax_window(x: Array, windows: Windows, smallest: bool, indexed: bool) -> 
         "dtype": index_dtype(windows) if indexed else None,
     }
     cpu = _passes_no_inline if taps(windows) <= MAX_UNROLLED else partial(_best_of_passes, best_of_pass=_pass_no_inline)
-    elsewhere = partial(_best_of_passes, **static) if indexed else partial(_best_by_lax, windows, smallest)
+    elsewhere = (
+        partial(_best_of_passes, **static) if indexed else partial(_best_by_lax, windows=windows, smallest=smallest)
+    )
     return lax.platform_dependent(x, cpu=partial(cpu, **static), default=elsewhere)
 
 
-def _by_lax(windows: Windows, initial: float, reduction: Callable[..., Any], x: Array) -> Array:
+def reduce_by_lax(
+    x: Array, windows: Windows, initial: float, reduction: Callable[..., Any], outside: ArrayLike | None = None
+) -> Array:
+    """Return `lax.reduce_window` of these windows; `outside` is initial in x's dtype, if that cannot be -inf or inf."""
+    if all(dim[:2] == (1, 1) for dim in windows):  # XLA aborts where windows of one element crop x (openxla/xla#48719)
+        outside = jnp.asarray(initial if outside is None else outside, x.dtype)
+        return lax.pad(x, outside, [(dim.low, dim.high, 0) for dim in windows])
+    sizes, strides, low, high, dilation = zip(*windows, strict=True)
     return lax.reduce_window(
-        x,
-        initial,
-        reduction,
-        tuple(dim.size for dim in windows),
-        tuple(dim.stride for dim in windows),
-        tuple((dim.low, dim.high) for dim in windows),
-        window_dilation=tuple(dim.dilation for dim in windows),
+        x, initial, reduction, sizes, strides, tuple(zip(low, high, strict=True)), window_dilation=dilation
     )
 
 
-def _best_by_lax(windows: Windows, smallest: bool, x: Array) -> tuple[Array, None]:
-    return _by_lax(windows, *((jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)), x), None
-
-
-def _means(x: Array, counts: Array, steps: tuple[Pass, ...]) -> Array:
-    for step in steps:
-        x = step.sum(x)
-    return x / counts
-
-
-_means_no_inline = no_inline(_means, static_argnames=("steps",))
+def _best_by_lax(x: Array, windows: Windows, smallest: bool) -> tuple[Array, None]:
+    return reduce_by_lax(x, windows, *((jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max))), None
 
 
 @partial(jax.jit, static_argnames=("windows",))
 def means(x: Array, counts: Array, windows: Windows) -> Array:
     """Return the sum of each window, with zeros outside x, over counts, which broadcast with it, in x's dtype."""
-    static = {"steps": tuple(passes(windows, x.shape, max(dim.size for dim in windows)))}
+
+    def by_passes(x: Array, counts: Array) -> Array:
+        steps = passes(windows, x.shape, max(dim.size for dim in windows))
+        return reduce(lambda sums, step: step.sum(sums), steps, x) / counts
 
     def elsewhere(x: Array, counts: Array) -> Array:
-        return _by_lax(windows, 0.0, lax.add, x) / counts
+        return reduce_by_lax(x, windows, 0.0, lax.add) / counts
 
-    return lax.platform_dependent(x, counts, cpu=partial(_means_no_inline, **static), default=elsewhere)
+    return lax.platform_dependent(x, counts, cpu=no_inline(by_passes), default=elsewhere)
 
 
 # ------------------------------------------------------------------------------------ from windows to their elements
@@ -317,12 +299,9 @@ def _spread(windows: Windows, shape: tuple[int, ...], term: Callable[[int], Arra
 
 
 def _fill(windows: Windows, shape: tuple[int, ...], value: Callable[..., Array]) -> Array:
-    """Return an array with value(k, over) at element k of each window; windows must share no element.
+    """Return an array of a shape with value(k, over) at element k of each window; windows must share no element.
 
-    Args:
-        windows: one `WindowDim` for each dimension.
-        shape: the shape of the result.
-        value: takes the indices of the taps, and a function that repeats one number a window at all its taps.
+    `value` takes the indices of the taps, and a function `over` that repeats one number a window at all its taps.
     """
     full, of_window, of_tap, gaps = [], [], [], []
     for dim, m in zip(windows, output_shape(windows, shape), strict=True):
@@ -363,7 +342,23 @@ def _few(windows: Windows) -> bool:
     return taps(windows) <= MAX_UNROLLED and math.prod(dim.stride for dim in windows) <= MAX_UNROLLED
 
 
-def _scatter_to_argmax(index: Array, g: Array, windows: Windows, shape: tuple[int, ...]) -> Array:
+def _separate_on_cpu(transpose: Callable[..., Array]) -> Callable[..., Array]:
+    """Return a function of two arrays, windows and a shape, jitted, that on CPU is not inlined into its consumers."""
+    static_argnames = ("windows", "shape")
+    apart = no_inline(transpose, static_argnames=static_argnames)
+
+    @partial(jax.jit, static_argnames=static_argnames)
+    @wraps(transpose)
+    def by_platform(a: Array, b: Array, windows: Windows, shape: tuple[int, ...]) -> Array:
+        cpu, default = (partial(f, windows=windows, shape=shape) for f in (apart, transpose))
+        return lax.platform_dependent(a, b, cpu=cpu, default=default)
+
+    return by_platform
+
+
+@_separate_on_cpu
+def scatter_to_argmax(index: Array, g: Array, windows: Windows, shape: tuple[int, ...]) -> Array:
+    """Return an array of this shape with each window's g added at the indexed element: `argmax_window` transposed."""
     disjoint = all(dim.disjoint for dim in windows)
     # Along the last axis a loop over taps is too short for vector instructions.
     if disjoint and (taps(windows) <= MAX_FILLED or not windows[-1].pools):
@@ -379,19 +374,9 @@ def _scatter_to_argmax(index: Array, g: Array, windows: Windows, shape: tuple[in
     return _scatter(index, g, windows, shape)
 
 
-_scatter_to_argmax_no_inline = no_inline(_scatter_to_argmax, static_argnames=("windows", "shape"))
-
-
-@partial(jax.jit, static_argnames=("windows", "shape"))
-def scatter_to_argmax(index: Array, g: Array, windows: Windows, shape: tuple[int, ...]) -> Array:
-    """Return an array of this shape with each window's g added at the indexed element: `argmax_window` transposed."""
-    static = {"windows": windows, "shape": shape}
-    return lax.platform_dependent(
-        index, g, cpu=partial(_scatter_to_argmax_no_inline, **static), default=partial(_scatter_to_argmax, **static)
-    )
-
-
-def _spread_to_windows(g: Array, counts: Array, windows: Windows, shape: tuple[int, ...]) -> Array:
+@_separate_on_cpu
+def spread_to_windows(g: Array, counts: Array, windows: Windows, shape: tuple[int, ...]) -> Array:
+    """Return an array of this shape with each window's g / count added at all its elements: `means` transposed."""
     g = g / counts
     if all(dim.disjoint for dim in windows):
         return _fill(windows, shape, lambda k, over: over(g))
@@ -406,15 +391,3 @@ def _spread_to_windows(g: Array, counts: Array, windows: Windows, shape: tuple[i
             longer = tuple(shape[i] if i == axis else n for i, n in enumerate(g.shape))
             g = _spread(along, longer, lambda k, g=g: g, g)
     return g
-
-
-_spread_to_windows_no_inline = no_inline(_spread_to_windows, static_argnames=("windows", "shape"))
-
-
-@partial(jax.jit, static_argnames=("windows", "shape"))
-def spread_to_windows(g: Array, counts: Array, windows: Windows, shape: tuple[int, ...]) -> Array:
-    """Return an array of this shape with each window's g / count added at all its elements: `means` transposed."""
-    static = {"windows": windows, "shape": shape}
-    return lax.platform_dependent(
-        g, counts, cpu=partial(_spread_to_windows_no_inline, **static), default=partial(_spread_to_windows, **static)
-    )
