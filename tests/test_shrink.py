@@ -19,7 +19,7 @@ MOST = 12  # numbers
 
 
 @pytest.fixture
-def run_with_timeout(monkeypatch):
+def in_time(monkeypatch):
     """Time enough, however slow the machine: the numbers of shapes and evaluations are the limit then."""
     monkeypatch.setattr(shrink, "SECONDS", 600.0)
 

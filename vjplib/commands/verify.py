@@ -1,4 +1,4 @@
-"""vjplib verify: rules proved right."""
+"""vjplib verify: prove rules right."""
 
 import argparse
 import math
@@ -60,6 +60,7 @@ def add(command: Command) -> None:
         metavar="S",
         help="seconds that a claim may take (default 120)",
     )
+    verify.add_argument("-v", "--verbose", action="store_true", help="print notes too: limitations and conventions")
     add_jobs(verify, "a rule in each, or some claims of one if there are fewer rules")
 
 
@@ -89,9 +90,13 @@ def _verify(parsed: argparse.Namespace) -> int:
     text = Text(table(reports, console.width))
     text.highlight_words(["FAIL", "NO"], "bold red")
     console.print(text, soft_wrap=True)
-    for level in ("fail", "skipped", "note"):
-        for line in remarks(reports, (level,)):
-            console.print(line, markup=False, soft_wrap=True, style="bold red" if level == "fail" else "dim")
+    for cause in remarks(reports, "fail"):
+        heading, *lines = cause.splitlines()
+        console.print(heading, markup=False, soft_wrap=True, style="bold red")
+        console.print("\n".join(lines), markup=False, soft_wrap=True)
+    for level in ("skipped", "note") if parsed.verbose else ("skipped",):
+        for line in remarks(reports, level):
+            console.print(line, markup=False, soft_wrap=True, style="dim")
     for report in reports:
         if not report.ok and not report.failures:
             console.print(f"{report.name}: no claim was decided, so nothing is proved", markup=False, style="bold red")
