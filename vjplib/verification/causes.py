@@ -61,8 +61,8 @@ def causes(report: Report) -> tuple[Cause, ...]:
 
     Where one correction makes cotangents right, the errors of these cotangents, in whatever claim, and of second
     derivatives follow from the same cause, unless they are not finite or fell into another trap. Other failures stand
-    together only if they are of one claim, kind and argument, or are errors of one and the same cotangent, of which the
-    text then has a line for each claim. Errors of second derivatives stand with those of the first.
+    together if they are errors of one array, or fell into one trap, or are of one kind; nothing is left out of the text
+    then but further errors of one array in one claim. Errors of second derivatives stand with those of the first.
     """
     left = list(report.failures)
     found: list[Cause] = []
@@ -76,7 +76,7 @@ def causes(report: Report) -> tuple[Cause, ...]:
         found.append(Cause(lead, (lead, *here), tuple(elsewhere)))
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for f in left:
-        groups.setdefault(_key(f, list(groups)), []).append(f)
+        groups.setdefault(_key(f, groups), []).append(f)
     found += [Cause(group[0], tuple(group)) for group in groups.values()]
     order = {id(f): i for i, f in enumerate(report.failures)}
     return tuple(sorted(found, key=lambda cause: order[id(cause.lead)]))
@@ -93,14 +93,19 @@ def _follows(f: Finding, lead: Finding) -> bool:
     return f.claim in _OF_VALUES and f.argument in lead.explanation.cotangents
 
 
-def _key(f: Finding, known: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return what failures that are told together have in common, as a key that is known already where one fits."""
-    key = (f.claim, f.code, f.argument, f.trap)
-    if f.code in _WRONG and f.claim in _OF_VALUES and f.argument:
-        key = ("", "", f.argument, f.trap)
-    alike = [k for k in known if not k[0] and (k[2] == f.argument or f.claim == "second_order")]
-    error = not key[0] or (f.claim == "second_order" and f.code in _WRONG)
-    return alike[0] if alike and error and not f.trap else key
+def _key(f: Finding, groups: Mapping[tuple[str, ...], Sequence[Finding]]) -> tuple[str, ...]:
+    """Return the key of the group of failures that one is told with, an existing one where it fits."""
+    if f.code in _WRONG and (f.claim in _OF_VALUES or f.claim == "second_order"):
+        cause = f.trap or ("" if f.ratio is None or math.isfinite(f.ratio) else "not finite")
+        if cause:  # whichever arrays it makes wrong
+            return "wrong", cause, f.claim if f.claim == "second_order" else ""
+        for key, group in groups.items():
+            untrapped = key[0] == "wrong" and (not key[1] or any(other.claim == "value" for other in group))
+            if untrapped and (not f.argument or any(other.argument == f.argument for other in group)):
+                return key
+        return "wrong", "", f.argument or f.claim
+    code = "raises" if f.code == "passes_raise" else f.code
+    return (code, f.trap) if code and code not in _WRONG else (f.claim, f.code, f.trap)
 
 
 def paragraph(cause: Cause) -> str:
@@ -121,25 +126,34 @@ def paragraph(cause: Cause) -> str:
 def heading(cause: Cause) -> str:
     """Return what is wrong, and by how much."""
     lead = cause.lead
-    arguments = [lead.argument] if lead.argument else []
+    arguments = list(dict.fromkeys(f.argument for f in cause.findings if f.argument))
+    worst = max((f.ratio for f in cause.findings if f.ratio is not None), default=None)
     if lead.explanation is not None and lead.explanation.complete:
-        arguments = list(lead.explanation.cotangents)
-    worst = lead.ratio
-    if len(arguments) > 1 or lead.explanation is None:
-        worst = max((f.ratio for f in cause.findings if f.ratio is not None), default=None)
-    what = _wrong(lead, arguments) if lead.code in _WRONG else _HEADINGS.get(lead.code, f"{lead.claim} fails")
+        arguments, worst = list(lead.explanation.cotangents), lead.ratio
+    if lead.code not in _WRONG:
+        what = _HEADINGS.get(lead.code, f"{lead.claim} fails")
+    elif arguments and lead.claim in _OF_VALUES:
+        what = _wrong(arguments)
+    elif lead.claim == "second_order":
+        what = "the second derivative is wrong"
+    else:
+        what = f"{lead.claim} changes the result" if lead.claim in ("transforms", "sharding") else f"{lead.claim} fails"
     return what + (f" ({times(worst)} the tolerance)" if worst is not None else "")
 
 
-def _wrong(lead: Finding, arguments: Sequence[str]) -> str:
-    if lead.claim in _OF_VALUES and arguments:
-        names = [a.removeprefix("cotangent of ") for a in arguments]
-        if len(arguments) > 1 and all(a.startswith("cotangent of ") for a in arguments):
-            return f"the cotangents of {', '.join(names[:-1])} and {names[-1]} are wrong"
-        return f"the {arguments[0]} is {'inaccurate' if lead.code == 'inaccurate' else 'wrong'}"
-    if lead.claim == "second_order":
-        return "the second derivative is wrong"
-    return f"{lead.claim} changes the result" if lead.claim in ("transforms", "sharding") else f"{lead.claim} fails"
+def _wrong(arguments: Sequence[str]) -> str:
+    """Return that arrays are wrong.
+
+    Example:
+        >>> _wrong(["cotangent of x", "cotangent of W"]), _wrong(["output 0"]), _wrong(["output", "cotangent of x"])
+        ('the cotangents of x and W are wrong', 'output 0 is wrong', 'the output and the cotangent of x are wrong')
+    """
+    names = [a.removeprefix("cotangent of ") for a in arguments]
+    plural = "the cotangents of " if len(names) > 1 and all(map(str.__ne__, names, arguments)) else ""
+    if not plural:
+        names = [a if a.startswith("output ") and a.split()[1].isdecimal() else f"the {a}" for a in arguments]
+    joined = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
+    return f"{plural}{joined} wrong"
 
 
 def details(cause: Cause) -> Iterator[str]:
@@ -151,37 +165,28 @@ def details(cause: Cause) -> Iterator[str]:
         yield str(explanation)
         if lead.trap:
             yield describe(lead.trap)
-        others = [claim for claim in cause.claims if claim != lead.claim and any(_of(cause.findings, claim))]
+        others = [claim for claim in dict.fromkeys(f.claim for f in cause.findings) if claim != lead.claim]
         if others:
             yield f"also wrong for the same reason: {', '.join(_NAMES.get(c, c) for c in others)}"
         if cases := list(dict.fromkeys(f.case for f in cause.elsewhere)):
             shown = "; ".join(cases[:3]) + (f"; and {len(cases) - 3} others" if len(cases) > 3 else "")
             yield f"also wrong at other calls, maybe for the same reason: {shown}"
         return
-    worst = {claim: max(_of(cause.findings, claim), key=lambda f: f.ratio or 0.0) for claim in cause.claims}
-    shown = list(worst.values())
-    if len(shown) == 1:
-        shown = sorted(cause.findings, key=lambda f: -(f.ratio or 0.0))[: LINES // 2]
-    elif lead.claim in worst:
-        worst[lead.claim] = lead
-        shown = list(worst.values())
-    for f in shown[:LINES]:
-        yield _line(f, f.argument != lead.argument or not _names_argument(lead))
-    if len(cause.findings) > len(shown[:LINES]):
-        yield f"and {len(cause.findings) - len(shown[:LINES])} more"
+    told: list[Finding] = []
+    for f in sorted(cause.findings, key=lambda f: -(f.ratio or 0.0)):
+        if not any(f.claim == other.claim and f.argument == other.argument for other in told):
+            told.append(f)
+    if len(told) == 1 and lead.code in _WRONG:
+        told += [f for f in cause.findings if f not in told][:1]
+    told = sorted(told[:LINES], key=cause.findings.index)
+    named = len({f.argument for f in cause.findings if f.argument}) > 1 or lead.code not in _WRONG
+    yield from (_line(f, named) for f in told)
+    if len(cause.findings) > len(told):
+        yield f"and {len(cause.findings) - len(told)} more"
     if lead.trap:
         yield describe(lead.trap)
     elif explanation is not None and str(explanation):
         yield str(explanation)
-
-
-def _names_argument(lead: Finding) -> bool:
-    """Return whether the heading names the argument."""
-    return lead.code in _WRONG and lead.claim in _OF_VALUES
-
-
-def _of(findings: Sequence[Finding], claim: str) -> list[Finding]:
-    return [f for f in findings if f.claim == claim]
 
 
 def _line(f: Finding, argument: bool) -> str:

@@ -65,7 +65,8 @@ def remarks(reports: Sequence[Report], level: Level) -> Iterator[str]:
     """Yield a line, named by its function, for each finding of a level; for failures a paragraph for each cause."""
     for r in reports:
         if level == "fail":
-            yield from (f"{r.name}: {paragraph(cause)}" for cause in causes(r))
+            name = "fn" if r.name == "<lambda>" else r.name  # as the reproduction calls it
+            yield from (f"{name}: {paragraph(cause)}" for cause in causes(r))
         else:
             yield from (f"{r.name}: {f}" for f in r.findings if f.level == level)
 

@@ -324,5 +324,8 @@ def _confirmed(search: Search, left: Sum, right: Sum, target: Sequence[np.ndarra
         if math.isclose(abs(factor) * (right.length if mean else 1), n, rel_tol=1e-6):
             parts = [f"{n:g}"] if n != 1 else []
             parts += [source for source in (left.written(mean), right.written(mean)) if source]
+            whole = (*left.values, *right.values)
+            if len(whole) == len(parts) == 1 and factor > 0 and not right.axes:
+                return whole[0].name
             return ("-" if factor < 0 else "") + " * ".join(parts or ["1"])
     return ""
