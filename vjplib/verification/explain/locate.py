@@ -121,13 +121,17 @@ def _factor(search: Search, moves: np.ndarray, at: Sequence[int]) -> Explanation
             return Explanation("", named, reason=f"{reason} at other numbers too")
         return Explanation("", named, places, factor, unexplained=float(unexplained[best]), reason=reason)
     backward = [i for i in right if program.backward[i]] or right
-    if abs(factor - round(factor)) <= HALF_THE_DIGITS:
-        factor = float(round(factor))
+    factor = _whole(factor) if abs(factor) >= 1 else 1 / _whole(1 / factor) if abs(factor) > HALF_THE_DIGITS else 0.0
     meaning = _meaning(search, backward[0], factor, at)
     places = [program.places[i] for i in backward]
     if meaning:  # which the sums over that axis are the likeliest to lack, or to have too much
         places = [p for p in places if p.primitive == "reduce_sum"] or places
     return Explanation("factor", named, _innermost(places), factor, meaning)
+
+
+def _whole(number: float) -> float:
+    """Return a number, a whole one in its place where it is that up to rounding."""
+    return float(round(number)) if math.isclose(number, round(number), rel_tol=HALF_THE_DIGITS) else number
 
 
 def _innermost(places: Sequence[Place]) -> tuple[Place, ...]:
