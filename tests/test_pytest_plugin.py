@@ -135,7 +135,7 @@ def test_it():
     text = tests(counterexample).stdout.str()
     assert "\nimport numpy as np\n\nassert np.sin(0) == 1, 'wrong'\n" in text
     assert text.count("assert np.sin") == 1
-    assert "  and 17 more\n" in text
+    assert "  and 19 more\n" in text
 
 
 def test_what_is_undecided_is_skipped_and_what_raises_is_told(tests):
