@@ -28,7 +28,7 @@ COPIES = {
     "pickle": lambda thing: pickle.loads(pickle.dumps(thing)),
     "cloudpickle": lambda thing: cloudpickle.loads(cloudpickle.dumps(thing)),
 }
-PUBLIC = {name: thing for name in vjplib.__all__ if callable(thing := getattr(vjplib, name))}
+PUBLIC = {name: thing for name in dir(vjplib) if not name.startswith("_") and callable(thing := getattr(vjplib, name))}
 ACTIVATIONS = ["relu", "tanh", "sigmoid", "softmax", "log_softmax"]
 
 

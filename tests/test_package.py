@@ -265,3 +265,51 @@ def test_records_are_found_without_a_list():
     (linear,) = rules_in(vjplib.rules.linear)
     assert any(rule is linear for rule in rules())
     assert len({rule.name for rule in rules()}) == len(rules())
+
+
+SHOWS_MESSAGES = ("reports", "commands", "verification/report.py", "verification/causes.py", "verification/text.py")
+
+
+def test_nothing_decides_by_reading_a_message():
+    """A message may be passed on; to compare, match, cut or search it is for what shows findings."""
+    for path, parts in modules():
+        place = "/".join(parts) + ".py"
+        if not place.startswith(SHOWS_MESSAGES):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert not [ast.unparse(node) for node in ast.walk(tree) if reads_message(node)], path
+
+
+def reads_message(node):
+    read = []
+    if isinstance(node, ast.Compare):
+        read = [node.left, *node.comparators]
+    elif isinstance(node, ast.Subscript):
+        read = [node.value]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        read = [
+            node.func.value,
+            *(node.args if isinstance(node.func.value, ast.Name) and node.func.value.id == "re" else []),
+        ]
+    elif isinstance(node, (ast.If, ast.IfExp, ast.While)):
+        read = [node.test]
+    elif isinstance(node, ast.Match):
+        read = [node.subject]
+    return any(isinstance(part, ast.Attribute) and part.attr == "message" for part in read)
+
+
+@pytest.mark.parametrize(
+    ("source", "reads"),
+    [
+        ("'kink' in f.message", True),
+        ("f.message == ''", True),
+        ("f.message.startswith('undecided')", True),
+        ("f.message[:3]", True),
+        ("re.match('x', f.message)", True),
+        ("1 if f.message else 2", True),
+        ("'note', f.message", False),
+        ("f'{reason}; {f.message}'", False),
+        ("f.code == 'kink'", False),
+    ],
+)
+def test_what_reads_a_message_is_seen(source, reads):
+    assert any(map(reads_message, ast.walk(ast.parse(source)))) is reads

@@ -1,7 +1,7 @@
 """For tests of one's own rules: a test for each rule and claim under pytest, an assertion under anything.
 
 `assert_verified` needs no pytest. `parametrize`, and the fixture `vjplib_verify` of the plugin, print failures in
-short: what was found, a counterexample where one was made, and the command that shows it again.
+short: a paragraph for each cause, a counterexample where one was made, and the command that reproduces them.
 """
 
 import os
@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 from vjplib.rule import Rule, find, rules, rules_in
 from vjplib.verification import NotVerifiedError, Report, verify, verify_rule
 from vjplib.verification import assert_verified as assert_verified
+from vjplib.verification.causes import causes, paragraph
 from vjplib.verification.claim import Effort
 from vjplib.verification.registry import order, selected
-from vjplib.verification.report import Finding
 
 F = TypeVar("F", bound=Callable[..., Any])
 MOST = 5
-"""As many findings of a failure are printed."""
+"""As many causes of failure are printed."""
 
 Target = str | Rule | ModuleType | Sequence[Any]
 
@@ -123,9 +123,7 @@ class Proof:
             pytest.skip(str(undecided[0]) if undecided else "there is nothing to examine")
 
     def _told(self, report: Report) -> str:
-        failures = [f for f in report.failures if f.claim == self.claim]
-        heading = f"{self.sheet.name}: {self.claim} fails"
-        return "\n".join(_lines(heading, failures, self._command()))
+        return "\n".join(_lines(f"{self.sheet.name}: {self.claim} fails", report, self.claim, self._command()))
 
     def _command(self) -> str:
         effort, seed = effort_and_seed(self.sheet.effort)
@@ -266,27 +264,23 @@ def verified(target: Rule | Callable[..., Any], *args: Any, **options: Any) -> R
         except ValueError:
             place = Path(caller.f_code.co_filename)
         heading = f"{place}:{caller.f_lineno}: {report.name} is not verified"
-        findings = list(report.failures)
         if not report.failures:
-            findings = [f for f in report.findings if f.level == "skipped"]
-            heading += ", for no claim was decided"
-        raise ClaimError(report, "\n".join(_lines(heading, findings, _again())))
+            heading += ": no claim was decided"
+        raise ClaimError(report, "\n".join(_lines(heading, report, None, _again())))
     return report
 
 
-def _lines(heading: str, findings: Sequence[Finding], command: str) -> Iterator[str]:
+def _lines(heading: str, report: Report, claim: str | None, command: str) -> Iterator[str]:
     yield heading
-    for f in findings[:MOST]:
-        yield f"  {f}"
-        if f.explanation is not None and str(f.explanation):
-            yield f"  {f.explanation}"
-    if len(findings) > MOST:
-        yield f"  and {len(findings) - MOST} more"
-    for source in dict.fromkeys(f.counterexample.strip() for f in findings if f.counterexample):
-        yield f"\nA counterexample:\n\n{source}\n"
-        break
+    found = [cause for cause in causes(report) if claim is None or claim in cause.claims]
+    for cause in found[:MOST]:
+        yield paragraph(cause)
+    if len(found) > MOST:
+        yield f"and {len(found) - MOST} more causes"
+    if not report.failures:
+        yield from (f"  {f}" for f in report.skipped[:MOST])
     if command:
-        yield f"To see it again: {command}"
+        yield f"Reproduce: {command}"
 
 
 def effort_and_seed(effort: Effort) -> tuple[Effort, int]:

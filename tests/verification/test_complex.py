@@ -95,7 +95,7 @@ def test_fault_is_caught(name):
 
 def test_no_place_is_looked_for():
     finding = vjplib.verify(*WRONG["a thousandth"][:2], claims=("value",), effort="quick").failures[0]
-    assert str(finding.explanation) == "no place is looked for where numbers are complex"
+    assert str(finding.explanation) == "numbers are complex, for which no place is looked for"
     assert "1j" in finding.counterexample
 
 

@@ -24,7 +24,18 @@ from vjplib.verification.claims import contract, edges, linearity, second_order,
 from vjplib.verification.claims.residuals import residual_bytes
 from vjplib.verification.explain import locate
 from vjplib.verification.isolation import run_with_timeout
-from vjplib.verification.report import Code, Finding, Level, describe_error, failed, finding, noted, passed, skipped
+from vjplib.verification.report import (
+    Code,
+    Finding,
+    Level,
+    describe_error,
+    explained,
+    failed,
+    finding,
+    noted,
+    passed,
+    skipped,
+)
 from vjplib.verification.tolerance import HALF_THE_DIGITS, Error, relative_gap, to_float64, unit_of
 
 Effort = Literal["quick", "standard", "deep"]
@@ -217,14 +228,11 @@ class _Work:
             self._explain()
 
     def _explain(self) -> None:
-        """Attach an explanation to the first failure."""
-        first = next(i for i, f in enumerate(self.findings) if f.level == "fail")
+        """Attach the explanations to the first failures."""
         try:
-            explanation = locate.explain(self.subjects[0])
+            self.findings = explained(self.findings, locate.explain(self.subjects[0]))
         except Exception:  # the rule may not run in float64
             return
-        source = explanation.counterexample or self.findings[first].counterexample
-        self.findings[first] = replace(self.findings[first], explanation=explanation, counterexample=source)
 
     def add(self, *findings: Finding) -> None:
         """Add findings, by default of the claim on values."""

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vjplib.auditing.judge import Judgement
-from vjplib.verification.report import as_json, in_markdown
+from vjplib.verification.causes import causes, paragraph
+from vjplib.verification.report import Report, as_json, in_markdown
 
 _SIGNS = {"pass": "ok", "fail": "FAIL", "note": "note", "undecided": "?"}
 _STYLES = {"pass": "green", "fail": "bold red", "note": "yellow", "undecided": "dim"}
@@ -201,15 +202,11 @@ def _lines(number: int, rule: AuditedRule) -> Iterator[str]:
     yield f"{number} {rule.name}, {rule.kind} at {rule.source}"
     shown = ", ".join(rule.callers[:3]) + (f" and {len(rule.callers) - 3} more" if len(rule.callers) > 3 else "")
     yield f"  of {rule.shapes or 'no arrays'}" + (f"; called at {shown}" if shown else "")
-    if rule.reason:
+    found = causes(Report(rule.name, rule.findings)) if rule.verdict == "fail" else ()
+    for cause in found:
+        yield f"  {_SIGNS[rule.verdict]}: {paragraph(cause)}"
+    if rule.reason and not found:
         yield f"  {_SIGNS[rule.verdict]}: {rule.reason}"
-    for f in rule.findings if rule.verdict == "fail" else ():
-        if f.level == "fail" and str(f) != rule.reason:
-            yield f"  {f}"
-        if f.explanation is not None and str(f.explanation):
-            yield f"  {f.explanation}"
-        if f.counterexample:
-            yield f.counterexample.strip()
 
 
 def _error(rule: AuditedRule) -> str:

@@ -67,6 +67,7 @@ def add(command: Command) -> None:
         metavar="S",
         help="time limit of one claim in seconds (default 120)",
     )
+    verify.add_argument("-v", "--verbose", action="store_true", help="print notes too: limitations and conventions")
     add_jobs(verify)
 
 
@@ -96,9 +97,13 @@ def _verify(parsed: argparse.Namespace) -> int:
     text = Text(table(reports, console.width))
     text.highlight_words(["FAIL", "NO"], "bold red")
     console.print(text, soft_wrap=True)
-    for level in ("fail", "skipped", "note"):
-        for line in remarks(reports, (level,)):
-            console.print(line, markup=False, soft_wrap=True, style="bold red" if level == "fail" else "dim")
+    for cause in remarks(reports, "fail"):
+        heading, *lines = cause.splitlines()
+        console.print(heading, markup=False, soft_wrap=True, style="bold red")
+        console.print("\n".join(lines), markup=False, soft_wrap=True)
+    for level in ("skipped", "note") if parsed.verbose else ("skipped",):
+        for line in remarks(reports, level):
+            console.print(line, markup=False, soft_wrap=True, style="dim")
     for report in reports:
         if not report.ok and not report.failures:
             console.print(f"{report.name}: no claim was decided, so nothing is proved", markup=False, style="bold red")

@@ -1,5 +1,6 @@
 """Reading, evaluating and changing jaxprs."""
 
+import linecache
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -127,6 +128,21 @@ def used_inputs(jaxpr: Jaxpr) -> list[bool]:
 def source_of(eqn: Any) -> str:
     """Return file, line and function of the user's code that an equation comes from."""
     return source_info_util.summarize(eqn.source_info)
+
+
+def where_written(eqn: Any) -> tuple[str, int, str, str]:
+    """Return file, line and function of the user's code that an equation comes from, and the source of the expression.
+
+    The source is empty where the file cannot be read.
+    """
+    frame = source_info_util.user_frame(eqn.source_info.traceback)
+    if frame is None:
+        return "", 0, "", ""
+    lines = linecache.getlines(frame.file_name)[frame.start_line - 1 : frame.end_line]
+    if lines:  # columns count bytes
+        lines[-1] = lines[-1].encode()[: frame.end_column].decode()
+        lines[0] = lines[0].encode()[frame.start_column :].decode()
+    return frame.file_name, frame.start_line, frame.function_name, " ".join(" ".join(lines).split())
 
 
 def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from vjplib.reports import plots
 from vjplib.reports.changes import Change, changes
 from vjplib.reports.runs import Run
+from vjplib.verification.causes import causes, details, heading
 from vjplib.verification.explain.traps import TRAPS, anchor
 from vjplib.verification.registry import present
 from vjplib.verification.report import SIGNS, Finding, Report
@@ -131,6 +132,13 @@ def _rows(i: int, report: Report, claims: Sequence[str]) -> Iterator[str]:
     yield f'<tr class="details" id="d{i}" hidden><td colspan="{len(claims) + 2}">'
     if not report.ok and not report.failures:
         yield '<p class="fail">No claim was decided, so nothing is proved.</p>'
+    for cause in causes(report):
+        yield f'<div class="cause"><p class="fail">{_e(heading(cause))}</p><ul>'
+        yield from (f"<li>{_e(line)}</li>" for line in details(cause))
+        yield "</ul>"
+        if cause.counterexample:
+            yield f"<p>Reproduce:</p><pre>{_e(cause.counterexample)}</pre>"
+        yield "</div>"
     for claim in claims:
         if report.level(claim):
             yield from _claim(claim, [f for f in report.findings if f.claim == claim])
@@ -153,7 +161,6 @@ def _claim(claim: str, findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _items(findings: Sequence[Finding]) -> Iterator[str]:
-    sources = set()
     for f in findings:
         where = " ".join(f"<i>{_e(part)}</i>" for part in (f.case, f.argument) if part)
         yield f'<li data-level="{f.level}"><b class="{f.level}">{SIGNS[f.level]}</b> {where} {_e(f.message)}'
@@ -163,11 +170,6 @@ def _items(findings: Sequence[Finding]) -> Iterator[str]:
         if f.trap in TRAPS:
             trap = TRAPS[f.trap]
             yield f'<p class="trap">Trap: {_e(trap.words)}. Remedy: {_e(trap.remedy)}. See {anchor(f.trap)}</p>'
-        if f.explanation is not None and str(f.explanation):
-            yield f'<p class="explanation">{_e(f.explanation)}</p>'
-        if f.counterexample and f.counterexample not in sources:
-            sources.add(f.counterexample)
-            yield f"<pre>{_e(f.counterexample.strip())}</pre>"
         yield "</li>"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from vjplib.reports.runs import Run
+from vjplib.verification.causes import causes, paragraph
 from vjplib.verification.registry import present
 from vjplib.verification.report import Finding, Report
 
@@ -53,7 +54,7 @@ def _case(suite: ET.Element, report: Report, claim: str) -> None:
     worst = [f for f in of_claim if f.level == report.level(claim)]
     if report.level(claim) == "fail":
         failure = ET.SubElement(case, "failure", message=_xml(_one_line(worst[0])), type=claim)
-        failure.text = _xml("\n".join(_in_full(f) for f in worst))
+        failure.text = _xml("\n".join(paragraph(cause) for cause in causes(report) if claim in cause.claims))
     elif report.level(claim) == "skipped":
         ET.SubElement(case, "skipped", message=_xml(_one_line(worst[0])))
     elif notes := [f for f in of_claim if f.level == "note"]:
@@ -66,11 +67,6 @@ def _class(report: Report) -> str:
 
 def _one_line(f: Finding) -> str:
     return " ".join(str(f).split())
-
-
-def _in_full(f: Finding) -> str:
-    text = "\n".join(filter(None, (str(f), str(f.explanation or ""))))
-    return f"{text}\n\n{f.counterexample}\n" if f.counterexample else text
 
 
 def _xml(text: str) -> str:

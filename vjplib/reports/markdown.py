@@ -5,8 +5,9 @@ from pathlib import Path
 
 from vjplib.reports.changes import Change, changes
 from vjplib.reports.runs import Run
+from vjplib.verification.causes import Cause, causes, details, heading
 from vjplib.verification.registry import present
-from vjplib.verification.report import SIGNS, Finding, in_markdown
+from vjplib.verification.report import SIGNS, in_markdown
 
 _SECTIONS = (("fail", "Failures"), ("skipped", "Undecided"), ("note", "Notes"))
 
@@ -47,20 +48,21 @@ def _lines(run: Run, changed: Sequence[Change] | None) -> Iterator[str]:
         found = [(r.name, f) for r in run.reports for f in r.findings if f.level == level]
         if found:
             yield from ("", f"## {title}", "")
-            for name, f in found:
-                yield f"- {in_markdown(name)}: {in_markdown(str(f))}"
-                if f.explanation is not None and str(f.explanation):
-                    yield f"  {in_markdown(str(f.explanation))}"
-                yield from _source(f)
+        if level == "fail":
+            for r in run.reports:
+                for cause in causes(r):
+                    yield from _cause(r.name, cause)
+        else:
+            yield from (f"- {in_markdown(name)}: {in_markdown(str(f))}" for name, f in found)
 
 
-def _source(f: Finding) -> Iterator[str]:
-    if f.counterexample:
+def _cause(name: str, cause: Cause) -> Iterator[str]:
+    yield f"- {in_markdown(name)}: {in_markdown(heading(cause))}"
+    yield from (f"  - {in_markdown(line)}" for line in details(cause))
+    if source := cause.counterexample:
         fence = "```"
-        while fence in f.counterexample:
+        while fence in source:
             fence += "`"
-        yield ""
-        yield f"  {fence}python"
-        yield from (f"  {line}".rstrip() for line in f.counterexample.strip().splitlines())
-        yield f"  {fence}"
-        yield ""
+        yield from ("", f"  {fence}python")
+        yield from (f"  {line}".rstrip() for line in source.splitlines())
+        yield from (f"  {fence}", "")

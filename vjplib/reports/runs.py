@@ -7,8 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-from vjplib.verification.report import Code, Explanation, Finding, Level, Report
+from vjplib.verification.report import Code, Explanation, Finding, Kind, Level, Place, Report
 
+KINDS = get_args(Kind)
 SCHEMA = 2
 """The number of the schema that files are written in; it rises when a reader of the former would misread them."""
 
@@ -81,10 +82,24 @@ def _claim(name: Any) -> str:
 def _explanation(content: Any) -> Explanation | None:
     if content is None:
         return None
-    factor, unexplained = content["factor"], float(content["unexplained"])
-    places = tuple(map(str, content["places"]))
-    number = None if factor is None else float(factor)
-    return Explanation(number, places, unexplained, _text(content, "reason"), _text(content, "counterexample"))
+    if content["kind"] not in KINDS:
+        raise ValueError(f"kinds must be among {', '.join(KINDS[1:])}, got {content['kind']!r:.60}")
+    factor, words = content["factor"], ("meaning", "term", "operand", "reason", "counterexample")
+    return Explanation(
+        content["kind"],
+        tuple(map(str, content["cotangents"])),
+        tuple(map(_place, content["places"])),
+        None if factor is None else float(factor),
+        unexplained=float(content["unexplained"]),
+        **{key: _text(content, key) for key in words},
+    )
+
+
+def _place(content: Any) -> Place:
+    line = content["line"]
+    if type(line) is not int:
+        raise TypeError(f"line must be an integer, got {line!r:.60}")
+    return Place(line=line, **{key: _text(content, key) for key in ("primitive", "file", "function", "source")})
 
 
 def _text(content: Mapping[str, Any], key: str) -> str:

@@ -26,7 +26,7 @@ class Claim:
             At "deep" every case is examined as the first.
         random: the check at cases of random sizes, at effort "deep".
         named: the check of a record's named edges, which it takes as `edges`.
-        explain: explains a failure of this claim; the runner attaches the result to the first failing finding.
+        explain: explains failures of this claim; the runner attaches each explanation to the first that it explains.
         records: False for claims about a user's single call, which a record's cases answer already.
         needs_oracle: whether JAX must be able to differentiate the reference.
         traces_only: whether the check computes nothing, so that the sizes of arrays do not matter.
@@ -48,7 +48,7 @@ class Claim:
     further: Mapping[str, Check] = field(default_factory=dict, hash=False)
     random: Check | None = None
     named: Callable[..., Iterable[Finding]] | None = None
-    explain: Callable[[CallUnderTest], Explanation] | None = None
+    explain: Callable[[CallUnderTest], tuple[Explanation, ...]] | None = None
     records: bool = True
     needs_oracle: bool = True
     traces_only: bool = False

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from vjplib.verification.explain.traps import describe
@@ -39,32 +40,127 @@ SIGNS: Mapping[Level, str] = {"pass": "ok", "fail": "FAIL", "note": "note", "ski
 _GRAVITY: tuple[Level, ...] = ("fail", "skipped", "pass", "note")
 
 
+Kind = Literal["", "factor", "product", "addition", "replacement"]
+"""What is wrong with a backward, as far as it is known; see `Explanation`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An expression of a backward, as the program of the backward tells.
+
+    Args:
+        primitive: the primitive that computes it; empty for a statement.
+        file: the file it is written in.
+        line: its line, counted from 1.
+        function: the function it is written in.
+        source: its text, empty where that is not known.
+    """
+
+    primitive: str
+    file: str
+    line: int
+    function: str = ""
+    source: str = ""
+
+    @property
+    def where(self) -> str:
+        """File, line and function, the file as short as it can be opened by.
+
+        Example:
+            >>> Place("mul", "/somewhere/else/rms.py", 9, "rms.<locals>.bwd").where
+            'rms.py:9 in bwd'
+        """
+        path, name = Path(self.file), self.function.rpartition(".")[2]
+        try:
+            path = path.relative_to(Path.cwd())
+        except ValueError:  # not below the working directory
+            path = Path(path.name)
+        return f"{path}:{self.line}" + (f" in {name}" if name.isidentifier() else "")
+
+    def __str__(self) -> str:
+        """Return the expression and where it stands."""
+        return f"{self.expression} at {self.where}"
+
+    @property
+    def expression(self) -> str:
+        """The source of the expression, or the output of its primitive where that is not known."""
+        return f"`{self.source}`" if self.source else f"the output of {self.primitive}"
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Why cotangents are wrong, as far as the program of the backward tells.
 
     Args:
-        factor: what the output of the equation at fault has to be multiplied by; None where none was looked for.
-        places: primitive, file, line and function of the equations of which any one may be at fault.
-        unexplained: the share of the error that the factor leaves.
+        kind: what is wrong: a "factor" of an expression, a missing "product" with another value, a missing "addition"
+            to the cotangent, or a "replacement" of all of it; empty where none of these makes the cotangents right.
+        cotangents: the arguments of findings, such as "cotangent of x", that the correction makes right.
+        places: the expressions any one of which may be at fault.
+        factor: what the expression has to be multiplied by; None where no factor was looked for.
+        meaning: what the factor or its inverse equals, such as "the size of x's last axis"; empty for no more than a
+            number.
+        term: source of what is to be multiplied by, to be added, or to stand in place of the cotangent.
+        operand: the variable of the expression that lacks a factor; empty for another part of it.
+        unexplained: the share of the error that the best factor leaves.
         reason: why no factor was looked for, or none found.
         counterexample: Python source that shows the failure on a few numbers; empty where none was made.
     """
 
+    kind: Kind = ""
+    cotangents: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
     factor: float | None = None
-    places: tuple[str, ...] = ()
+    meaning: str = ""
+    term: str = ""
+    operand: str = ""
     unexplained: float = 0.0
     reason: str = ""
     counterexample: str = ""
 
+    @property
+    def complete(self) -> bool:
+        """Whether one correction makes the cotangents right."""
+        return bool(self.kind)
+
     def __str__(self) -> str:
         """Return the explanation on one line."""
-        where = " or ".join(self.places)
-        if self.factor is None:
+        if not self.places:
             return self.reason
-        if self.reason:
-            return f"{self.reason}; the best, on the output of {where}, leaves {self.unexplained:.0%} of it"
-        return f"multiplying by {self.factor:.6g} the output of {where} makes every cotangent right"
+        where = " or ".join(dict.fromkeys(place.where for place in self.places))
+        expressions = " or ".join(dict.fromkeys(place.expression for place in self.places))
+        if self.kind == "product":
+            lacking = f"`{self.operand}` in {expressions}" if self.operand else expressions
+            return f"{where}: {lacking} lacks the factor `{self.term}`"
+        if self.kind == "addition":
+            return f"{where}: a term is missing; adding `{self.term}` to the {self.cotangents[0]} makes it right"
+        if self.kind == "replacement":
+            return f"{where}: the {self.cotangents[0]} should be `{self.term}`"
+        assert self.factor is not None
+        if self.kind == "factor":
+            return f"{where}: {expressions} {_amiss(self.factor, self.meaning, self.places)}"
+        return f"{self.reason}; the best factor, on {expressions} at {where}, leaves {self.unexplained:.0%} of it"
+
+
+def _amiss(factor: float, meaning: str, places: Sequence[Place]) -> str:
+    """Return what is wrong with an expression that a factor makes right.
+
+    Example:
+        >>> _amiss(1 / 16, "the size of x's last axis", [])
+        "is 16 times too large; 16 is the size of x's last axis"
+        >>> _amiss(-1.0, "", []), _amiss(0.0, "", [])
+        ('has the wrong sign', 'should not be there')
+    """
+    if factor == 0:
+        return "should not be there"
+    times, direction = (factor, "small") if abs(factor) >= 1 else (1 / factor, "large")
+    number = f"{abs(times):.6g}"
+    size = f"is {number} times too {direction}" if number != "1" else ""
+    words = " and ".join(filter(None, ("has the wrong sign" if factor < 0 else "", size)))
+    words += f"; {number} is {meaning}" if meaning else ""
+    for reduction, other, too in (("sum", "mean", "large"), ("mean", "sum", "small")):
+        if meaning.startswith("the size") and too == direction and any(reduction in place.source for place in places):
+            words += f". Is a {other} meant where a {reduction} is written?"
+    return words
 
 
 @dataclass(frozen=True)
@@ -151,8 +247,23 @@ def skipped(message: str, argument: str = "", *, claim: str = "", code: Code = "
     return Finding(claim, "skipped", message, argument, code=code, **more)
 
 
+def explained(findings: Sequence[Finding], explanations: Sequence[Explanation]) -> list[Finding]:
+    """Return the findings of a claim, each explanation attached to the first failure that it explains.
+
+    What explains no cotangent in particular is attached to the first failure.
+    """
+    result = list(findings)
+    failures = [i for i, f in enumerate(result) if f.level == "fail"]
+    for e in explanations:
+        first = next((i for i in failures if result[i].argument in e.cotangents), failures[0] if failures else None)
+        if first is not None and result[first].explanation is None:
+            source = e.counterexample or result[first].counterexample
+            result[first] = replace(result[first], explanation=e, counterexample=source)
+    return result
+
+
 def describe_error(error: Exception) -> str:
-    """Returns an exception's type and the first line of its message.
+    """Return an exception's type and the first line of its message.
 
     Example:
         >>> describe_error(ValueError("x must be positive, got -1"))
@@ -190,28 +301,38 @@ class Report:
         """The findings that fail."""
         return tuple(f for f in self.findings if f.level == "fail")
 
+    @property
+    def skipped(self) -> tuple[Finding, ...]:
+        """The findings that could not be decided."""
+        return tuple(f for f in self.findings if f.level == "skipped")
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """The limitations, conventions and credits, which printing leaves out."""
+        return tuple(f for f in self.findings if f.level == "note")
+
     def level(self, claim: str) -> Level | None:
-        """Returns what a claim comes to: its gravest level, a note counting less than a pass; None if not examined."""
+        """Return the gravest level of a claim, a note counting less than a pass; None if not examined."""
         levels = {f.level for f in self.findings if f.claim == claim}
         return next((level for level in _GRAVITY if level in levels), None)
 
     def __str__(self) -> str:
-        """Returns the report as a table, failures in full below it."""
+        """Return a table, then a paragraph for each cause of failure and a line for each skipped claim."""
         from vjplib.verification.text import render  # which imports the claims, and they this module
 
         return render([self])
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns name, ok, seconds and findings as JSON has them: a ratio that is not finite becomes a string."""
+        """Return name, ok, seconds and findings, non-finite floats replaced by strings."""
         findings = [asdict(f) for f in self.findings]
         return as_json({"name": self.name, "ok": self.ok, "seconds": self.seconds, "findings": findings})
 
     def to_json(self) -> str:
-        """Returns `to_dict` as JSON."""
+        """Return `to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=2)
 
     def to_markdown(self) -> str:
-        """Returns the report as a Markdown table of claims, one row a finding."""
+        """Return the report as a Markdown table of claims, one row a finding."""
         rows = ["| claim | result | case | argument | finding |", "|---|---|---|---|---|"]
         for f in self.findings:
             cells = (f.claim, SIGNS[f.level], f.case, f.argument, f.message)
@@ -220,7 +341,7 @@ class Report:
 
 
 def as_json(value: Any) -> Any:
-    """Returns a tree of dicts and lists with each number that JSON has not, as an infinity, made text."""
+    """Return a tree of dicts and lists, non-finite floats, which JSON cannot represent, replaced by strings."""
     if isinstance(value, dict):
         return {k: as_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -229,7 +350,7 @@ def as_json(value: Any) -> Any:
 
 
 def in_markdown(text: str) -> str:
-    r"""Returns text of one line that stays text in Markdown, tables included.
+    r"""Return text on one line, escaped so that Markdown shows it as it is, in tables too.
 
     Example:
         >>> print(in_markdown("<script> of a|b * c"))

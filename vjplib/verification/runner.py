@@ -9,7 +9,7 @@ from vjplib.verification.claim import Check, Claim
 from vjplib.verification.claims.growth import too_large
 from vjplib.verification.explain.diagnose import raised
 from vjplib.verification.isolation import as_finding, run_with_timeout
-from vjplib.verification.report import Explanation, Finding, skipped
+from vjplib.verification.report import Finding, explained, skipped
 
 
 class Job(NamedTuple):
@@ -67,18 +67,15 @@ class Runner:
         return self._explained(job, named)
 
     def _explained(self, job: Job, findings: list[Finding]) -> list[Finding]:
-        """Return findings, the first failure of the claim in this report with its explanation."""
-        first = next((i for i, f in enumerate(findings) if f.level == "fail"), None)
+        """Return findings with what explains the first failures of the claim in this report."""
         explain = job.claim.explain
-        if first is None or explain is None or self.hung or job.claim.name in self.explained:
+        failed = any(f.level == "fail" for f in findings)
+        if not failed or explain is None or self.hung or job.claim.name in self.explained:
             return findings
         self.explained.add(job.claim.name)
         outcome = run_with_timeout(lambda: explain(job.subject), self.seconds)
         self.hung = outcome is None
-        if isinstance(outcome, Explanation):
-            source = outcome.counterexample or findings[first].counterexample
-            findings[first] = replace(findings[first], explanation=outcome, counterexample=source)
-        return findings
+        return explained(findings, outcome) if isinstance(outcome, tuple) else findings
 
     def _undecidable(self, claim: Claim, subject: CallUnderTest) -> str | None:
         """Return why a claim cannot be examined, or None."""

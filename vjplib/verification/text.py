@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from textwrap import fill
 
+from vjplib.verification.causes import causes, paragraph
 from vjplib.verification.registry import CLAIMS, present
 from vjplib.verification.report import SIGNS, Level, Report
 
@@ -60,23 +61,16 @@ def _folded(name: str, width: int) -> list[str]:
     return lines
 
 
-def remarks(reports: Sequence[Report], levels: Sequence[Level] = ("fail",)) -> Iterator[str]:
-    """Yield a line, named by its function, for each finding of the given levels, and for what explains it.
-
-    A counterexample follows its finding, each once.
-    """
+def remarks(reports: Sequence[Report], level: Level) -> Iterator[str]:
+    """Yield a line, named by its function, for each finding of a level; for failures a paragraph for each cause."""
     for r in reports:
-        shown = set()
-        for f in r.findings:
-            if f.level in levels:
-                yield f"{r.name}: {f}"
-                if f.explanation is not None and str(f.explanation):
-                    yield f"{r.name}: {f.explanation}"
-                if f.counterexample and f.counterexample not in shown:
-                    shown.add(f.counterexample)
-                    yield f"\n{f.counterexample.strip()}\n"
+        if level == "fail":
+            name = "fn" if r.name == "<lambda>" else r.name  # as the reproduction calls it
+            yield from (f"{name}: {paragraph(cause)}" for cause in causes(r))
+        else:
+            yield from (f"{r.name}: {f}" for f in r.findings if f.level == level)
 
 
 def render(reports: Sequence[Report], width: int = 80) -> str:
-    """Return the table of the reports and their failures as plain text."""
-    return "\n".join([table(reports, width), *remarks(reports)]) + "\n"
+    """Return the table of the reports, their failures and what could not be decided as plain text."""
+    return "\n".join([table(reports, width), *remarks(reports, "fail"), *remarks(reports, "skipped")]) + "\n"

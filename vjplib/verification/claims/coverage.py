@@ -16,8 +16,9 @@ from vjplib.compat import x64
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.accuracy import at_tails
-from vjplib.verification.explain.locate import MOST, with_factors
-from vjplib.verification.report import Finding, describe_error, noted, passed, skipped
+from vjplib.verification.explain.locate import MOST
+from vjplib.verification.explain.program import with_factors
+from vjplib.verification.report import Finding, Place, describe_error, noted, passed, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS
 
 SHOWN = 5  # blind equations named
@@ -68,11 +69,11 @@ def _blind(subject: CallUnderTest) -> tuple[list[str], int, str]:
     unseen = [i for i, change in zip(blind, changes, strict=True) if change <= HALF_THE_DIGITS]
     if unseen and subject.tails is not None:
         unseen = _unseen_in_tails(subject, program.places, [inside[i] for i in unseen])
-        return [program.places[number] for number in unseen], len(inside), ""
-    return [program.places[inside[i]] for i in unseen], len(inside), ""
+        return [str(program.places[number]) for number in unseen], len(inside), ""
+    return [str(program.places[inside[i]]) for i in unseen], len(inside), ""
 
 
-def _unseen_in_tails(subject: CallUnderTest, places: tuple[str, ...], numbers: list[int]) -> list[int]:
+def _unseen_in_tails(subject: CallUnderTest, places: tuple[Place, ...], numbers: list[int]) -> list[int]:
     """Return the equations that change no component of a cotangent, relative to its size, in the tails either."""
     assert subject.tails is not None
     tail, there = at_tails(subject, subject.tails, np.float64)

@@ -1,165 +1,195 @@
-"""Locate: where cotangents are wrong, the equation of the backward that a single factor would make right.
+"""Locate: where cotangents are wrong, the expression of the backward that one correction would make right.
 
 The program of the pullback is evaluated with a factor theta_i = 1 on the output of each equation i. One derivative by
 theta shows how the cotangents move with each; if the error lies along one of these directions, that equation is at
-fault, and how far along is the factor it lacks. A wrong sign comes back as -1, a forgotten 1/n as 1/n.
+fault, and how far along is the factor it lacks. A wrong sign comes back as -1, a forgotten 1/n as 1/n. Where no factor
+explains the error, `terms` looks for a missing product or term. A correction must hold at other numbers too.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import backwards_where_written, evaluated, mark_of, source_of, unclose, without_dead_code, x64
-from vjplib.verification.call import CallUnderTest, Leaves
-from vjplib.verification.explain import shrink
-from vjplib.verification.report import Explanation, describe_error
+from vjplib.compat import x64
+from vjplib.verification.call import CallUnderTest
+from vjplib.verification.explain import shrink, terms
+from vjplib.verification.explain.program import Draw, Search, draw_at, with_factors
+from vjplib.verification.report import Explanation, Place, describe_error
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap
 
 MOST = 300  # equations, each a direction in which the derivative is taken
-SHOWN = 3  # places named of those that one factor cannot tell apart
+TRIED = 8  # equations whose factor is tried, not extrapolated
+TELLING = 5  # a smaller number may be any size by chance, and is named one only if it was tried at other sizes
+SHOWN = 2  # places named of those that one factor cannot tell apart
 
 
-def explain(subject: CallUnderTest) -> Explanation:
-    """Return which equation is at fault where cotangents differ from the oracle's, and a counterexample."""
+def explain(subject: CallUnderTest) -> tuple[Explanation, ...]:
+    """Return what is at fault where cotangents differ from the oracle's, each with a counterexample.
+
+    One explanation covers all wrong cotangents if one correction does; else each has its own.
+    """
     with x64():
         leaves = subject.leaves(np.float64)
-        gs = subject.cotangents(leaves)
-        found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
-        gaps = [relative_gap(r, o) for r, o in zip(found.dxs, found.true_dxs, strict=True)]
-        if all(gap <= subject.digits(gap) for gap in gaps) or not all(np.isfinite(o).all() for o in found.true_dxs):
-            return Explanation(counterexample=shrink.smallest(subject))
-        if not all(np.isfinite(r).all() for r in found.dxs):
-            return Explanation(reason="a cotangent is not finite: no factor leads from there")
+        draw = draw_at(subject, leaves, subject.cotangents(leaves))
+        gaps = [relative_gap(r, o) for r, o in zip(draw.given, draw.truth, strict=True)]
+        wrong = [i for i, gap in enumerate(gaps) if gap > subject.digits(gap)]
+        if not wrong or not all(np.isfinite(o).all() for o in draw.truth):
+            return (Explanation(counterexample=shrink.smallest(subject)),)
+        if not all(np.isfinite(r).all() for r in draw.given):
+            return (Explanation(reason="a cotangent is not finite, so no factor can be computed"),)
         if subject.complex:
-            found_out = Explanation(reason="no place is looked for where numbers are complex")
+            found = [Explanation(reason="numbers are complex, for which no place is looked for")]
         else:
             try:
-                found_out = locate(subject, leaves, gs, found.true_dxs)
+                found = locate(subject, draw, wrong)
             except Exception as error:  # an equation may have no derivative; the rule is wrong all the same
-                found_out = Explanation(reason=f"no place can be looked for: {describe_error(error)}")
-    return replace(found_out, counterexample=shrink.counterexample(subject, leaves, gs))
+                found = [Explanation(reason=f"no place can be looked for: {describe_error(error)}")]
+    sources = [shrink.counterexample(subject, draw.leaves, draw.gs, e.cotangents) for e in found]
+    return tuple(replace(e, counterexample=source) for e, source in zip(found, sources, strict=True))
 
 
-def locate(subject: CallUnderTest, leaves: Leaves, gs: Leaves, truth: Leaves) -> Explanation:
-    """Returns the equation of the backward, and the factor, that explain most of the error of the cotangents.
+def another_draw(subject: CallUnderTest, draw: Draw) -> Draw | None:
+    """Return other numbers of similar size, of either sign if function and oracle are finite there; None if nowhere."""
+    rng = np.random.default_rng((subject.seed, 7))
+    moved = tuple(a * rng.uniform(0.5, 1.5, a.shape) for a in draw.leaves)
+    signed = tuple(a * rng.choice([-1.0, 1.0], a.shape) for a in moved)
+    for leaves in (signed, moved):
+        other = draw_at(subject, leaves, subject.cotangents(leaves, 1))
+        if all(np.isfinite(a).all() for a in (*other.given, *other.truth)):
+            return other
+    return None
+
+
+def locate(subject: CallUnderTest, draw: Draw, wrong: Sequence[int]) -> list[Explanation]:
+    """Return the corrections that make wrong cotangents right, or why there is none.
 
     Args:
         subject: what to examine, its function JAX-differentiable once.
-        leaves: the differentiated leaves, in float64.
-        gs: the output cotangents.
-        truth: what the cotangents should be.
-
-    Returns:
-        The explanation, without a factor where the program is too long to look.
+        draw: the numbers at which the cotangents are wrong, in float64.
+        wrong: the numbers of the cotangents that are.
     """
-    program = with_factors(subject, leaves, gs)
-    places = program.places
-    if not 0 < len(places) <= MOST:
-        reason = f"the backward has more than {MOST} equations, or none that is differentiable: no place was looked for"
-        return Explanation(reason=reason)
-    weights = [1 / max(float(np.linalg.norm(o)), np.finfo(float).tiny) for o in truth]
-    cotangents, ones = jax.jit(program.cotangents(weights)), jnp.ones(len(places))
-    target = np.concatenate([w * np.ravel(o) for w, o in zip(weights, truth, strict=True)])
-    error = target - np.asarray(cotangents(ones))
-    moves = np.asarray(jax.jacfwd(cotangents)(ones))  # (entries, equations)
-    lengths = np.einsum("ei,ei->i", moves, moves)
-    steps = np.divide(error @ moves, lengths, out=np.zeros(len(places)), where=lengths > 0)
-    unexplained = np.linalg.norm(error[:, None] - moves * steps, axis=0) / np.linalg.norm(error)
+    program = with_factors(subject, draw.leaves, draw.gs)
+    if len(program.places) > MOST:
+        return [Explanation(reason=f"the backward has more than {MOST} equations: no place was looked for")]
+    other = another_draw(subject, draw)
+    search = Search(subject, program, (draw, *((other,) if other else ())), wrong)
+    moves = np.asarray(jax.jacfwd(search.cotangents)(search.ones, draw.inputs))  # (entries, equations)
+    found = [_factor(search, moves, wrong)]
+    if other is None:
+        found = [replace(found[0], kind="", reason="no other numbers are finite, at which a factor could be tried")]
+    elif not found[0].complete:
+        singly = found if len(wrong) == 1 else [_factor(search, moves, [i]) for i in wrong]
+        found = [e if e.complete else terms.missing(search, i) or e for e, i in zip(singly, wrong, strict=True)]
+    return found
+
+
+def _factor(search: Search, moves: np.ndarray, at: Sequence[int]) -> Explanation:
+    """Return the expression, and the factor, that explain most of the error of some cotangents."""
+    program, mask = search.program, search.mask(at)
+    named = tuple(f"cotangent of {search.subject.names[i]}" for i in at)
+    if not program.places:
+        return Explanation("", named, reason="the backward has no differentiable equation, and lacks no single term")
+    error = search.error(0, search.draws[0].given, mask)
+    moved = (search.weights[:, None] * moves)[mask]
+    lengths = np.einsum("ei,ei->i", moved, moved)
+    steps = np.divide(error @ moved, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
+    unexplained = np.linalg.norm(error[:, None] - moved * steps, axis=0) / np.linalg.norm(error)
+
+    def scaled(i: int, number: int = 0) -> np.ndarray:
+        theta = search.ones.at[i].add(steps[i])
+        return np.asarray(search.cotangents(theta, search.draws[number].inputs))
+
     # What is not linear in its factor, as a residual used twice, is seen only when the factor is tried.
-    for i in np.argsort(unexplained, kind="stable")[:SHOWN]:
-        tried = np.linalg.norm(target - np.asarray(cotangents(ones.at[i].add(steps[i])))) / np.linalg.norm(error)
+    for i in np.argsort(unexplained, kind="stable")[:TRIED]:
+        tried = np.linalg.norm(search.error(0, scaled(i), mask)) / np.linalg.norm(error)
         unexplained[i] = max(unexplained[i], tried)
     best = int(np.argmin(unexplained))
     alike = np.flatnonzero(
-        (unexplained <= unexplained[best] + HALF_THE_DIGITS)
-        & np.isclose(steps, steps[best], rtol=HALF_THE_DIGITS, atol=HALF_THE_DIGITS)
+        (unexplained <= unexplained[best] + search.tolerance)
+        & np.isclose(steps, steps[best], rtol=search.tolerance, atol=search.tolerance)
     )
-    named = tuple(dict.fromkeys(places[i] for i in alike))
-    missing = "no factor on a single equation explains the error, so a term may be missing"
-    reason = missing if unexplained[best] > HALF_THE_DIGITS else ""
-    return Explanation(1 + float(steps[best]), named[-SHOWN:], float(unexplained[best]), reason)
+    factor = 1 + float(steps[best])
+    right = [i for i in alike[:TRIED] if search.holds(lambda n, i=i: scaled(i, n), mask)]
+    if unexplained[best] > search.tolerance or not right:
+        places = _innermost([program.places[i] for i in alike])
+        reason = "no factor on one expression, and no single missing factor or term, explains the error"
+        if unexplained[best] <= search.tolerance:
+            return Explanation("", named, reason=f"{reason} at other numbers too")
+        return Explanation("", named, places, factor, unexplained=float(unexplained[best]), reason=reason)
+    backward = [i for i in right if program.backward[i]] or right
+    factor = _whole(factor) if abs(factor) >= 1 else 1 / _whole(1 / factor) if abs(factor) > HALF_THE_DIGITS else 0.0
+    meaning = _meaning(search, backward[0], factor, at)
+    places = [program.places[i] for i in backward]
+    if meaning:  # which the sums over that axis are the likeliest to lack, or to have too much
+        places = [p for p in places if p.primitive == "reduce_sum"] or places
+    return Explanation("factor", named, _innermost(places), factor, meaning)
 
 
-_MOVES = object()  # a value that depends on an input
+def _whole(number: float) -> float:
+    """Return a number, a whole one in its place where it is that up to rounding."""
+    return float(round(number)) if math.isclose(number, round(number), rel_tol=HALF_THE_DIGITS) else number
 
 
-class ScaledProgram(NamedTuple):
-    """The pullback at one call as a program with a factor on the output of each equation.
-
-    Args:
-        evaluate: takes what each floating output is passed through, and returns the cotangents.
-        places: primitive, file, line and function of the equation of each factor.
-        backward: of each factor, whether its equation stands in a backward, and depends on what that is given.
-    """
-
-    evaluate: Callable[[Callable[[Any, Sequence[Any]], Sequence[Any]]], list[Any]]
-    places: tuple[str, ...]
-    backward: tuple[bool, ...]
-
-    def cotangents(self, weights: Sequence[float], only: Sequence[int] | None = None) -> Callable[[Any], Any]:
-        """Returns the function of the factors that gives all cotangents, each times its weight, as one vector.
-
-        Args:
-            weights: of the cotangents.
-            only: the numbers of the factors that it is a function of, the others being 1; None for all.
-        """
-        numbers = range(len(self.places)) if only is None else only
-        position = {number: i for i, number in enumerate(numbers)}
-
-        def run(theta: Any) -> Any:
-            number = iter(range(len(self.places)))
-
-            def factor(y: Any) -> Any:
-                at = position.get(next(number)) if _scalable(y) else None
-                return y if at is None else y * theta[at].astype(y.dtype)
-
-            dxs = self.evaluate(lambda eqn, ys: ys if mark_of(eqn) is not None else [factor(y) for y in ys])
-            return jnp.concatenate([w * jnp.ravel(dx) for w, dx in zip(weights, dxs, strict=True)])
-
-        return run
+def _innermost(places: Sequence[Place]) -> tuple[Place, ...]:
+    """Return the places that hold no other in their source, each once, the last few."""
+    once = {(p.where, p.expression): p for p in reversed(places)}
+    kept = [
+        p
+        for p in reversed(once.values())
+        if not any(q is not p and q.line == p.line and q.source and q.source in p.source for q in once.values())
+    ]
+    return tuple(kept[-SHOWN:])
 
 
-def with_factors(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> ScaledProgram:
-    """Returns the pullback of a subject at a call, with a factor on each equation.
-
-    Args:
-        subject: what to examine, its function JAX-differentiable once.
-        leaves: the differentiated leaves.
-        gs: the output cotangents.
-    """
-
-    def pullback(leaves: Leaves, gs: Leaves) -> Leaves:
-        return jax.vjp(subject.call, *leaves)[1](gs)
-
-    with backwards_where_written():
-        jaxpr, consts = unclose(jax.make_jaxpr(pullback)(leaves, gs))
-    jaxpr, inputs = without_dead_code(jaxpr), jax.tree.leaves((leaves, gs))
-    places: list[str] = []
-    backward: list[bool] = []
-    inside = False
-
-    def note(eqn: Any, outputs: Sequence[Any]) -> Sequence[Any]:
-        nonlocal inside
-        mark = mark_of(eqn)
-        if mark is not None:
-            inside = mark
-            return outputs
-        count = sum(_scalable(v.aval) for v in eqn.outvars)
-        places.extend([f"{eqn.primitive.name} at {source_of(eqn)}"] * count)
-        backward.extend([inside and _MOVES in outputs] * count)
-        return outputs
-
-    def reach(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
-        del params
-        return [_MOVES if any(v is _MOVES for v in values) else None] * len(eqn.outvars)
-
-    evaluated(jaxpr, [None] * len(consts), [_MOVES] * len(inputs), note, reach)
-    return ScaledProgram(lambda after: evaluated(jaxpr, consts, inputs, after), tuple(places), tuple(backward))
+def _meaning(search: Search, equation: int, factor: float, at: Sequence[int]) -> str:
+    """Return which size of the call a factor or its inverse is, also where the axes have other sizes; "" for none."""
+    subject = search.subject
+    if factor == 0:
+        return ""
+    times = max(abs(factor), 1 / abs(factor))
+    first = [subject.names[i] for i in at]
+    named = [(text, n) for text, n in _sizes(subject, first) if math.isclose(n, times, rel_tol=1e-6) and times != 1]
+    if not named:
+        return ""
+    other = shrink.resized(subject, {k: n + 1 + i for i, (k, n) in enumerate(sorted(subject.sizes.items()))})
+    if other is None:
+        return named[0][0] if times >= TELLING else ""
+    leaves = other.leaves(np.float64)
+    draw = draw_at(other, leaves, other.cotangents(leaves))
+    program = with_factors(other, draw.leaves, draw.gs)
+    if [p.primitive for p in program.places] != [p.primitive for p in search.program.places]:
+        return named[0][0] if times >= TELLING else ""
+    there = Search(other, program, (draw,), search.wrong)
+    sizes = dict(_sizes(other, first))
+    held = []
+    for text, _ in named:
+        n = math.copysign(sizes.get(text, 1.0), factor)
+        theta = there.ones.at[equation].set(n if abs(factor) > 1 else 1 / n)
+        corrected = np.asarray(there.cotangents(theta, draw.inputs))
+        if there.holds(lambda _, corrected=corrected: corrected, there.mask(at)):
+            held.append(text)
+    own = [text for text in held if any(f"{name}'s" in text for name in first)] or held[:1]
+    return " or ".join(own[:2])  # axes of equal size grow together, and cannot be told apart
 
 
-def _scalable(output: Any) -> bool:
-    return output.size > 0 and jnp.issubdtype(output.dtype, jnp.floating)
+def _sizes(subject: CallUnderTest, first: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Yield what a factor may be, in words, and its number: the arguments named first come first."""
+    shapes = dict(zip(subject.names, (leaf.shape for leaf in subject.leaves()), strict=True))
+    named: dict[str, int] = {}
+    for name in dict.fromkeys((*first, *subject.names)):
+        shape = shapes[name]
+        for axis, n in enumerate(shape):
+            which = "last axis" if axis == len(shape) - 1 else "first axis" if axis == 0 else f"axis {axis}"
+            named[f"the size of {name}'s {which}" if len(shape) > 1 else f"the size of {name}"] = n
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            named[f"the size of {name}"] = math.prod(shape)
+        for a, b in itertools.combinations(range(len(shape)), 2) if len(shape) > 2 else ():
+            named[f"the product of the sizes of {name}'s axes {a} and {b}"] = shape[a] * shape[b]
+    yield from named.items()
+    yield from ((f"the square root of {text}", math.sqrt(n)) for text, n in named.items())
+    yield from ((f"n / (n - 1), where n is {text}", n / (n - 1)) for text, n in named.items() if n > 1)

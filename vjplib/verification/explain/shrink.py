@@ -8,7 +8,7 @@ much, they are not taken.
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,16 +78,18 @@ def smallest(subject: CallUnderTest) -> str:
     return ""
 
 
-def counterexample(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> str:
-    """Returns source that shows the failure at such numbers on a few, empty where none was found.
+def counterexample(subject: CallUnderTest, leaves: Leaves, gs: Leaves, arguments: Sequence[str] = ()) -> str:
+    """Return source that shows the failure at such numbers on a few, empty where none was found.
 
     Args:
         subject: what was examined.
         leaves: the differentiated leaves.
         gs: the output cotangents.
+        arguments: what is to be shown wrong, such as "cotangent of x"; empty for whatever is.
     """
+    wrong = [len(gs) + i for i, name in enumerate(subject.names) if f"cotangent of {name}" in arguments] or None
     with x64():
-        point = _failing(subject, *leaves_to_float64(leaves, gs))
+        point = _failing(subject, *leaves_to_float64(leaves, gs), among=wrong)
         return _source(_shrunk(point)) if point else ""
 
 
@@ -148,17 +150,26 @@ def _smaller(point: _Point, budget: _Budget) -> _Point:
 
 
 def _at_sizes(point: _Point, sizes: dict[str, int]) -> _Point | None:
-    subject = point.subject
-    assert subject.resize is not None
+    other = resized(point.subject, sizes)
+    try:
+        if other is None:
+            return None
+        leaves = other.leaves(np.float64)
+        return _failing(other, leaves, other.cotangents(leaves), (point.wrong,))
+    except Exception:  # a function may fail, in whatever way, at sizes that nobody called it with
+        return None
+
+
+def resized(subject: CallUnderTest, sizes: Mapping[str, int]) -> CallUnderTest | None:
+    """Return the call with other sizes, its numbers repeated or cut off; None where function or oracle refuses them."""
+    if subject.resize is None or not sizes:
+        return None
     try:
         avals = subject.resize(sizes)
         args = jax.tree.map(_fill, subject.args, avals[0])
         kwargs = {**subject.kwargs, **{k: _fill(subject.kwargs[k], aval) for k, aval in avals[1].items()}}
         other = replace(subject, args=args, kwargs=kwargs, hurried=True)
-        if not other.runs:
-            return None
-        leaves = other.leaves(np.float64)
-        return _failing(other, leaves, other.cotangents(leaves), (point.wrong,))
+        return other if other.runs else None
     except Exception:  # a function may refuse, in whatever way, sizes that nobody called it with
         return None
 
