@@ -67,7 +67,7 @@ class Sheet:
     record: bool = True
 
     def report(self, claim: str) -> Report:
-        """Returns a report that tells of the claim."""
+        """Return a report that holds the claim."""
         __tracebackhide__ = True
         self.asked.add(claim)
         effort, seed = effort_and_seed(self.effort)
@@ -104,7 +104,7 @@ class Proof:
         return self.sheet.report(self.claim)
 
     def __call__(self) -> None:
-        """Returns if the claim is shown, or only noted.
+        """Return if the claim is shown or only noted.
 
         Raises:
             ClaimError: an AssertionError; the claim fails.
@@ -136,7 +136,7 @@ class Proof:
 def parametrize(
     *targets: Target, claims: Sequence[str] | None = None, effort: Effort = "standard", argument: str = "proof"
 ) -> Callable[[F], F]:
-    """Gives a test for each function and claim, with ids such as `softmax-value`, under pytest.
+    """Parametrize a test over functions and claims under pytest, with ids such as `softmax-value`.
 
     The test takes an argument `proof` and calls it; one that neither calls it nor reads its report fails. Claims of one
     function are examined together where they run in one process: always without pytest-xdist, and with its
@@ -230,7 +230,7 @@ def _of_record(rule: Rule, effort: Effort, target: str) -> Sheet:
 
 
 def _place(rule: Rule) -> str:
-    """Returns what names a record on the command line, or nothing if it is in no module's RULES."""
+    """Return the command-line target of a record, empty if it is in no module's RULES."""
     for fn in (rule.fn, getattr(rule.fn, "__wrapped__", None)):
         name = getattr(fn, "__module__", None)
         records = getattr(sys.modules.get(name or ""), "RULES", ())
@@ -240,7 +240,7 @@ def _place(rule: Rule) -> str:
 
 
 def verified(target: Rule | Callable[..., Any], *args: Any, **options: Any) -> Report:
-    """Returns the report of a record, or of a call as `vjplib.verify` takes it, if every claim holds.
+    """Return the report of a record, or of a call as `vjplib.verify` takes it, if every claim holds.
 
     This is what the fixture `vjplib_verify` is. Under pytest's options `--vjplib-deep` and `--vjplib-seed` effort and
     seed are theirs, unless given here.
@@ -284,7 +284,7 @@ def _lines(heading: str, report: Report, claim: str | None, command: str) -> Ite
 
 
 def effort_and_seed(effort: Effort) -> tuple[Effort, int]:
-    """Returns the effort and the seed to examine with: pytest's options, or the effort given and 0.
+    """Return the effort and the seed to examine with: pytest's options, or the effort given and 0.
 
     Example:
         >>> effort_and_seed("quick")
@@ -298,7 +298,7 @@ def effort_and_seed(effort: Effort) -> tuple[Effort, int]:
 
 
 def _again() -> str:
-    """Returns the command that runs the test at work again; nothing where pytest is not at work."""
+    """Return the command that reruns the current test, empty outside pytest."""
     test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
     node = re.sub(r"@[^\]]*$", "", test)  # the group, which pytest-xdist appends
     plugin = sys.modules.get("vjplib_pytest")

@@ -55,7 +55,7 @@ class AuditedRule(Judgement):
 
     @property
     def ok(self) -> bool:
-        """Whether it does not fail."""
+        """True unless the rule fails."""
         return self.verdict != "fail"
 
 
@@ -81,7 +81,7 @@ class AuditReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no rule fails, and the program did not raise."""
+        """True if no rule fails and the program did not raise."""
         return not self.raised and all(rule.ok for rule in self.rules)
 
     @property
@@ -90,7 +90,7 @@ class AuditReport:
         return tuple(rule for rule in self.rules if not rule.ok)
 
     def __str__(self) -> str:
-        """Returns the report as text of 80 columns."""
+        """Return the report as text of 80 columns."""
         text = StringIO()
         self.print(Console(file=text, width=80, no_color=True, highlight=False))
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
@@ -127,17 +127,17 @@ class AuditReport:
         return f"{_counted(names, 'rule')} met with {_counted(len(self.rules), 'shape')}: {said}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the report as JSON has it: a number that is not finite becomes a string."""
+        """Return the report as JSON types: a number that is not finite becomes a string."""
         rules = [{**asdict(rule), "ok": rule.ok} for rule in self.rules]
         head = {"name": self.name, "ok": self.ok, "raised": self.raised, "kept": self.kept, "seconds": self.seconds}
         return as_json({**head, "unmet": list(self.unmet), "rules": rules})
 
     def to_json(self) -> str:
-        """Returns `to_dict` as JSON."""
+        """Return `to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=2)
 
     def to_markdown(self) -> str:
-        """Returns the report as Markdown: what it comes to, and a table of one row a rule and shapes."""
+        """Return the report as Markdown: a summary, and a table with one row per rule and shapes."""
         rows = [in_markdown(f"{self.name}: {self.summary}"), ""]
         rows += [f"**{in_markdown(line)}**\n" for line in self._warnings()]
         rows += [
@@ -152,12 +152,12 @@ class AuditReport:
 
 
 def order(rules: list[AuditedRule]) -> tuple[AuditedRule, ...]:
-    """Returns rows, the gravest first, and those that keep most before others."""
+    """Return rows, the gravest verdicts first, then those that keep the most bytes."""
     return tuple(sorted(rules, key=lambda r: (_ORDER.index(r.verdict), -(r.share or 0.0), r.name, r.shapes)))
 
 
 def _merged(rules: tuple[AuditedRule, ...]) -> tuple[AuditedRule, ...]:
-    """Returns the rows to show: those of one rule that came to the same, for the same reason, as one."""
+    """Return the rows to show: rows of one rule with the same verdict and reason become one."""
     alike: dict[Any, list[AuditedRule]] = {}
     for rule in rules:
         alike.setdefault((rule.name, rule.source, rule.verdict, rule.reason, rule.recomputed), []).append(rule)

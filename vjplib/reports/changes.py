@@ -34,17 +34,17 @@ class Change:
 
     @property
     def regression(self) -> bool:
-        """Whether it is worse than it was by what is claimed; a grown error that still passes is not."""
+        """True if a claim is worse than before; a grown error that still passes is no regression."""
         return self.kind in ("failure", "lost", "bytes", "gone")
 
     def __str__(self) -> str:
-        """Returns the change on one line."""
+        """Return the change on one line."""
         claim = f" {self.claim}" if self.claim else ""
         return f"{self.name}:{claim} {self.words}"
 
 
 def changes(old: Run, new: Run) -> tuple[Change, ...]:
-    """Returns what changed, regressions first.
+    """Return the changes, regressions first.
 
     A regression is a claim that fails and did not, a claim that was shown and now is not, bytes kept for the backward
     that grew in the same case, and a function that is gone. That an error grew is told too, between runs of one effort,
@@ -68,7 +68,7 @@ def changes(old: Run, new: Run) -> tuple[Change, ...]:
 
 
 def _by_name(run: Run) -> dict[str, Report]:
-    """Returns the reports by name; where names are equal the later ones are numbered."""
+    """Return the reports by name; later reports of an equal name are numbered."""
     named: dict[str, Report] = {}
     for r in run.reports:
         count = sum(other.name == r.name for other in named.values())
@@ -113,7 +113,7 @@ def _measured(name: str, claim: str, old: Report, new: Report) -> Iterator[Chang
 
 
 def _by_place(report: Report, claim: str) -> dict[tuple[Any, ...], Finding]:
-    """Returns a claim's findings by case and argument; where these are equal, numbered."""
+    """Return a claim's findings by case and argument; equal ones are numbered."""
     placed: dict[tuple[Any, ...], Finding] = {}
     for f in report.findings:
         if f.claim == claim:

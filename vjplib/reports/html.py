@@ -20,7 +20,7 @@ _FEW = 4
 
 
 def write_html(path: str | Path, run: Run, against: Run | None = None) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
         path: the file.
@@ -31,7 +31,7 @@ def write_html(path: str | Path, run: Run, against: Run | None = None) -> None:
 
 
 def _e(value: object) -> str:
-    """Returns a value as text of HTML; what no page may hold, as control characters, is escaped visibly."""
+    """Return a value as HTML text; characters that no page may hold are escaped visibly."""
     text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in str(value))
     return escape(text)
 

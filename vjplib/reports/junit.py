@@ -13,7 +13,7 @@ _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_junit(path: str | Path, run: Run) -> None:
-    """Writes the run as JUnit XML.
+    """Write the run as JUnit XML.
 
     A claim that fails is a failure, one that could not be decided is skipped; a function of which nothing was decided
     has a test case that says so, in error.
@@ -70,7 +70,7 @@ def _one_line(f: Finding) -> str:
 
 
 def _xml(text: str) -> str:
-    r"""Returns text with what XML cannot hold, control characters most of all, written as an escape.
+    r"""Return text with characters that XML cannot hold, such as control characters, escaped.
 
     Example:
         >>> print(_xml("a\x1b[31m"))

@@ -13,7 +13,7 @@ _SECTIONS = (("fail", "Failures"), ("skipped", "Undecided"), ("note", "Notes"))
 
 
 def write_markdown(path: str | Path, run: Run, against: Run | None = None) -> None:
-    """Writes the run as Markdown.
+    """Write the run as Markdown.
 
     Args:
         path: the file.

@@ -24,20 +24,20 @@ class Axis(NamedTuple):
     end: float
 
     def at(self, value: float) -> float:
-        """Returns where a number lies; what is not above the axis's start lies there."""
+        """Return the position of a number; one below the axis's start lies at the start."""
         exponent = math.log10(value) if value > 0 else self.low
         exponent = min(max(exponent, self.low), self.high)
         return self.start + (self.end - self.start) * (exponent - self.low) / (self.high - self.low)
 
     def ticks(self, most: int = 6) -> Iterator[tuple[float, str]]:
-        """Yields place and label of at most so many powers of ten."""
+        """Yield position and label of at most this many powers of ten."""
         step = max(1, math.ceil((self.high - self.low) / most))
         for exponent in range(self.low, self.high + 1, step):
             yield self.at(10.0**exponent), f"1e{exponent}"
 
 
 def axis(values: Sequence[float], start: float, end: float) -> Axis:
-    """Returns an axis that holds all positive finite values.
+    """Return an axis that holds all positive finite values.
 
     Example:
         >>> axis([3.0, 250.0], 0, 100)
@@ -80,7 +80,7 @@ class _Point(NamedTuple):
 
 
 def _points(findings: Sequence[Finding]) -> list[_Point]:
-    """Returns the errors that accuracy measured, one an array and a dtype, with the worst first."""
+    """Return the errors that the claim on accuracy measured, one per array and dtype, the worst first."""
     found = [
         _Point(f"{f.data['dtype']} {a['name']}", _number(a["rule"]), _number(a["autodiff"]))
         for f in findings
@@ -110,7 +110,7 @@ def accuracy(findings: Sequence[Finding]) -> str:
 
 
 def overview(reports: Sequence[Report]) -> str:
-    """Returns a plot of every error that accuracy measured against autodiff's; "" if it measured none."""
+    """Return a plot of all measured errors against autodiff's; "" without any."""
     points = [
         _Point(f"{r.name}, {p.label}", p.rule, p.autodiff)
         for r in reports
@@ -180,7 +180,7 @@ def taylor(data: Mapping[str, Any], title: str) -> str:
 
 
 def jacobian(data: Mapping[str, Any], title: str) -> str:
-    """Returns a picture of the entries of dy/dx that are not zero, and of those that are wrong.
+    """Return a picture of the nonzero entries of dy/dx, and of the wrong ones.
 
     Args:
         data: `rows`, a string each of "+", "-" and "." for zero; `wrong`, pairs of row and column.

@@ -39,18 +39,18 @@ class Run:
 
     @property
     def ok(self) -> bool:
-        """Whether every function is verified, and there is one."""
+        """True if there is a function and all are verified."""
         return bool(self.reports) and all(r.ok for r in self.reports)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the run as `schema.json` has it."""
+        """Return the run by `schema.json`."""
         head = {"schema": SCHEMA, "environment": dict(self.environment), "effort": self.effort, "seed": self.seed}
         head["claims"] = None if self.claims is None else list(self.claims)
         return {**head, "ok": self.ok, "reports": [r.to_dict() for r in self.reports]}
 
     @classmethod
     def from_dict(cls, content: Any) -> "Run":
-        """Returns the run that `to_dict` wrote.
+        """Return the run that `to_dict` wrote.
 
         Raises:
             ValueError: the content is of no run, or by another schema; the message says what is amiss.
@@ -140,7 +140,7 @@ def _finding(content: Mapping[str, Any]) -> Finding:
 
 
 def schema() -> dict[str, Any]:
-    """Returns the JSON schema of the files.
+    """Return the JSON schema of the files.
 
     Example:
         >>> schema()["properties"]["schema"]
@@ -150,12 +150,12 @@ def schema() -> dict[str, Any]:
 
 
 def write_json(path: str | Path, run: Run) -> None:
-    """Writes a run as JSON by the schema."""
+    """Write a run as JSON by the schema."""
     Path(path).write_text(json.dumps(run.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read(path: str | Path) -> Run:
-    """Returns the run that a JSON file holds.
+    """Return the run that a JSON file holds.
 
     Raises:
         OSError: the file cannot be read.

@@ -130,7 +130,7 @@ class CallUnderTest:
 
     @cached_property
     def complex(self) -> bool:
-        """Whether an argument or an output that is differentiated is complex."""
+        """True if a differentiated argument or output is complex."""
         leaves = self.leaves()
         return any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in (*leaves, *self.outputs(leaves)))
 
@@ -212,7 +212,7 @@ class CallUnderTest:
 
     @cached_property
     def small(self) -> bool:
-        """Whether the arrays are so small that compiling takes longer than computing, optimised or not."""
+        """True if the arrays are so small that compiling takes longer than computing, optimised or not."""
         return sum(np.size(leaf) for leaf in self._flat[0]) <= SMALL
 
     @cached_property
@@ -246,7 +246,7 @@ class CallUnderTest:
 
     @property
     def runs(self) -> bool:
-        """Whether function and oracle take a call that the user did not make: they may have reasons to refuse it."""
+        """True if function and oracle accept this call, which the user did not make: they may have reasons to refuse it."""
         ran = not any(program is None or isinstance(program, str) for program in self.traced)
         return ran and bool(self.outputs(self.leaves(np.float32)))
 

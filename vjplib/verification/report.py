@@ -119,7 +119,7 @@ class Explanation:
 
     @property
     def complete(self) -> bool:
-        """Whether one correction makes the cotangents right."""
+        """True if one correction makes the cotangents right."""
         return bool(self.kind)
 
     def __str__(self) -> str:
@@ -293,7 +293,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether something was proved and nothing failed."""
+        """True if something was proved and nothing failed."""
         return not self.failures and any(f.level == "pass" for f in self.findings)
 
     @property

@@ -135,7 +135,7 @@ def _closure(subject: CallUnderTest) -> Iterator[Finding]:
 
 
 def _raw(subject: CallUnderTest) -> Iterator[Finding]:
-    """Looks at what each custom_vjp's own backward returns, before JAX fits it to the arguments."""
+    """Compare each custom_vjp's own cotangents with its arguments, before JAX converts them."""
     leaves = subject.leaves()
     if not holds_custom_vjp(jax.make_jaxpr(lambda ls: _whole(subject, ls))(leaves)):
         return

@@ -56,12 +56,12 @@ class _Budget:
         self.shapes, self.evaluations = SHAPES[hurried], EVALUATIONS[hurried]
 
     def shape(self) -> bool:
-        """Returns whether another shape may be tried, and counts it."""
+        """Count a shape; return True if it may still be tried."""
         self.shapes -= 1
         return self.shapes >= 0 and time.perf_counter() < self.end
 
     def evaluation(self) -> bool:
-        """Returns whether another evaluation may begin, and counts it."""
+        """Count an evaluation; return True if it may still begin."""
         self.evaluations -= 1
         return self.evaluations >= 0 and time.perf_counter() < self.end
 
@@ -99,7 +99,7 @@ def _shrunk(point: _Point) -> _Point:
 
 
 def _gaps(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> tuple[list[float], list[np.ndarray], list[np.ndarray]]:
-    """Returns how far each output and cotangent is from the oracle's, and both."""
+    """Return the relative gap of each output and cotangent to the oracle's, and both."""
     found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
     ours, theirs = [*found.ys, *found.dxs], [*found.true_ys, *found.true_dxs]
     return (
@@ -110,7 +110,7 @@ def _gaps(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> tuple[list[floa
 
 
 def _failing(subject: CallUnderTest, leaves: Leaves, gs: Leaves, among: Sequence[int] | None = None) -> _Point | None:
-    """Returns the first failure at these numbers that lasts when they are moved a little, or None."""
+    """Return the first failure at these numbers that stays when they move a little, or None."""
     gaps, ours, theirs = _gaps(subject, leaves, gs)
     visible = [i for i, gap in enumerate(gaps) if gap > VISIBLE and (among is None or i in among)]
     if not visible:
@@ -127,7 +127,7 @@ def _failing(subject: CallUnderTest, leaves: Leaves, gs: Leaves, among: Sequence
 
 
 def _smaller(point: _Point, budget: _Budget) -> _Point:
-    """Returns the failure with all axes as short as it lasts, then each alone."""
+    """Return the failure with all axes shortened while it stays, then with each axis alone."""
     subject = point.subject
     if not subject.sizes or subject.resize is None:
         return point
@@ -175,7 +175,7 @@ def resized(subject: CallUnderTest, sizes: Mapping[str, int]) -> CallUnderTest |
 
 
 def _fill(value: Any, aval: Any) -> np.ndarray:
-    """Returns numbers of an array in another shape; integers that index an axis stay inside it."""
+    """Return an array's numbers in another shape; integers that index an axis stay inside it."""
     new = np.resize(np.asarray(value), aval.shape)
     if np.issubdtype(new.dtype, np.integer):
         return new % max(1, min(aval.shape, default=1)) if new.size else new
@@ -183,7 +183,7 @@ def _fill(value: Any, aval: Any) -> np.ndarray:
 
 
 def _simpler(point: _Point, budget: _Budget) -> _Point:
-    """Returns the failure with cotangents of a single one, and with arguments of few digits, where it lasts."""
+    """Return the failure with one-hot cotangents and arguments of few digits, where it stays."""
 
     def tried(leaves: Leaves, gs: Leaves) -> bool:
         nonlocal point
@@ -241,7 +241,7 @@ def _name(point: _Point) -> str:
 
 
 def _source(point: _Point) -> str:
-    """Returns what can be pasted, or nothing where an argument has no short source."""
+    """Return source to paste, empty where an argument has no short source."""
     subject = point.subject
     single = tuple(a.astype(kind_of(a.dtype, np.float32)) for a in point.leaves)
     gs = tuple(g.astype(kind_of(g.dtype, np.float32)) for g in point.gs)
@@ -277,7 +277,7 @@ def _source(point: _Point) -> str:
 
 
 def _imported(fn: Callable[..., Any], name: str) -> list[str]:
-    """Returns the line that imports a function under its name, or none where nothing does."""
+    """Return the line that imports a function under its name, none where there is no such import."""
     module = getattr(inspect.unwrap(fn), "__module__", "")
     known = module != "__main__" and getattr(sys.modules.get(module), name, None) is fn
     return [f"from {module} import {name}"] if known else []
@@ -288,7 +288,7 @@ class _NotWritableError(Exception):
 
 
 def _names(subject: CallUnderTest) -> list[str]:
-    """Returns a variable for each positional argument."""
+    """Return a variable name for each positional argument."""
     taken = {"g", "y", "pullback", "given", "right", "jax", "jnp", "np"}
     named = parameters(subject.fn, len(subject.args))
     return [n if n.isidentifier() and n not in taken else f"x{i}" for i, n in enumerate(named)]
@@ -299,7 +299,7 @@ def _whole(subject: CallUnderTest, leaves: Leaves) -> Any:
 
 
 def _outputs(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> Any:
-    """Returns the cotangents in the tree of the outputs, of no bytes where these are integers."""
+    """Return the cotangents in the tree of the outputs, float0 where outputs are integers."""
     rest = iter(gs)
     ys, tree = jax.tree.flatten(_whole(subject, leaves))
     filled = [next(rest) if _inexact(y) else np.zeros(y.shape, jax.dtypes.float0) for y in ys]
@@ -307,7 +307,7 @@ def _outputs(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> Any:
 
 
 def _written(value: Any) -> str:
-    """Returns the source of a pytree of arrays, or raises `_NotWritableError`."""
+    """Return the source of a pytree of arrays, or raise `_NotWritableError`."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {_written(v)}" for k, v in value.items()) + "}"
     if type(value) is list:
@@ -328,7 +328,7 @@ def _written(value: Any) -> str:
 
 
 def _digits(value: Any) -> str:
-    """Returns the source of nested lists of numbers, those that are not whole to six digits."""
+    """Return the source of nested lists of numbers, rounded to six digits unless whole."""
     if isinstance(value, list):
         return "[" + ", ".join(map(_digits, value)) + "]"
     if isinstance(value, complex):

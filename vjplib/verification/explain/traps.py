@@ -155,7 +155,7 @@ TRAPS: dict[str, Trap] = {
 
 
 def anchor(key: str) -> str:
-    """Returns where the pages explain a trap.
+    """Return the place in the pages that explains a trap.
 
     Example:
         >>> anchor("ties")
@@ -165,7 +165,7 @@ def anchor(key: str) -> str:
 
 
 def describe(key: str) -> str:
-    """Returns what a report says of a trap: its words, the remedy and where to read on.
+    """Return a trap as a report prints it: its words, the remedy and the place of its page.
 
     Example:
         >>> describe("optimize-remat")
