@@ -60,7 +60,7 @@ def verify(
         reference: the same function, written so that JAX can differentiate it. None for fn itself with its custom
             rules stripped.
         effort: how much to examine, see below.
-        claims: the claims to examine: names such as `("contract", "value")`, their aliases such as "V2", or records of
+        claims: the claims to examine: names such as `("contract", "value")`, their aliases such as V2, or records of
             your own; None for all that the effort includes.
         order_two: whether second derivatives are offered; False verifies that they are refused.
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.

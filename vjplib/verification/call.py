@@ -246,7 +246,7 @@ class CallUnderTest:
 
     @property
     def runs(self) -> bool:
-        """True if function and oracle accept this call, which the user did not make: they may have reasons to refuse it."""
+        """True if function and oracle accept this call: the user did not make it, and they may refuse it."""
         ran = not any(program is None or isinstance(program, str) for program in self.traced)
         return ran and bool(self.outputs(self.leaves(np.float32)))
 

@@ -29,14 +29,14 @@ def resolve(claims: Sequence[str | Claim] | None) -> tuple[Claim, ...] | None:
     """Return the records for names and aliases, each once, in the order of the registry; records stay.
 
     Args:
-        claims: names such as "value", aliases such as "V2", or records; None for no selection.
+        claims: names such as "value", aliases such as V2, or records; None for no selection.
 
     Raises:
         TypeError: claims is a single string.
         ValueError: a name is not known.
 
     Example:
-        >>> [claim.name for claim in resolve(("V2", "contract")) or ()]
+        >>> [claim.name for claim in resolve((CLAIMS["value"].alias, "contract")) or ()]
         ['contract', 'value']
         >>> resolve("value")
         Traceback (most recent call last):
