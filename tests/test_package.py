@@ -120,7 +120,7 @@ def test_each_claim_is_one_file(tmp_path, monkeypatch):
     assert [(f.claim, f.level) for f in right.findings] == [("finite", "pass")]
     wrong = vjplib.verify(jnp.log, (0.0,), claims=("contract", claim))
     assert [f.claim for f in wrong.failures] == ["finite"]
-    assert "finite FAIL" in str(wrong)
+    assert "log: finite fails" in str(wrong)
 
 
 CLAIM = '''

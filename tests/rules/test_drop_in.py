@@ -401,7 +401,11 @@ BAD_OPTIONS = {
         r"initial must be a scalar, got shape \(3,\)",
     ),
     "mask of integers": (lambda: vl.prod(NUMBERS, where=NUMBERS.astype(int)), TypeError, "where must be boolean, got"),
-    "mask of four": (lambda: vl.prod(NUMBERS, where=np.ones(4, bool)), ValueError, r"where must broadcast with a, got"),
+    "mask of four": (
+        lambda: vl.prod(NUMBERS, where=np.ones(4, bool)),
+        ValueError,
+        r"where and a must broadcast together, got shapes",
+    ),
     "mask of more axes than logits": (
         lambda: vl.softmax_cross_entropy(LOGITS, LOGITS, where=np.ones((1, 2, 4), bool)),
         ValueError,

@@ -371,7 +371,7 @@ CASES = {
         """
         sin: it changes the state of the process
           transforms: draws from NumPy's global random numbers, so a traced call and a cached one differ;
-              what was changed is restored
+              the change is undone
         """,
         claims=("value", "transforms"),
     ),

@@ -112,7 +112,7 @@ def must_differ(parsed: argparse.Namespace, *options: str) -> None:
                 parsed.error(f"--{other} and --{option} must be different files, got {path} for both")
 
 
-class Place(NamedTuple):
+class RuleTarget(NamedTuple):
     """Where a record is found: a worker process looks it up there.
 
     Args:
@@ -130,20 +130,20 @@ class Place(NamedTuple):
         return (rules() if self.target is None else find(self.target))[self.number]
 
 
-def places_of(parsed: argparse.Namespace) -> list[Place]:
+def places_of(parsed: argparse.Namespace) -> list[RuleTarget]:
     """Return where the records that the targets name are found, each once; the library's where none is named."""
     if os.getcwd() not in sys.path:  # as `python -m vjplib` has it
         sys.path.insert(0, os.getcwd())
-    found: dict[int, Place] = {}
+    found: dict[int, RuleTarget] = {}
     for target in parsed.targets:
         try:
             for i, rule in enumerate(find(target)):
-                found.setdefault(id(rule), Place(rule.name, target, i))
+                found.setdefault(id(rule), RuleTarget(rule.name, target, i))
         except ValueError as error:
             parsed.error(str(error))
         except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
             parsed.error(f"{target} cannot be imported: {type(error).__name__}: {error}")
-    return list(found.values()) or [Place(rule.name, None, i) for i, rule in enumerate(rules())]
+    return list(found.values()) or [RuleTarget(rule.name, None, i) for i, rule in enumerate(rules())]
 
 
 def rules_of(parsed: argparse.Namespace) -> tuple[Rule, ...]:

@@ -10,7 +10,17 @@ from rich.console import Console
 from vjplib import mutation
 from vjplib.bench.environment import environment
 from vjplib.commands import pool
-from vjplib.commands.common import Command, Place, add_jobs, add_targets, count, places_of, progress, seed, write_json
+from vjplib.commands.common import (
+    Command,
+    RuleTarget,
+    add_jobs,
+    add_targets,
+    count,
+    places_of,
+    progress,
+    seed,
+    write_json,
+)
 
 RUNS = 20  # of each rule
 TOGETHER = 10  # runs to a job
@@ -70,14 +80,14 @@ def _power(parsed: argparse.Namespace) -> int:
     return 0 if mutation.enough(scores, alarms) and not lost else 1
 
 
-def _score(place: Place, mutants: int, seed: int) -> mutation.Score:
+def _score(place: RuleTarget, mutants: int, seed: int) -> mutation.Score:
     try:
         return mutation.score(place.rule(), mutants, seed)
     finally:
         jax.clear_caches()  # the next job has other shapes
 
 
-def _alarms(place: Place, runs: Sequence[int], seed: int) -> mutation.Alarms:
+def _alarms(place: RuleTarget, runs: Sequence[int], seed: int) -> mutation.Alarms:
     try:
         return mutation.Alarms(len(runs), tuple(mutation.run_correct(place.rule(), runs, seed)))
     finally:

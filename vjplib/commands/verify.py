@@ -13,7 +13,7 @@ from rich.text import Text
 from vjplib.commands import pool
 from vjplib.commands.common import (
     Command,
-    Place,
+    RuleTarget,
     add_effort,
     add_jobs,
     add_targets,
@@ -144,7 +144,7 @@ def _reports(parsed: argparse.Namespace, effort: str, console: Console) -> list[
     return [joined(reports[k : k + len(parts)]) for k in range(0, len(reports), len(parts))]
 
 
-def _examine(place: Place, claims: Sequence[str] | None, whole: Sequence[str] | None, options: Any) -> Report:
+def _examine(place: RuleTarget, claims: Sequence[str] | None, whole: Sequence[str] | None, options: Any) -> Report:
     return verify_part(place.rule(), claims, whole, **options)
 
 

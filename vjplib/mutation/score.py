@@ -76,12 +76,6 @@ def score(rule: Rule, count: int = MUTANTS, seed: int = 0) -> Score:
         rule: the record.
         count: how many mutants to score that are not equivalent to the rule; fewer if the backward allows fewer.
         seed: of all random numbers.
-
-    Example:
-        >>> from vjplib.rule import find
-        >>> of_tanh = score(find("tanh")[0], count=3)
-        >>> of_tanh.count("killed"), of_tanh.count("survived")
-        (3, 0)
     """
     start = time.perf_counter()
     target = Target(rule, seed)
