@@ -83,4 +83,6 @@ class Runner:
             return f"JAX cannot differentiate the oracle ({subject.undifferentiable}); give a reference"
         if claim.traces_only:
             return None
-        return self.too_large.setdefault(id(subject), too_large(subject))
+        if id(subject) not in self.too_large:
+            self.too_large[id(subject)] = too_large(subject)
+        return self.too_large[id(subject)]
