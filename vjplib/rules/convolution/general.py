@@ -191,8 +191,7 @@ def conv(
     Source:
         Example 4.2 of the lecture.
     """
-    given = {"precision": precision, "preferred_element_type": preferred_element_type}
-    return conv_general_dilated(lhs, rhs, window_strides, padding, **given)
+    return conv_with_general_padding(lhs, rhs, window_strides, padding, None, None, precision, preferred_element_type)
 
 
 def conv_with_general_padding(
