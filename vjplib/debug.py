@@ -65,7 +65,7 @@ def debug_rule(fn: Callable[..., Any]) -> Callable[..., Any]:
         halve: the backward returns float16 of shape () for argument x, float32 of shape ()
 
     Source:
-        JAX's contract of `jax.custom_vjp`, of which JAX checks a part. `vjplib.verify` checks the same contract.
+        JAX's contract of `jax.custom_vjp`, which JAX checks in part. `vjplib.verify` checks the same contract.
     """
     rule = custom_vjp_of(fn)
     if rule is None:

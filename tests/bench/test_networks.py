@@ -104,7 +104,7 @@ def test_the_command_prints_times_and_names_what_it_refuses(linear, tmp_path, ca
         (["--models", "--torch"], "torch must be installed to be timed"),
     ],
 )
-def test_what_makes_no_sense_is_said_in_one_line(words, message, monkeypatch, capsys):
+def test_bad_arguments_are_refused_in_one_line(words, message, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit) as left:
         main(["bench", *words])

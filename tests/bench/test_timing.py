@@ -30,7 +30,7 @@ def test_a_compiled_program_is_bound_to_its_arguments():
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "said"),
+    ("a", "b", "expected"),
     [
         ([1.0, np.nan, np.inf], [1.0, np.nan, np.inf], ""),
         ([1.0, 2.0], [1.0, 2.0 + 1e-9], ""),
@@ -38,5 +38,5 @@ def test_a_compiled_program_is_bound_to_its_arguments():
         ([1.0, 2.0], [np.nan, 2.0], r"differs by inf of its largest entry, most at (0,): 1 against nan"),
     ],
 )
-def test_a_difference_is_described_where_it_is_largest(a, b, said):
-    assert timing.difference(np.array(a), np.array(b)) == said
+def test_a_difference_is_described_where_it_is_largest(a, b, expected):
+    assert timing.difference(np.array(a), np.array(b)) == expected

@@ -117,7 +117,7 @@ def patches(rng):
 
 
 def groups_apart(rng):
-    """Return what crosses devices where each has groups of its own, which elsewhere are computed as blocks."""
+    """Return the collectives of a grouped convolution whose groups are split over the devices."""
     x, k = rng.standard_normal(X), rng.standard_normal((3, 3, 8, 32))
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
     specs = P(None, None, None, "d")

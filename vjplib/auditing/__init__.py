@@ -85,7 +85,7 @@ def examined(
         watch: the value of `watching`, after its context has ended.
         name: of the program.
         effort: "quick" examines one call of each rule at two shapes at most; "deep" eight calls at 24 shapes, and also
-            transforms, second derivatives and edges, of which it makes notes only: the program does not use them.
+            transforms, second derivatives and edges. Their failures are notes: the program does not use them.
         seconds: the time limit for one rule, at all its shapes.
         by_design: the reason by name of each rule whose derivative differs from autodiff's on purpose.
         raised: the message of the exception that the program raised.

@@ -54,7 +54,7 @@ class CallGroup:
         keep: how many calls to sample.
         rng: draws the sample.
         outputs: how many floating outputs it has, once traced.
-        requested: the outputs of which the program sends cotangents.
+        requested: the outputs for which the program passes cotangents.
     """
 
     name: str

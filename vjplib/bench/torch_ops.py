@@ -50,7 +50,12 @@ class TorchOp(NamedTuple):
 def with_torch(rule: Rule, rows: Sequence[Row], *, seconds: float) -> list[Row]:
     """Add torch as one more baseline to the rows of a rule, for each case that torch can compute.
 
-    The rows of torch stand after the others of the same case; each measure is timed for so many seconds.
+    The rows of torch follow the others of the same case.
+
+    Args:
+        rule: the record.
+        rows: its rows without torch.
+        seconds: how long each measure is timed.
 
     Raises:
         ImportError: torch is not installed.

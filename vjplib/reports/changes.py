@@ -9,9 +9,9 @@ from vjplib.verification.registry import present
 from vjplib.verification.report import Finding, Report
 
 GREW = 2.0
-"""By more than this factor an error must have grown to be told of."""
+"""The factor by which an error must have grown to be reported."""
 SMALL = 0.01
-"""In units of the tolerance; no growth below it is told of."""
+"""In units of the tolerance: growth below it is not reported."""
 
 _WORDS = {"pass": "held", "fail": "failed", "note": "was only noted", "skipped": "was undecided", None: "not examined"}
 
@@ -47,8 +47,8 @@ def changes(old: Run, new: Run) -> tuple[Change, ...]:
     """Return the changes, regressions first.
 
     A regression is a claim that fails and did not, a claim that was shown and now is not, bytes kept for the backward
-    that grew in the same case, and a function that is gone. That an error grew is told too, between runs of one effort,
-    if it did by more than `GREW` and exceeds `SMALL` of its tolerance.
+    that grew in the same case, and a function that is gone. A grown error is reported too, between runs of one effort,
+    if it grew by more than `GREW` and exceeds `SMALL` of its tolerance.
 
     Args:
         old: the earlier run.
@@ -83,17 +83,19 @@ def _of_one(name: str, old: Report, new: Report | None, claims: Sequence[str] | 
     for claim in present([old, new]) if claims is None else claims:
         was, now = old.level(claim), new.level(claim)
         if now == "fail" != was:
-            yield Change("failure", name, claim, f"fails; it {_told(was)}")
+            yield Change("failure", name, claim, f"fails; it {_in_words(was)}")
         elif was == "pass" != now:
-            yield Change("lost", name, claim, f"is no longer shown: {'undecided' if now == 'skipped' else _told(now)}")
+            yield Change(
+                "lost", name, claim, f"is no longer shown: {'undecided' if now == 'skipped' else _in_words(now)}"
+            )
         elif now == "pass" and was in ("fail", "skipped"):
-            yield Change("fixed", name, claim, f"holds; it {_told(was)}")
+            yield Change("fixed", name, claim, f"holds; it {_in_words(was)}")
         elif was == "fail" and now != "fail":
-            yield Change("new", name, claim, f"no longer fails, and is not shown: {_told(now)}")
+            yield Change("new", name, claim, f"no longer fails, and is not shown: {_in_words(now)}")
         yield from _measured(name, claim, old, new)
 
 
-def _told(level: Any) -> str:
+def _in_words(level: Any) -> str:
     return "was not examined" if level is None else _WORDS[level]
 
 

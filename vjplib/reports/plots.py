@@ -102,10 +102,10 @@ def accuracy(findings: Sequence[Finding]) -> str:
     parts = [_line(x, top, x, bottom, "grid") + _text(x, bottom + 14, label, "middle") for x, label in scale.ticks()]
     for i, p in enumerate(points):
         y = top + row * (i + 0.5)
-        told = f"{p.label}: {p.rule:.2g}, autodiff {p.autodiff:.2g}"
+        label = f"{p.label}: {p.rule:.2g}, autodiff {p.autodiff:.2g}"
         parts.append(_text(left - 10, y + 4, p.label, "end"))
         parts.append(_line(scale.at(p.rule), y, scale.at(p.autodiff), y, "span"))
-        parts += [_dot(scale.at(p.autodiff), y, "theirs", told), _dot(scale.at(p.rule), y, "ours", told)]
+        parts += [_dot(scale.at(p.autodiff), y, "theirs", label), _dot(scale.at(p.rule), y, "ours", label)]
     return _svg(width, bottom + 22, "error against float64, relative to the array's size", parts)
 
 
@@ -133,8 +133,8 @@ def overview(reports: Sequence[Report]) -> str:
         f'<text x="12" y="{(size - margin) / 2:.1f}" text-anchor="middle" transform="{turned}">the rule\'s</text>'
     )
     for p in points:
-        told = f"{p.label}: {p.rule:.2g}, autodiff {p.autodiff:.2g}"
-        parts.append(_dot(x.at(p.autodiff), y.at(p.rule), "ours", told))
+        label = f"{p.label}: {p.rule:.2g}, autodiff {p.autodiff:.2g}"
+        parts.append(_dot(x.at(p.autodiff), y.at(p.rule), "ours", label))
     return _svg(size, size, "errors against float64: below the line the rule errs less than autodiff", parts)
 
 
@@ -162,8 +162,8 @@ def _curves(title: str, ours: Sequence[tuple[float, float]], theirs: Sequence[tu
         places = [(x.at(a), y.at(b)) for a, b in pairs]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         parts.append(f'<polyline points="{path}" class="{kind}"/>')
-        told = [f"{a:,.3g}: {b:,.3g}" for a, b in pairs]
-        parts += [_dot(*place, kind, words) for place, words in zip(places, told, strict=True)]
+        label = [f"{a:,.3g}: {b:,.3g}" for a, b in pairs]
+        parts += [_dot(*place, kind, words) for place, words in zip(places, label, strict=True)]
     return _svg(width, height - 18, title, parts)
 
 

@@ -1,4 +1,4 @@
-"""Causes: the failures of a report, those that one mistake explains together, and the paragraph that tells of each."""
+"""Causes: the failures of a report grouped by the mistake that explains them, and the paragraph on each."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ LINES = 6
 
 @dataclass(frozen=True)
 class Cause:
-    """Failures that are told together.
+    """Failures reported together.
 
     Args:
         lead: the failure that is explained, or the first.
@@ -94,7 +94,7 @@ def _follows(f: Finding, lead: Finding) -> bool:
 
 
 def _key(f: Finding, groups: Mapping[tuple[str, ...], Sequence[Finding]]) -> tuple[str, ...]:
-    """Return the key of the group of failures that one is told with, an existing one where it fits."""
+    """Return the key of the group that a failure is reported with, an existing one where it fits."""
     if f.code in _WRONG and (f.claim in _OF_VALUES or f.claim == "second_order"):
         cause = f.trap or ("" if f.ratio is None or math.isfinite(f.ratio) else "not finite")
         if cause:  # whichever arrays it makes wrong
@@ -169,20 +169,20 @@ def details(cause: Cause) -> Iterator[str]:
         if others:
             yield f"also wrong for the same reason: {', '.join(_NAMES.get(c, c) for c in others)}"
         if cases := list(dict.fromkeys(f.case for f in cause.elsewhere)):
-            shown = "; ".join(cases[:3]) + (f"; and {len(cases) - 3} others" if len(cases) > 3 else "")
-            yield f"also wrong at other calls, maybe for the same reason: {shown}"
+            listed = "; ".join(cases[:3]) + (f"; and {len(cases) - 3} others" if len(cases) > 3 else "")
+            yield f"also wrong at other calls, maybe for the same reason: {listed}"
         return
-    told: list[Finding] = []
+    shown: list[Finding] = []
     for f in sorted(cause.findings, key=lambda f: -(f.ratio or 0.0)):
-        if not any(f.claim == other.claim and f.argument == other.argument for other in told):
-            told.append(f)
-    if len(told) == 1 and lead.code in _WRONG:
-        told += [f for f in cause.findings if f not in told][:1]
-    told = sorted(told[:LINES], key=cause.findings.index)
+        if not any(f.claim == other.claim and f.argument == other.argument for other in shown):
+            shown.append(f)
+    if len(shown) == 1 and lead.code in _WRONG:
+        shown += [f for f in cause.findings if f not in shown][:1]
+    shown = sorted(shown[:LINES], key=cause.findings.index)
     named = len({f.argument for f in cause.findings if f.argument}) > 1 or lead.code not in _WRONG
-    yield from (_line(f, named) for f in told)
-    if len(cause.findings) > len(told):
-        yield f"and {len(cause.findings) - len(told)} more"
+    yield from (_line(f, named) for f in shown)
+    if len(cause.findings) > len(shown):
+        yield f"and {len(cause.findings) - len(shown)} more"
     if lead.trap:
         yield describe(lead.trap)
     elif explanation is not None and str(explanation):

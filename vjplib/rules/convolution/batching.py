@@ -2,8 +2,8 @@
 
 JAX maps a custom_vjp by mapping its backward: each row gets a kernel cotangent of its own, and only then are they
 added. A convolution adds over its batch as it goes. So the mapped axis is merged into the batch, as JAX does for its
-own convolution; that is possible only before the rule is called, where x and the kernel are still told apart. Groups of
-the batch become groups of channels first: a batch in which each group has rows of its own cannot be sharded.
+own convolution; that is possible only before the rule is called, where it is known which of the two is mapped. Groups
+of the batch become groups of channels first: a batch in which each group has rows of its own cannot be sharded.
 """
 
 import functools

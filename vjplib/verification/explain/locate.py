@@ -173,7 +173,7 @@ def _meaning(search: Search, equation: int, factor: float, at: Sequence[int]) ->
         if there.holds(lambda _, corrected=corrected: corrected, there.mask(at)):
             held.append(text)
     own = [text for text in held if any(f"{name}'s" in text for name in first)] or held[:1]
-    return " or ".join(own[:2])  # axes of equal size grow together, and cannot be told apart
+    return " or ".join(own[:2])  # axes of equal size grow together: either may be meant
 
 
 def _sizes(subject: CallUnderTest, first: Sequence[str]) -> Iterator[tuple[str, float]]:
