@@ -99,47 +99,39 @@ def test_no_row_has_a_kernel_cotangent_of_its_own(arrays):
     assert held == {row: True, ours: False}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_batch_is_found_in_every_layout(layout, rng):
+def merged(layout, batch, groups, rng):
+    """Return the layout and the call that five mapped rows become; they must equal lax's rows."""
     seen = []
 
     @merge_vmapped_batch
     def convolve(x, k, call):
-        seen.append((x.shape, call.lhs, call.out))
+        seen.append((x.shape, call))
         return call(x, k)
 
     names = layout or ("NCW", "OIW", "NCW")
-    sizes = {"N": 2, "C": 3, "W": 8, "I": 3, "O": 4}
+    sizes = {"N": batch, "C": 3, "W": 8, "I": 3, "O": 4}
     x = jnp.asarray(rng.standard_normal((5, *(sizes[n] for n in names[0]))), jnp.float32)
     k = jnp.asarray(rng.standard_normal([sizes[n] if n != "W" else 3 for n in names[1]]), jnp.float32)
-    call = make_call(x[0], k, window_strides=(1,), padding="SAME", dimension_numbers=layout)
+    static = {"window_strides": (1,), "padding": "SAME", "dimension_numbers": layout, "batch_group_count": groups}
+    call = make_call(x[0], k, **static)
     y = jax.vmap(lambda x: convolve(x, k, call))(x)
-    expected = jnp.stack([lax.conv_general_dilated(r, k, (1,), "SAME", dimension_numbers=layout) for r in x])
+    expected = jnp.stack([lax.conv_general_dilated(row, k, **static) for row in x])
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-    x_shape = tuple((sizes | {"N": 10})[n] for n in names[0])
-    y_shape = tuple((sizes | {"N": 10, "C": 4})[n] for n in names[2])
-    assert seen[-1] == (x_shape, x_shape, y_shape)
+    return names, *seen[-1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_batch_is_found_in_every_layout(layout, rng):
+    names, shape, call = merged(layout, batch=2, groups=1, rng=rng)
+    assert shape == call.lhs == tuple({"N": 10, "C": 3, "W": 8}[n] for n in names[0])
+    assert call.out == tuple({"N": 10, "C": 4, "W": 8}[n] for n in names[2])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_groups_of_the_batch_become_groups_of_channels(layout, rng):
-    seen = []
-
-    @merge_vmapped_batch
-    def convolve(x, k, call):
-        seen.append((x.shape, call.feature_groups, call.batch_groups))
-        return call(x, k)
-
-    names = layout or ("NCW", "OIW", "NCW")
-    sizes = {"N": 6, "C": 3, "W": 8, "I": 3, "O": 4}
-    x = jnp.asarray(rng.standard_normal((5, *(sizes[n] for n in names[0]))), jnp.float32)
-    k = jnp.asarray(rng.standard_normal([sizes[n] if n != "W" else 3 for n in names[1]]), jnp.float32)
-    static = {"window_strides": (1,), "padding": "SAME", "dimension_numbers": layout, "batch_group_count": 2}
-    call = make_call(x[0], k, **static)
-    y = jax.vmap(lambda x: convolve(x, k, call))(x)
-    expected = [lax.conv_general_dilated(r, k, (1,), "SAME", dimension_numbers=layout, batch_group_count=2) for r in x]
-    np.testing.assert_allclose(y, jnp.stack(expected), rtol=1e-5, atol=1e-5)
-    assert seen[-1] == (tuple({"N": 15, "C": 6, "W": 8}[n] for n in names[0]), 2, 1)
+    names, shape, call = merged(layout, batch=6, groups=2, rng=rng)
+    assert shape == tuple({"N": 15, "C": 6, "W": 8}[n] for n in names[0])
+    assert (call.feature_groups, call.batch_groups) == (2, 1)
 
 
 @pytest.mark.parametrize(
