@@ -99,7 +99,7 @@ def test_no_row_has_a_kernel_cotangent_of_its_own(arrays):
     assert held == {row: True, ours: False}
 
 
-def merged(layout, batch, groups, rng):
+def mapped_rows(layout, batch, groups, rng):
     """Return the layout and the call that five mapped rows become; they must equal lax's rows."""
     seen = []
 
@@ -122,14 +122,14 @@ def merged(layout, batch, groups, rng):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_batch_is_found_in_every_layout(layout, rng):
-    names, shape, call = merged(layout, batch=2, groups=1, rng=rng)
+    names, shape, call = mapped_rows(layout, batch=2, groups=1, rng=rng)
     assert shape == call.lhs == tuple({"N": 10, "C": 3, "W": 8}[n] for n in names[0])
     assert call.out == tuple({"N": 10, "C": 4, "W": 8}[n] for n in names[2])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_groups_of_the_batch_become_groups_of_channels(layout, rng):
-    names, shape, call = merged(layout, batch=6, groups=2, rng=rng)
+    names, shape, call = mapped_rows(layout, batch=6, groups=2, rng=rng)
     assert shape == tuple({"N": 15, "C": 6, "W": 8}[n] for n in names[0])
     assert (call.feature_groups, call.batch_groups) == (2, 1)
 
