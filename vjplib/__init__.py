@@ -8,7 +8,7 @@ The map of the package, from the bottom up; a room imports only from those above
     rule          the record that each rule file ends with, and `find`, which finds the records
     rules         what users call, one family to a file or folder: formula, forward, derivation, backward, record
     verification  proves a rule: `verify`; one file to a claim in `claims`, why a failure failed in `explain`
-    debug         checks the contract of a custom_vjp while a program runs
+    debug         checks the contract of a custom_vjp while JAX traces a program
     reports       what a run of the verifier found, as JSON, Markdown, JUnit or HTML, and what changed since another
     auditing      `audit`: records the custom rules that a program calls, and judges each where it was called
     mutation      wrong rules made by machine, to test the verifier
@@ -16,7 +16,7 @@ The map of the package, from the bottom up; a room imports only from those above
     bench         times rules, training steps of flax networks and random convolutions against what users would call
     training      networks of pure functions, and their training with optax
     lecture       the lecture's figures, drawn from running code, and the pages of the rules
-    commands      the command line, one module a command
+    commands      the command line: a module a command, and what they share
 """
 
 import lazy_loader

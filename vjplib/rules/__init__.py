@@ -1,4 +1,4 @@
-"""The rules, one family to a file or folder; each file ends in its records, which `vjplib.rule.find` finds.
+"""The rules, one family to a file or folder; a file of rules ends in their records, which `vjplib.rule.find` finds.
 
 What a rule of your own needs is here too: `as_floating` checks an argument, `like_primal` ends a backward.
 """

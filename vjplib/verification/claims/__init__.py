@@ -1,1 +1,1 @@
-"""The claims: one file each, ending in its record `CLAIM`; `vjplib.verification.registry` finds them."""
+"""The claims: one file or folder each, ending in the record `CLAIM`; `vjplib.verification.registry` finds them."""
