@@ -1,1 +1,1 @@
-"""Algorithms of the convolution, the same sums in orders that compile to fast programs; `dispatch` chooses among them."""
+"""Algorithms of the convolution: the same sums in orders that compile to fast programs. `dispatch` chooses."""
