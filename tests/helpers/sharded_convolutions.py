@@ -29,6 +29,10 @@ def program(convolution, arguments):
     return jax.grad(loss(convolution, given), (0, 1))
 
 
+def of_one_device(x, k, arguments):
+    return jax.jit(program(lax.conv_general_dilated, arguments))(x, k)
+
+
 def loss(convolution, given):
     return lambda x, k: jnp.sum(jnp.sin(convolution(x, k, **given)))
 
@@ -38,8 +42,7 @@ def error(ours, theirs):
     return max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs)
 
 
-def compiled(mesh, x, k, x_spec, k_spec, arguments):
-    expected = jax.jit(program(lax.conv_general_dilated, arguments))(x, k)
+def compiled(mesh, x, k, x_spec, k_spec, arguments, expected):
     with jax.set_mesh(mesh):
         shards = jax.device_put(x, NamedSharding(mesh, x_spec)), jax.device_put(k, NamedSharding(mesh, k_spec))
         ready = jax.jit(program(vjplib.conv_general_dilated, arguments)).lower(*shards).compile()
@@ -59,13 +62,14 @@ def measure():
     results = {}
     for name, (kernel, arguments) in CALLS.items():
         x, k = (rng.standard_normal(shape) for shape in (X, kernel))
+        expected = of_one_device(x, k, arguments)
         across = P(None, None, None, "d") if "feature_group_count" in arguments else P(None, None, "d")
         for axis in (AxisType.Auto, AxisType.Explicit):
             mesh = jax.make_mesh((4,), ("d",), axis_types=(axis,))
-            results[f"{name}, batch, {axis.name}"] = compiled(mesh, x, k, P("d"), P(), arguments)
-            results[f"{name}, space, {axis.name}"] = compiled(mesh, x, k, P(None, "d"), P(), arguments)
+            results[f"{name}, batch, {axis.name}"] = compiled(mesh, x, k, P("d"), P(), arguments, expected)
+            results[f"{name}, space, {axis.name}"] = compiled(mesh, x, k, P(None, "d"), P(), arguments, expected)
         mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
-        results[f"{name}, channels, Auto"] = compiled(mesh, x, k, P(None, None, None, "d"), across, arguments)
+        results[f"{name}, channels, Auto"] = compiled(mesh, x, k, P(None, None, None, "d"), across, arguments, expected)
         for checked in (True, False):
             part = loss(vjplib.conv_general_dilated, DEFAULTS | arguments)
             mapped = jax.shard_map(
@@ -76,12 +80,12 @@ def measure():
                 check_vma=checked,
             )
             ours = jax.jit(jax.grad(mapped, (0, 1)))(x, k)
-            theirs = jax.jit(program(lax.conv_general_dilated, arguments))(x, k)
-            results[f"{name}, shard_map, check_vma={checked}"] = {"error": error(ours, theirs), "moved": []}
+            results[f"{name}, shard_map, check_vma={checked}"] = {"error": error(ours, expected), "moved": []}
     results["blocks of groups, channels, shard_map"] = groups_apart(rng)
     x, k = rng.standard_normal((8, 4, 4, 32)), rng.standard_normal((5, 5, 1, 32))
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
-    results["few places, batch"] = compiled(mesh, x, k, P("d"), P(), {"feature_group_count": 32})
+    arguments = {"feature_group_count": 32}
+    results["few places, batch"] = compiled(mesh, x, k, P("d"), P(), arguments, of_one_device(x, k, arguments))
     return results | patches(rng)
 
 
@@ -127,7 +131,7 @@ def groups_apart(rng):
         return jax.shard_map(part, mesh=mesh, in_specs=(specs, specs), out_specs=specs)(x, k)
 
     arguments = {"feature_group_count": 4}
-    expected = jax.jit(program(lax.conv_general_dilated, arguments))(x, k)
+    expected = of_one_device(x, k, arguments)
     ready = (
         jax.jit(program(convolution, arguments)).lower(*jax.device_put((x, k), NamedSharding(mesh, specs))).compile()
     )

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -163,12 +164,14 @@ def test_overlaps_are_the_solutions_of_the_equation(rng):
             assert found == [(i, n) for i, n in places if s * i + r * j == d * n + low]
 
 
+@partial(jax.jit, static_argnums=0)
 def lax_y(p, x, k):
     padding = list(zip(p.low, p.high, strict=True))
     dimensions = LAST[p.ndim]
     return lax.conv_general_dilated(x, k, p.strides, padding, p.lhs_dilation, p.rhs_dilation, dimensions)
 
 
+@partial(jax.jit, static_argnums=0)
 def lax_dk(p, x, g):
     shape = jax.ShapeDtypeStruct((*p.kernel, p.channels, p.features), x.dtype)
     return jax.linear_transpose(lambda k: lax_y(p, x, k), shape)(g)[0]
@@ -191,13 +194,14 @@ def test_every_algorithm_is_right_for_every_problem_it_takes(rng):
                 (dense.slabs, p),
                 (phased.phases, unit),
             ):
-                np.testing.assert_allclose(run(problem, x, k), lax_y(problem, x, k), atol=1e-13, err_msg=f"{run} {p}")
+                y = jax.jit(run, static_argnums=0)(problem, x, k)
+                np.testing.assert_allclose(y, lax_y(problem, x, k), atol=1e-13, err_msg=f"{run} {p}")
             for run, problem in (
                 (dense.tap_products_weight_grad, p),
                 (dense.slabs_weight_grad, p),
                 (dense.exchanged_weight_grad, p),
             ):
-                dk = run(problem, x, g)
+                dk = jax.jit(run, static_argnums=0)(problem, x, g)
                 np.testing.assert_allclose(dk, lax_dk(problem, x, g), atol=1e-13, err_msg=f"{run} {p}")
 
 
@@ -208,7 +212,8 @@ def test_bands_and_rows_serve_what_has_no_step(rng):
                 out = (7 + sum(pads) - 2 * 2, 5 + sum(pads) - 1)
                 p = Problem(batch, (7, 5), channels, (3, 2), 4, (1, 1), pads[:1] * 2, (1, 1), (2, 1), 1, out)
                 x, g = (jnp.asarray(rng.standard_normal((batch, *s))) for s in ((7, 5, channels), (*out, 4)))
-                np.testing.assert_allclose(run(p, x, g), lax_dk(p, x, g), atol=1e-13)
+                dk = jax.jit(run, static_argnums=0)(p, x, g)
+                np.testing.assert_allclose(dk, lax_dk(p, x, g), atol=1e-13)
 
 
 SHORT = (
@@ -235,17 +240,27 @@ def both(name):
     )
 
 
+def pulled(f):
+    """Return the compiled function of x, k and g that gives y, dx and dk."""
+
+    @jax.jit
+    def run(x, k, g):
+        y, back = jax.vjp(f, x, k)
+        return y, *back(g)
+
+    return run
+
+
 @pytest.mark.parametrize("name", SHORT)
 def test_half_precision_accumulates_in_float32_and_rounds_once(name, rng):
     lhs, rhs, ours, lax_conv = both(name)
     x, k = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in (lhs, rhs))
-    y, back = jax.vjp(ours, x, k)
-    g = jnp.asarray(rng.standard_normal(y.shape), jnp.bfloat16)
-    wide, wide_back = jax.vjp(lax_conv, x.astype(jnp.float32), k.astype(jnp.float32))
-    for a, b in zip((y, *back(g)), (wide, *wide_back(g.astype(jnp.float32))), strict=True):
+    g = jnp.asarray(rng.standard_normal(jax.eval_shape(ours, x, k).shape), jnp.bfloat16)
+    results = pulled(ours)(x, k, g), pulled(lax_conv)(*(a.astype(jnp.float32) for a in (x, k, g)))
+    for a, b in zip(*results, strict=True):
         assert a.dtype == jnp.bfloat16
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2**-8, atol=1e-5)
-    assert ours(x, k, preferred_element_type=jnp.float32).dtype == jnp.float32
+    assert jax.eval_shape(partial(ours, preferred_element_type=jnp.float32), x, k).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", SHORT)
