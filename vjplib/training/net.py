@@ -84,10 +84,7 @@ def linear(features: int, *, initializer: Initializer = jax.nn.initializers.he_n
         W = initializer(in_axis=1, out_axis=0)(key, (features, n))
         return (*batch, features), {"W": W, "b": jnp.zeros(features)}
 
-    def apply(params: Params, x: Float[Array, "... n"]) -> Float[Array, "... features"]:
-        return linear_rules.linear(x, params["W"], params["b"])
-
-    return Layer(init, apply)
+    return Layer(init, lambda params, x: linear_rules.linear(x, params["W"], params["b"]))
 
 
 def conv1d(
@@ -126,10 +123,7 @@ def conv1d(
         h = initializer(in_axis=1, out_axis=2)(key, (kernel_size, c, channels))
         return (*batch, -(-n // stride), channels), {"h": h, "b": jnp.zeros(channels)}
 
-    def apply(params: Params, x: Float[Array, "... n c"]) -> Float[Array, "... m channels"]:
-        return conv1d_rule(x, params["h"], params["b"], stride=stride)
-
-    return Layer(init, apply)
+    return Layer(init, lambda params, x: conv1d_rule(x, params["h"], params["b"], stride=stride))
 
 
 # -------------------------------------------------------------------------------------------- layers without parameters

@@ -8,7 +8,7 @@ runs a convolution many times slower inside a loop. Everything works on any devi
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, reduce
 from os import PathLike
 from pathlib import Path
@@ -379,13 +379,10 @@ def _examples(data: Sequence[ArrayLike], batch_size: int | None) -> Batch:
 
 
 def _scalar(name: str, value: Any) -> float:
-    refusal = TypeError(f"metric {name} must be a scalar, got {value!r:.60}")
-    if np.ndim(value) != 0:
-        raise refusal
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise refusal from None
+    if np.ndim(value) == 0:
+        with suppress(TypeError, ValueError):
+            return float(value)
+    raise TypeError(f"metric {name} must be a scalar, got {value!r:.60}")
 
 
 def _matching(logits: Array, labels: Array) -> None:
