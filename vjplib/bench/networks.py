@@ -1,7 +1,6 @@
 """Five small flax networks whose convolution and max-pooling are arguments: JAX's or vjplib's.
 
-`vjplib bench --models` times their training steps. Only this module and those that import it need flax, which
-`pip install vjplib[models]` installs.
+`vjplib bench --models` times their training steps. Only modules that import this one need flax, the extra "models".
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """The lecture's figures: the library computes every curve, number and size in them.
 
-Each figure is a function that returns a matplotlib figure, which belongs to no window and no global state. `draw_all`
-saves all of them.
+Each figure is a function that returns a matplotlib figure, outside pyplot's global state. `draw_all` saves all.
 """
 
 from collections.abc import Callable
@@ -284,9 +283,8 @@ def finite_differences() -> "Figure":
             errors = finite_difference_errors(tanh, 1.0, steps, dtype, central)
             label = f"{np.dtype(dtype).name}, {'central' if central else 'forward'}"
             axes.loglog(steps, np.where(errors > 0, errors, np.nan), style, color=colour, lw=width, label=label)
-    axes.set(
-        xlabel="step $h$", ylabel="relative error", ylim=(1e-13, 30), title="Finite differences of tanh at $x = 1$"
-    )
+    axes.set(xlabel="step $h$", ylabel="relative error", ylim=(1e-13, 30))
+    axes.set_title("Finite differences of tanh at $x = 1$")
     axes.text(2e-11, 3e-4, r"round-off $\propto \epsilon / h$")
     axes.text(2e-8, 2e-5, r"truncation $\propto h$")
     axes.text(1e-2, 1e-6, r"$\propto h^2$")

@@ -36,8 +36,7 @@ class Layer(NamedTuple):
     Attributes:
         init: `init(key, input_shape) -> (output_shape, params)`. Raises ValueError if the layer refuses inputs of that
             shape. params is any pytree of arrays, `()` if there are none.
-        apply: `apply(params, x) -> y`, from x of shape `(*batch, *input_shape)` to y of shape
-            `(*batch, *output_shape)`.
+        apply: `apply(params, x) -> y`, from the shape `(*batch, *input_shape)` to `(*batch, *output_shape)`.
 
     Example:
         >>> double = Layer(lambda key, shape: (shape, ()), lambda params, x: 2 * x)
@@ -103,8 +102,7 @@ def conv1d(
 
     Raises:
         TypeError: channels, kernel_size or stride is not an integer.
-        ValueError: one of them is not positive, or, from `init`, the input has fewer than two axes or n is less than
-            kernel_size.
+        ValueError: one of them is not positive, or, from `init`, the input has fewer than two axes or n < kernel_size.
 
     Example:
         >>> shape, params = conv1d(8, kernel_size=3, stride=2).init(jax.random.key(0), (5, 1))
