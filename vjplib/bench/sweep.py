@@ -72,10 +72,9 @@ class Trial:
         """Return the call in one line, without the arguments that have their default."""
         given = {k: v for k, v in self.arguments.items() if k == "padding" or v not in (1, (1,) * (len(self.lhs) - 2))}
         layout = given.pop("dimension_numbers")
-        shapes = (
-            f"{axes}{'x'.join(map(str, shape))}" for axes, shape in zip(layout, (self.lhs, self.rhs), strict=False)
-        )
-        return " ".join((*shapes, *(f"{k}={v}" for k, v in given.items())))
+        forms = zip(layout, (self.lhs, self.rhs), strict=False)
+        x, k = (axes + "x".join(map(str, shape)) for axes, shape in forms)
+        return " ".join((x, k, *(f"{name}={value}" for name, value in given.items())))
 
 
 Drawn = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
