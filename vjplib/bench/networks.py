@@ -1,7 +1,6 @@
 """Five small flax networks whose convolution and max-pooling are arguments: JAX's or vjplib's.
 
-`vjplib bench --models` times their training steps. Only this module and those that import it need flax, which
-`pip install vjplib[models]` installs.
+`vjplib bench --models` times their training steps. Only modules that import this one need flax, the extra "models".
 """
 
 from collections.abc import Callable
@@ -24,81 +23,90 @@ OPTIMIZER = optax.sgd(LEARNING_RATE)
 
 
 class Ops(NamedTuple):
-    """The operations of a network, which have the signatures of `jax.lax` and of `flax.linen`."""
+    """The layers and functions of a network, with flax's signatures."""
 
-    conv_general_dilated: Callable[..., Array]
-    max_pool: Callable[..., Array]
+    conv: Callable[..., Any]
+    max_pool: Callable[..., Any]
+    batch_norm: Callable[..., Any] = partial(nn.BatchNorm, use_running_average=False)
+    layer_norm: Callable[..., Any] = nn.LayerNorm
+    dense: Callable[..., Any] = nn.Dense
+    split: Callable[..., Any] = partial(jnp.split, axis=-1)
+    relu: Callable[..., Any] = nn.relu
+    relu6: Callable[..., Any] = nn.relu6
+    gelu: Callable[..., Any] = nn.gelu
+    silu: Callable[..., Any] = nn.silu
 
 
-JAX = Ops(lax.conv_general_dilated, nn.max_pool)
-VJPLIB = Ops(conv_general_dilated, max_pool)
+JAX = Ops(partial(nn.Conv, conv_general_dilated=lax.conv_general_dilated), nn.max_pool)
+VJPLIB = Ops(partial(nn.Conv, conv_general_dilated=conv_general_dilated), max_pool)
 
 
-def _mobilenet(ops: Ops, x: Array) -> Array:
+def _mobilenet(ops: Ops, x: Any) -> Any:
     """Three inverted residuals: 1x1 to three times the channels, depthwise 3x3, 1x1 back."""
-    conv = partial(nn.Conv, use_bias=False, conv_general_dilated=ops.conv_general_dilated)
-    norm = partial(nn.BatchNorm, use_running_average=False)
+    conv, norm = partial(ops.conv, use_bias=False), ops.batch_norm
     c = x.shape[-1]
     for _ in range(3):
-        y = nn.relu6(norm()(conv(3 * c, (1, 1))(x)))
-        y = nn.relu6(norm()(conv(3 * c, (3, 3), feature_group_count=3 * c)(y)))
+        y = ops.relu6(norm()(conv(3 * c, (1, 1))(x)))
+        y = ops.relu6(norm()(conv(3 * c, (3, 3), feature_group_count=3 * c)(y)))
         x = x + norm()(conv(c, (1, 1))(y))
     return x.mean((1, 2))
 
 
-def _convnext(ops: Ops, x: Array) -> Array:
+def _convnext(ops: Ops, x: Any) -> Any:
     """Two blocks: depthwise 7x7, layer norm, a perceptron with gelu, added to their input."""
     c = x.shape[-1]
     for _ in range(2):
-        y = nn.Conv(c, (7, 7), feature_group_count=c, conv_general_dilated=ops.conv_general_dilated)(x)
-        y = nn.gelu(nn.Dense(4 * c)(nn.LayerNorm()(y)))
-        x = x + nn.Dense(c)(y)
+        y = ops.conv(c, (7, 7), feature_group_count=c)(x)
+        y = ops.gelu(ops.dense(4 * c)(ops.layer_norm()(y)))
+        x = x + ops.dense(c)(y)
     return x.mean((1, 2))
 
 
-def _resnext(ops: Ops, x: Array) -> Array:
+def _resnext(ops: Ops, x: Any) -> Any:
     """One block: 1x1, 3x3 in 32 groups, 1x1, each with batch norm, added to their input."""
-    conv = partial(nn.Conv, use_bias=False, conv_general_dilated=ops.conv_general_dilated)
-    norm = partial(nn.BatchNorm, use_running_average=False)
+    conv, norm = partial(ops.conv, use_bias=False), ops.batch_norm
     c = x.shape[-1]
-    y = nn.relu(norm()(conv(c, (1, 1))(x)))
-    y = nn.relu(norm()(conv(c, (3, 3), feature_group_count=32)(y)))
+    y = ops.relu(norm()(conv(c, (1, 1))(x)))
+    y = ops.relu(norm()(conv(c, (3, 3), feature_group_count=32)(y)))
     y = norm()(conv(c, (1, 1))(y))
-    return nn.relu(x + y).mean((1, 2))
+    return ops.relu(x + y).mean((1, 2))
 
 
-def _mamba(ops: Ops, x: Array) -> Array:
+def _mamba(ops: Ops, x: Any) -> Any:
     """One block around a short convolution of twice the channels: causal, depthwise, four taps, silu, and a gate."""
-    conv = partial(nn.Conv, padding="CAUSAL", conv_general_dilated=ops.conv_general_dilated)
     c = x.shape[-1]
-    y, gate = jnp.split(nn.Dense(4 * c)(x), 2, axis=-1)
-    y = nn.silu(conv(2 * c, (4,), feature_group_count=2 * c)(y))
-    x = x + nn.Dense(c)(y * nn.silu(gate))
+    y, gate = ops.split(ops.dense(4 * c)(x), 2)
+    y = ops.silu(ops.conv(2 * c, (4,), padding="CAUSAL", feature_group_count=2 * c)(y))
+    x = x + ops.dense(c)(y * ops.silu(gate))
     return x.mean(1)
 
 
-def _lenet(ops: Ops, x: Array) -> Array:
+def _lenet(ops: Ops, x: Any) -> Any:
     """LeNet-5 with relu and max-pooling: two 5x5 convolutions of 6 and 16 features, and a perceptron."""
     for features, padding in ((6, "SAME"), (16, "VALID")):
-        conv = nn.Conv(features, (5, 5), padding=padding, conv_general_dilated=ops.conv_general_dilated)
-        x = ops.max_pool(nn.relu(conv(x)), (2, 2), (2, 2))
+        x = ops.max_pool(ops.relu(ops.conv(features, (5, 5), padding=padding)(x)), (2, 2), (2, 2))
     x = x.reshape(len(x), -1)
     for features in (120, 84):
-        x = nn.relu(nn.Dense(features)(x))
+        x = ops.relu(ops.dense(features)(x))
     return x
 
 
-class Network(nn.Module):
-    """Features of images or sequences, channels last, and a linear map from them to the logits."""
+def logits(features: Callable[[Ops, Any], Any], ops: Ops, x: Any) -> Any:
+    """Map features of images or sequences, channels last, linearly to the logits."""
+    y = features(ops, x)  # first: flax numbers layers in the order of their making
+    return ops.dense(CLASSES)(y)
 
-    features: Callable[[Ops, Array], Array]
+
+class Network(nn.Module):
+    """`logits` as a network of flax."""
+
+    features: Callable[[Ops, Any], Any]
     ops: Ops
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *space c"]) -> Float[Array, "batch classes"]:
         """Compute the logits."""
-        features = self.features(self.ops, x)  # first: flax numbers layers in the order of their making
-        return nn.Dense(CLASSES)(features)
+        return logits(self.features, self.ops, x)
 
 
 class Model(NamedTuple):

@@ -24,8 +24,6 @@ from vjplib.verification.claims.residuals import residual_bytes
 SLOWER = 1.1
 """A rule is called slower if it takes more than this multiple of the baseline's time; then its reason is printed."""
 
-Program = Callable[[tuple[Any, ...], Mapping[str, Any], Leaves], Any]
-
 
 @dataclass(frozen=True)
 class Row:
@@ -173,7 +171,7 @@ MEASURES = {"forward": _forward, "returned": _returned, "reduced": _reduced, "fo
 """The programs timed: y; (y, g^T J); (<y, g>, g^T J); and (<n, g>, its gradient) for n the norm of silu of y."""
 
 
-def _program(subject: CallUnderTest, fn: Callable[..., Any], measure: str) -> Program:
+def _program(subject: CallUnderTest, fn: Callable[..., Any], measure: str) -> Callable[..., Any]:
     """Return a program that takes every array of the call, integers and masks too, so that none is a constant."""
 
     def run(args: tuple[Any, ...], arrays: Mapping[str, Any], gs: Leaves) -> Any:

@@ -72,10 +72,9 @@ class Trial:
         """Return the call in one line, without the arguments that have their default."""
         given = {k: v for k, v in self.arguments.items() if k == "padding" or v not in (1, (1,) * (len(self.lhs) - 2))}
         layout = given.pop("dimension_numbers")
-        shapes = (
-            f"{axes}{'x'.join(map(str, shape))}" for axes, shape in zip(layout, (self.lhs, self.rhs), strict=False)
-        )
-        return " ".join((*shapes, *(f"{k}={v}" for k, v in given.items())))
+        forms = zip(layout, (self.lhs, self.rhs), strict=False)
+        x, k = (axes + "x".join(map(str, shape)) for axes, shape in forms)
+        return " ".join((x, k, *(f"{name}={value}" for name, value in given.items())))
 
 
 Drawn = tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]
@@ -200,51 +199,43 @@ def exact(x: Any, k: Any, g: Any, arguments: dict[str, Any]) -> tuple[np.ndarray
         >>> y.tolist(), dx.tolist(), dk.tolist()
         ([[[1.0, 2.0, 2.0]]], [[[2.0, 2.0, 1.0]]], [[[2.0, 3.0]]])
     """
-    layouts = lax.conv_dimension_numbers(x.shape, k.shape, arguments["dimension_numbers"])
-    order_x, order_y = ((spec[0], *spec[2:], spec[1]) for spec in (layouts.lhs_spec, layouts.out_spec))
-    order_k = (*layouts.rhs_spec[2:], layouts.rhs_spec[1], layouts.rhs_spec[0])
-    given = (x, order_x), (k, order_k), (g, order_y)
-    x, k, g = (np.transpose(np.asarray(a, np.float64), order) for a, order in given)
-    size, kernel, out = x.shape[1:-1], k.shape[:-2], g.shape[1:-1]
-    strides, ones = arguments["window_strides"], (1,) * len(size)
-    dilated, dilation = arguments.get("lhs_dilation", ones), arguments.get("rhs_dilation", ones)
-    pads = arguments["padding"]
+    orders = lax.conv_dimension_numbers(x.shape, k.shape, arguments["dimension_numbers"])
+    given = zip((x, k, g), orders, strict=True)
+    x, k, g = (np.asarray(np.transpose(a, order), np.float64, order="C") for a, order in given)
+    shapes = (batch, _, *size), (_, depth, *kernel), (_, _, *out) = x.shape, k.shape, g.shape
+    groups, ones = arguments.get("feature_group_count", 1), (1,) * len(size)
+    x = x.reshape(batch, groups, depth, *size)
+    k = k.reshape(groups, -1, depth, *kernel)
+    g = g.reshape(batch, groups, -1, *out)
+    strides, dilation = arguments["window_strides"], arguments.get("rhs_dilation", ones)
+    pads, dilated = arguments["padding"], arguments.get("lhs_dilation", ones)
     if isinstance(pads, str):
         window = [(n - 1) * r + 1 for n, r in zip(kernel, dilation, strict=True)]
         pads = lax.padtype_to_pads(size, window, strides, pads)
-    # `whole` holds every position that a tap reads; `inside` are the positions of x.
-    before = [max(low, 0) for low, _ in pads]
-    starts = [b - low for b, (low, _) in zip(before, pads, strict=True)]
-    last = [a + (m - 1) * s + (n - 1) * r for a, m, s, n, r in zip(starts, out, strides, kernel, dilation, strict=True)]
-    ends = [b + (n - 1) * d for b, n, d in zip(before, size, dilated, strict=True)]
-    inside = tuple(slice(b, e + 1, d) for b, e, d in zip(before, ends, dilated, strict=True))
-    whole = np.zeros((x.shape[0], *(max(e, t) + 1 for e, t in zip(ends, last, strict=True)), x.shape[-1]))
-    whole[:, *inside] = x
-    cotangent, dk = np.zeros(whole.shape), np.zeros(k.shape)
-    groups = arguments.get("feature_group_count", 1)
-
-    def grouped(a: np.ndarray) -> np.ndarray:
-        """Reshape a to (groups, all other axes in one, features of a group)."""
-        return np.moveaxis(a.reshape(-1, groups, a.shape[-1] // groups), 1, 0)
-
-    def ungrouped(a: np.ndarray) -> np.ndarray:
-        return np.moveaxis(a, 0, 1).reshape(a.shape[1], -1)
-
-    y, gs = np.zeros((groups, g[..., 0].size, g.shape[-1] // groups)), np.ascontiguousarray(grouped(g))
+    dx, dk, y = (np.zeros(a.shape) for a in (x, k, g))
     for tap in np.ndindex(*kernel):
-        first = [a + j * r for a, j, r in zip(starts, tap, dilation, strict=True)]
-        at = (slice(None), *(slice(f, f + (m - 1) * s + 1, s) for f, m, s in zip(first, out, strides, strict=True)))
-        xs, ks = np.ascontiguousarray(grouped(whole[at])), grouped(k[tap])
-        y += _product(xs, ks)
-        cotangent[at] += ungrouped(_product(gs, np.swapaxes(ks, 1, 2))).reshape(whole[at].shape)
-        dk[tap] = ungrouped(np.swapaxes(xs, 1, 2) @ gs)
-    y = np.transpose(ungrouped(y).reshape(g.shape), np.argsort(order_y))
-    return y, np.transpose(cotangent[:, *inside], np.argsort(order_x)), np.transpose(dk, np.argsort(order_k))
+        axes = zip(tap, size, out, pads, strides, dilated, dilation, strict=True)
+        at_x, at_y = zip(*(_read_by_tap(*axis) for axis in axes), strict=True)
+        ks = np.ascontiguousarray(k[..., *tap])
+        xs, gs = (a.reshape(*a.shape[:3], -1) for a in (x[..., *at_x], g[..., *at_y]))
+        y[..., *at_y] += _product(ks, xs).reshape(y[..., *at_y].shape)
+        dx[..., *at_x] += _product(np.swapaxes(ks, 1, 2), gs).reshape(dx[..., *at_x].shape)
+        dk[..., *tap] = (gs @ np.swapaxes(xs, 2, 3)).sum(0)
+    found = zip((dx, dk, y), shapes, orders, strict=True)
+    dx, dk, y = (np.transpose(a.reshape(shape), np.argsort(order)) for a, shape, order in found)
+    return y, dx, dk
+
+
+def _read_by_tap(j: int, n: int, m: int, pad: tuple[int, int], stride: int, dilated: int, r: int) -> list[slice]:
+    """Return where tap j reads x, of n numbers along an axis, and for which of the m numbers of y."""
+    at = np.arange(m) * stride + j * r - pad[0]
+    reads = np.flatnonzero((at % dilated == 0) & (at >= 0) & (at < n * dilated))
+    return [slice(a[0], a[-1] + 1, *np.diff(a)[:1]) if a.size else slice(0) for a in (at[reads] // dilated, reads)]
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return a @ b for each group; where one number is summed over, an elementwise product is many times faster."""
-    return a * b if b.shape[1] == 1 else a @ b
+    return a * b if b.shape[-2] == 1 else a @ b
 
 
 def errors(products: Sequence[Any], right: Sequence[np.ndarray]) -> tuple[float, ...]:

@@ -27,9 +27,20 @@ def of_rules(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> Iterator[Ta
     if rows:
         yield _calls(rows)
     if any(row.error is not None for row in rows):
-        yield _accuracy(rows)
+        title = "accuracy: the largest relative error of a component of the gradient in the tails"
+        table = _table(title, ["", "error", "autodiff's", "of"])
+        for (rule, baseline), (row, *_) in groupby(rows, attrgetter("rule", "baseline")):
+            if row.error is not None and row.baseline_error is not None:
+                table.add_row(f"[bold]{rule}[/]", f"{row.error:.0e}", f"{row.baseline_error:.0e}", baseline)
+        yield table
     if growths:
-        yield _growth(growths)
+        columns = ["", "function", "sizes", "shortest ms", "exponent"]
+        table = _table("growth of time: seconds ~ size ^ exponent", columns)
+        for g in growths:
+            sizes = f"{g.dimension} = {g.sizes[0]:,} to {g.sizes[-1]:,}"
+            times = f"{short(1e3 * g.seconds[0])} to {short(1e3 * g.seconds[-1])}"
+            table.add_row(f"[bold]{g.rule}[/]", g.name, sizes, times, f"{g.exponent:.2f}")
+        yield table
 
 
 def of_steps(steps: Sequence["TrainingStep"]) -> Iterator[Table]:
@@ -100,26 +111,6 @@ def _held(costs: Sequence[Cost]) -> list[str]:
 def _memory(cost: Cost) -> tuple[str, str]:
     """Return the MB kept for the backward, and the MB of scratch."""
     return f"{cost.residual / 1e6:.1f}", "-" if cost.temporary is None else f"{cost.temporary / 1e6:.1f}"
-
-
-def _accuracy(rows: Sequence[Row]) -> Table:
-    """Return a table with a line for each rule whose record declares tails, and each baseline."""
-    title = "accuracy: the largest relative error of a component of the gradient in the tails"
-    table = _table(title, ["", "error", "autodiff's", "of"])
-    for (rule, baseline), (row, *_) in groupby(rows, attrgetter("rule", "baseline")):
-        if row.error is not None and row.baseline_error is not None:
-            table.add_row(f"[bold]{rule}[/]", f"{row.error:.0e}", f"{row.baseline_error:.0e}", baseline)
-    return table
-
-
-def _growth(growths: Sequence[Growth]) -> Table:
-    columns = ["", "function", "sizes", "shortest ms", "exponent"]
-    table = _table("growth of time: seconds ~ size ^ exponent", columns)
-    for g in growths:
-        sizes = f"{g.dimension} = {g.sizes[0]:,} to {g.sizes[-1]:,}"
-        times = f"{short(1e3 * g.seconds[0])} to {short(1e3 * g.seconds[-1])}"
-        table.add_row(f"[bold]{g.rule}[/]", g.name, sizes, times, f"{g.exponent:.2f}")
-    return table
 
 
 def _table(title: str, texts: Iterable[str], numbers: Iterable[str] = ()) -> Table:

@@ -86,16 +86,14 @@ def _timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def cost(times: np.ndarray, program: Compiled, residual: int = 0) -> Cost:
-    """Return a program's cost from the seconds of each call, (rounds,), and the bytes kept for the backward."""
-    low, median, high = (float(q) for q in np.quantile(times, (0.25, 0.5, 0.75)))
-    return Cost(median, low, high, len(times), program.lowering, program.compiling, program.temporary, residual)
-
-
 def costs(programs: Sequence[Compiled], residuals: Sequence[int], seconds: float) -> list[Cost]:
     """Return the costs of programs, interleaved, which keep these bytes for the backward."""
     times = interleaved([program.run for program in programs], seconds)
-    return [cost(*of) for of in zip(times, programs, residuals, strict=True)]
+    quartiles = np.quantile(times, (0.25, 0.5, 0.75), axis=1).T.tolist()
+    return [
+        Cost(median, low, high, times.shape[1], program.lowering, program.compiling, program.temporary, residual)
+        for (low, median, high), program, residual in zip(quartiles, programs, residuals, strict=True)
+    ]
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> str:

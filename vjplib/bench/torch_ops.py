@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,11 +40,8 @@ def import_torch() -> Any:
     return torch
 
 
-class TorchOp(NamedTuple):
-    """A function of torch's tensors, and torch's order of the axes of each of its operands, and last of its result."""
-
-    run: Callable[..., Tensor]
-    orders: tuple[tuple[int, ...], ...]
+TorchOp = tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]
+"""A function of torch's tensors, and torch's order of the axes of each of its operands, and last of its result."""
 
 
 def with_torch(rule: Rule, rows: Sequence[Row], *, seconds: float) -> list[Row]:
@@ -64,9 +61,9 @@ def with_torch(rule: Rule, rows: Sequence[Row], *, seconds: float) -> list[Row]:
     torch, merged = import_torch(), []
     for case, (_, group) in zip(rule.bench, groupby(rows, key=lambda row: row.case), strict=False):
         merged += (of_case := list(group))
-        for measure, cost in _costs(torch, rule, case, seconds).items():
-            row = next(row for row in of_case if row.measure == measure)
-            merged.append(Row(rule.name, row.case, "torch", measure, row.ours, cost, rule.reason))
+        costs = _costs(torch, rule, case, seconds)
+        first = of_case[: len(costs)]  # the rows of the first baseline, one for each measure
+        merged += [Row(r.rule, r.case, "torch", r.measure, r.ours, costs[r.measure], r.reason) for r in first]
     return merged
 
 
@@ -112,8 +109,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in TORCH_OPS:
             yield eqn
-        for _, inner, _ in programs(eqn.params):
-            yield from _equations(inner)
+        yield from (found for _, inner, _ in programs(eqn.params) for found in _equations(inner))
 
 
 def tensor(torch: Any, a: np.ndarray, order: tuple[int, ...]) -> Tensor:
@@ -145,7 +141,7 @@ def _convolution(torch: Any, params: dict[str, Any]) -> TorchOp | None:
             k = k.flip(tuple(range(2, k.ndim))).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
             return transposed(x, k, None, dilated, p, o, groups, r)
 
-    return TorchOp(run, (dimensions.lhs_spec, dimensions.rhs_spec, dimensions.out_spec))
+    return run, dimensions
 
 
 def _max_pool(torch: Any, params: dict[str, Any]) -> TorchOp | None:
@@ -163,7 +159,7 @@ def _max_pool(torch: Any, params: dict[str, Any]) -> TorchOp | None:
     def run(x: Tensor) -> Tensor:
         return pool(F.pad(x, pads, value=-torch.inf) if pads else x, size, stride, amount, gap)
 
-    return TorchOp(run, ((*still, *pooled),) * 2)
+    return run, ((*still, *pooled),) * 2
 
 
 def _paddings(padding: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vjplib.bench import torch_networks
 from vjplib.bench.environment import environment
 from vjplib.bench.networks import CLASSES, JAX, VJPLIB, Model, Ops, loss, start, training_step
 from vjplib.bench.timing import Compiled, Cost, compile_bound, costs, require_equal
@@ -51,8 +52,8 @@ def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = 
     """Time a training step of a network in float32, after a check in float64 that all versions compute the same.
 
     Args:
-        name: the network's name; for torch, a key of `vjplib.bench.torch_networks.NETWORKS`.
-        model: the network and the shape of its batch.
+        name: the network's name.
+        model: the network, for torch a `Network`, and the shape of its batch.
         seconds: how long to time the step, as in `vjplib.bench.timing.interleaved`.
         torch: if True, PyTorch is timed too.
 
@@ -65,30 +66,32 @@ def bench_model(name: str, model: Model, *, seconds: float = 1.0, torch: bool = 
         print(step.ratio)
     """
     _require_agreement(name, model, torch)
-    programs, kept = zip(*(_compiled(model, ops) for ops in (JAX, VJPLIB)), strict=True)
+    batch = _batch(model, np.float32)
+    programs, kept = zip(*(_compiled(model.network(ops), *batch) for ops in (JAX, VJPLIB)), strict=True)
     theirs, ours = costs(programs, kept, seconds)
     of_torch = None
     if torch:
-        from vjplib.bench.torch_networks import training_step as torch_step
-
-        x, labels = _batch(model, np.float32)
-        step = torch_step(name, start(model.network(JAX), x), x, labels)
+        step, _ = _in_torch(model, *batch)
         (of_torch,) = costs([Compiled(step)], [0], seconds)
     return TrainingStep(name, model.shape, theirs, ours, of_torch)
-
-
-def _compiled(model: Model, ops: Ops) -> tuple[Compiled, int]:
-    """Return the compiled step, and the bytes that it keeps for its backward."""
-    network, (x, labels) = model.network(ops), _batch(model, np.float32)
-    state = start(network, x)
-    kept = residual_bytes(lambda params: loss(params, network, state.statistics, x, labels)[0], state.params)
-    return compile_bound(partial(training_step, network), state, x, labels), kept
 
 
 def _batch(model: Model, dtype: Any) -> tuple[jax.Array, jax.Array]:
     rng = np.random.default_rng(0)
     x, labels = rng.standard_normal(model.shape).astype(dtype), rng.integers(0, CLASSES, model.shape[0], dtype=np.int32)
     return jax.device_put((x, labels))
+
+
+def _compiled(network: Any, x: jax.Array, labels: jax.Array) -> tuple[Compiled, int]:
+    """Return the compiled step, and the bytes that it keeps for its backward."""
+    state = start(network, x)
+    kept = residual_bytes(lambda params: loss(params, network, state.statistics, x, labels)[0], state.params)
+    return compile_bound(partial(training_step, network), state, x, labels), kept
+
+
+def _in_torch(model: Model, x: jax.Array, labels: jax.Array) -> Any:
+    network: Any = model.network(JAX)
+    return torch_networks.training_step(network.features, start(network, x), x, labels)
 
 
 def _require_agreement(name: str, model: Model, torch: bool) -> None:
@@ -104,9 +107,8 @@ def _require_agreement(name: str, model: Model, torch: bool) -> None:
 
         expected, others = evaluated(JAX), {"vjplib": evaluated(VJPLIB)}
         if torch:
-            from vjplib.bench.torch_networks import loss_and_gradients
-
-            others["torch"] = loss_and_gradients(name, state, x, labels)
+            step, gradients = _in_torch(model, x, labels)
+            others["torch"] = {"loss": step().item(), "gradients": gradients()}
     names = [jax.tree_util.keystr(path, simple=True, separator=" ") for path, _ in jax.tree.leaves_with_path(expected)]
     for other, given in others.items():
         demand = f"{name}: jax and {other} must compute the same to be timed side by side"

@@ -1,7 +1,6 @@
 """The lecture's figures: the library computes every curve, number and size in them.
 
-Each figure is a function that returns a matplotlib figure, which belongs to no window and no global state. `draw_all`
-saves all of them.
+Each figure is a function that returns a matplotlib figure, outside pyplot's global state. `draw_all` saves all.
 """
 
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
+from rich.filesize import decimal
 
 from vjplib.compat import x64
 from vjplib.jacobians import BandedToeplitz, Chain, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
@@ -43,10 +43,10 @@ def draw_all(directory: str | Path) -> list[Path]:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{name}.png" for name in FIGURES]
-    for draw, path in zip(FIGURES.values(), paths, strict=True):
+    paths = {directory / f"{name}.png": draw for name, draw in FIGURES.items()}
+    for path, draw in paths.items():
         save(draw(), path)
-    return paths
+    return list(paths)
 
 
 def save(figure: "Figure", path: str | Path) -> None:
@@ -201,16 +201,15 @@ def _graph(axes: "Axes", factors: Any, chain: Chain, names: tuple[str, str], col
             _arrow(axes, (column - 1, 3), (column, 3), shrink=24)
             axes.text(column - 0.5, 3.08, "hgf"[column - 1], ha="center", style="italic")
     for column, (name, factor) in enumerate(zip(("$h'$", "$g'$", "$f'$"), reversed(factors), strict=True)):
-        _node(axes, (column, 2), f"{name}   {_shape(factor.shape)}\n{_bytes(factor.nbytes)}", PALE_BLUE)
+        _node(axes, (column, 2), f"{name}   {_shape(factor.shape)}\n{decimal(factor.nbytes)}", PALE_BLUE)
         _edge(axes, (column, 3), (column, 2))
 
-    first, operands = columns[0], {0, 1, 2}
-    pair = {column for column in operands if abs(column - first) < 1}
-    (other,) = operands - pair
-    sources = [[(column, 2) for column in pair], [(other, 2), (first, 1)]]
+    pair = [column for column in range(3) if abs(column - columns[0]) < 1]
+    third = 3 - sum(pair)  # the columns are 0, 1 and 2
+    sources = [(column, 2) for column in pair], [(third, 2), (columns[0], 1)]
     for row, (made, name, column) in enumerate(zip(chain.steps, names, columns, strict=True)):
         work = f"{_number(made.multiplications)} multiplications"
-        text = f"{name}   {_shape(made.product)}\n{_bytes(made.nbytes)}\n{work}"
+        text = f"{name}   {_shape(made.product)}\n{decimal(made.nbytes)}\n{work}"
         _node(axes, (column, 1 - row), text, PALE_VERMILION if made.product[0] > 1 else PALE_BLUE, framed=row == 1)
         for source in sources[row]:
             _edge(axes, source, (column, 1 - row))
@@ -237,18 +236,12 @@ def _shape(shape: tuple[int, int]) -> str:
     return rf"{_number(shape[0])} $\times$ {_number(shape[1])}"
 
 
-def _bytes(n: int) -> str:
-    power = min((len(str(n)) - 1) // 3, 4)
-    return f"{n / 1000**power:.1f} {('', 'k', 'M', 'G', 'T')[power]}B" if power else f"{n} bytes"
-
-
 def _number(n: int) -> str:
     """Format an integer for a label, a large one as a power of ten."""
     if n < 10_000:
         return str(n)
     digits, exponent = f"{n:.1e}".split("e+")
-    factor = "" if digits == "1.0" else rf"{float(digits):g} \times "
-    return rf"${factor}10^{{{int(exponent)}}}$"
+    return rf"${float(digits):g} \times 10^{{{int(exponent)}}}$".replace(r"$1 \times ", "$")
 
 
 def finite_difference_errors(
@@ -290,9 +283,8 @@ def finite_differences() -> "Figure":
             errors = finite_difference_errors(tanh, 1.0, steps, dtype, central)
             label = f"{np.dtype(dtype).name}, {'central' if central else 'forward'}"
             axes.loglog(steps, np.where(errors > 0, errors, np.nan), style, color=colour, lw=width, label=label)
-    axes.set(
-        xlabel="step $h$", ylabel="relative error", ylim=(1e-13, 30), title="Finite differences of tanh at $x = 1$"
-    )
+    axes.set(xlabel="step $h$", ylabel="relative error", ylim=(1e-13, 30))
+    axes.set_title("Finite differences of tanh at $x = 1$")
     axes.text(2e-11, 3e-4, r"round-off $\propto \epsilon / h$")
     axes.text(2e-8, 2e-5, r"truncation $\propto h$")
     axes.text(1e-2, 1e-6, r"$\propto h^2$")

@@ -2,8 +2,8 @@
 
     python -m vjplib.lecture.rule_pages DIRECTORY [RULE ...]
 
-writes a Markdown page for each rule, and an index. RULE is an argument of `vjplib.rule.find`; by default, pages are
-written for all rules of the library.
+writes a Markdown page for each rule, and an index. RULE is an argument of `vjplib.rule.find`; by default, the rules are
+those of the library.
 """
 
 import argparse
@@ -250,16 +250,11 @@ def _imports(fn: Callable[..., Any], example: str) -> list[str]:
         value = scope[name]
         if isinstance(value, ModuleType):
             modules.append(f">>> import {value.__name__}" + ("" if value.__name__ == name else f" as {name}"))
-        else:
-            others.append(f">>> from {_home(fn, name, value)} import {name}")
+        else:  # from the package if it offers the name, else from the defining module
+            homes = fn.__module__.partition(".")[0], getattr(value, "__module__", "")
+            offering = (home for home in homes if getattr(sys.modules.get(home), name, None) is value)
+            others.append(f">>> from {next(offering, fn.__module__)} import {name}")
     return modules + others
-
-
-def _home(fn: Callable[..., Any], name: str, value: Any) -> str:
-    """Return the module to import a name from: the package if it offers the name, else the defining module."""
-    candidates = (fn.__module__.partition(".")[0], getattr(value, "__module__", ""))
-    offering = (m for m in candidates if getattr(sys.modules.get(m), name, None) is value)
-    return next(offering, fn.__module__)
 
 
 # ------------------------------------------------------------------------------------------------------------- Markdown
@@ -299,7 +294,7 @@ def _formula(rule: Rule) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write pages, as the command line says."""
     does = "Write a Markdown page for each rule."
-    parser = argparse.ArgumentParser(prog="python -m vjplib.lecture.rule_pages", description=does)
+    parser = argparse.ArgumentParser("python -m vjplib.lecture.rule_pages", description=does)
     parser.add_argument("directory", type=Path, help="where to write them")
     parser.add_argument("targets", nargs="*", help="a rule, package.module or package.module:name; all of ours if none")
     options = parser.parse_args(argv)

@@ -36,8 +36,7 @@ class Layer(NamedTuple):
     Attributes:
         init: `init(key, input_shape) -> (output_shape, params)`. Raises ValueError if the layer refuses inputs of that
             shape. params is any pytree of arrays, `()` if there are none.
-        apply: `apply(params, x) -> y`, from x of shape `(*batch, *input_shape)` to y of shape
-            `(*batch, *output_shape)`.
+        apply: `apply(params, x) -> y`, from the shape `(*batch, *input_shape)` to `(*batch, *output_shape)`.
 
     Example:
         >>> double = Layer(lambda key, shape: (shape, ()), lambda params, x: 2 * x)
@@ -84,10 +83,7 @@ def linear(features: int, *, initializer: Initializer = jax.nn.initializers.he_n
         W = initializer(in_axis=1, out_axis=0)(key, (features, n))
         return (*batch, features), {"W": W, "b": jnp.zeros(features)}
 
-    def apply(params: Params, x: Float[Array, "... n"]) -> Float[Array, "... features"]:
-        return linear_rules.linear(x, params["W"], params["b"])
-
-    return Layer(init, apply)
+    return Layer(init, lambda params, x: linear_rules.linear(x, params["W"], params["b"]))
 
 
 def conv1d(
@@ -106,8 +102,7 @@ def conv1d(
 
     Raises:
         TypeError: channels, kernel_size or stride is not an integer.
-        ValueError: one of them is not positive, or, from `init`, the input has fewer than two axes or n is less than
-            kernel_size.
+        ValueError: one of them is not positive, or, from `init`, the input has fewer than two axes or n < kernel_size.
 
     Example:
         >>> shape, params = conv1d(8, kernel_size=3, stride=2).init(jax.random.key(0), (5, 1))
@@ -126,10 +121,7 @@ def conv1d(
         h = initializer(in_axis=1, out_axis=2)(key, (kernel_size, c, channels))
         return (*batch, -(-n // stride), channels), {"h": h, "b": jnp.zeros(channels)}
 
-    def apply(params: Params, x: Float[Array, "... n c"]) -> Float[Array, "... m channels"]:
-        return conv1d_rule(x, params["h"], params["b"], stride=stride)
-
-    return Layer(init, apply)
+    return Layer(init, lambda params, x: conv1d_rule(x, params["h"], params["b"], stride=stride))
 
 
 # -------------------------------------------------------------------------------------------- layers without parameters

@@ -8,7 +8,7 @@ runs a convolution many times slower inside a loop. Everything works on any devi
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, reduce
 from os import PathLike
 from pathlib import Path
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vjplib.rules.losses import softmax_cross_entropy_with_integer_labels
@@ -193,8 +193,7 @@ def fit(
     Raises:
         DivergenceError: a loss or an updated parameter is NaN or infinite; the error holds the last finite state.
         ImportError: checkpoint_dir is given and orbax-checkpoint is not installed.
-        TypeError: data is not a sequence of arrays; epochs, batch_size or seed is not an integer; or evaluate returns
-            something that is not a scalar.
+        TypeError: data is not a tuple or list; epochs, batch_size or seed is not an integer; or a metric is no scalar.
         ValueError: data is empty or of unequal lengths, a number is out of range, or checkpoint_dir holds another run.
 
     Example:
@@ -212,7 +211,8 @@ def fit(
     if epochs < 1:
         raise ValueError(f"epochs must be positive, got {epochs}")
     run = Fit(jax.tree.map(_copy, State(params, optimizer.init(params))), ())
-    fixed = {"seed": seed, "batch_size": batch_size, **_forms(run.state)}
+    forms = {jax.tree_util.keystr(path): _form(a) for path, a in jax.tree.leaves_with_path(run.state)}
+    fixed = {"seed": seed, "batch_size": batch_size, **forms}
     columns = TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}")
     bar = Progress(*columns, TimeRemainingColumn(), disable=not progress)
     with _checkpoints(checkpoint_dir, fixed, arrays) as (resume, save), bar:
@@ -242,8 +242,7 @@ def evaluator(
         A function that returns a float for each name.
 
     Raises:
-        TypeError: data is not a sequence of arrays, batch_size is not an integer, or, when the function is called, a
-            metric is not a scalar.
+        TypeError: data is not a tuple or list, batch_size is not an integer, or, when called, a metric is no scalar.
         ValueError: arrays of data are empty or of different lengths, or batch_size is not in [1, examples].
 
     Example:
@@ -288,13 +287,8 @@ def _epoch(
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _guarded_step(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    state: State,
-    good: Bool[Array, ""],
-    arrays: Batch,
-    rows: Int[Array, " b"],
-) -> tuple[State, Bool[Array, ""], Float[Array, ""]]:
+    loss: Loss, optimizer: optax.GradientTransformation, state: State, good: Array, arrays: Batch, rows: Array
+) -> tuple[State, Array, Array]:
     """Take a step on the examples in rows; once a loss or a parameter is not finite, nothing changes any more."""
     new, value = step(loss, optimizer, state, tuple(a[rows] for a in arrays))
     floats = [a for a in jax.tree.leaves((value, new.params)) if jnp.issubdtype(a.dtype, jnp.inexact)]
@@ -311,15 +305,13 @@ def _copy(a: ArrayLike) -> Array:
 # ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
-def _forms(state: State) -> dict[str, str]:
-    """Return the dtype and shape of each array of the state, by its path."""
-    return {jax.tree_util.keystr(path): f"{a.dtype}{list(a.shape)}" for path, a in jax.tree.leaves_with_path(state)}
+def _form(array: Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"
 
 
 def _content(array: Array) -> str:
-    """Return the dtype and shape of an array, and a digest of its bytes."""
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return f"{array.dtype}{list(array.shape)} of digest {hashlib.sha256(data.data).hexdigest()[:16]}"
+    return f"{_form(array)} of digest {hashlib.sha256(data.data).hexdigest()[:16]}"
 
 
 @contextmanager
@@ -379,13 +371,10 @@ def _examples(data: Sequence[ArrayLike], batch_size: int | None) -> Batch:
 
 
 def _scalar(name: str, value: Any) -> float:
-    refusal = TypeError(f"metric {name} must be a scalar, got {value!r:.60}")
-    if np.ndim(value) != 0:
-        raise refusal
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise refusal from None
+    if np.ndim(value) == 0:
+        with suppress(TypeError, ValueError):
+            return float(value)
+    raise TypeError(f"metric {name} must be a scalar, got {value!r:.60}")
 
 
 def _matching(logits: Array, labels: Array) -> None:
