@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax._src import api, source_info_util
 from jax.ad_checkpoint import checkpoint_name
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
 
 P = ParamSpec("P")
@@ -119,21 +118,17 @@ def replaced_custom_vjp_calls(call: Callable[..., Any]) -> Iterator[None]:
     Args:
         call: takes the original call, the custom_vjp, and the arguments.
     """
-
-    def mine(*given: Any, **kwargs: Any) -> Any:
-        return call(*given, **kwargs)
-
     with _patching:
         if not _replacements:
             for kind in _implementations():
                 _originals[kind] = original = kind.__call__
                 kind.__call__ = _dispatching(original)
-        _replacements.append(mine)
+        _replacements.append(call)
     try:
         yield
     finally:
         with _patching:
-            _replacements.remove(mine)
+            _replacements.remove(call)
             if not _replacements:
                 for kind, original in _originals.items():
                     kind.__call__ = original
@@ -295,25 +290,4 @@ def mark_of(eqn: Any) -> bool | None:
 
     Programs traced in `backwards_where_written` hold one for each array; they are identities.
     """
-    name = eqn.params.get("name") if eqn.primitive.name == "name" else None
-    return {_ENTER: True, _LEAVE: False}.get(name) if isinstance(name, str) else None
-
-
-def is_symbolic_zero(a: Any) -> bool:
-    """Return whether a is a symbolic zero, which a backward with symbolic_zeros=True takes and may return."""
-    return isinstance(a, SymbolicZero)
-
-
-def symbolic_zero_of(y: Any) -> SymbolicZero:
-    """Return the symbolic zero that stands for the cotangent of an output."""
-    return SymbolicZero(jax.typeof(y).to_tangent_aval())
-
-
-def perturbed(x: Any) -> CustomVJPPrimal:
-    """Return an argument of a forward pass with symbolic_zeros=True, marked as differentiated."""
-    return CustomVJPPrimal(x, True)
-
-
-def symbolic_zero_aval(a: Any) -> Any:
-    """Return the shape and dtype of a symbolic zero, anything else as it is."""
-    return a.aval if isinstance(a, SymbolicZero) else a
+    return {_ENTER: True, _LEAVE: False}.get(eqn.params["name"]) if eqn.primitive.name == "name" else None
