@@ -10,6 +10,7 @@ from vjplib.compat.configuration import with_collective_timeout as with_collecti
 from vjplib.compat.configuration import x64 as x64
 from vjplib.compat.cost import ProgramCost as ProgramCost
 from vjplib.compat.cost import cost_of as cost_of
+from vjplib.compat.custom_rules import CustomJVP as CustomJVP
 from vjplib.compat.custom_rules import CustomVJP as CustomVJP
 from vjplib.compat.custom_rules import as_written as as_written
 from vjplib.compat.custom_rules import backwards_where_written as backwards_where_written

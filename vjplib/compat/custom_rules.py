@@ -66,6 +66,11 @@ class CustomVJP(NamedTuple):
     name: str
     optimize_remat: bool = False
 
+    @property
+    def passes(self) -> tuple[Callable[..., Any] | None, ...]:
+        """The forward and the backward; None for one that is not defined."""
+        return self.fwd, self.bwd
+
 
 def custom_vjp_of(fn: Any) -> CustomVJP | None:
     """Return the parts of a custom_vjp, None for any other function.
@@ -95,7 +100,7 @@ def require_passes(rule: CustomVJP) -> None:
         Traceback (most recent call last):
         ValueError: fn must have its passes: call sin.defvjp(fwd, bwd) first
     """
-    if rule.fwd is None or rule.bwd is None:
+    if None in rule.passes:
         raise ValueError(f"fn must have its passes: call {rule.name}.defvjp(fwd, bwd) first")
 
 
@@ -154,8 +159,13 @@ class CustomJVP(NamedTuple):
     """
 
     primal: Callable[..., Any]
-    jvp: Callable[..., Any]
+    jvp: Callable[..., Any] | None
     static: frozenset[int]
+
+    @property
+    def passes(self) -> tuple[Callable[..., Any] | None, ...]:
+        """The rule; None if it is not defined."""
+        return (self.jvp,)
 
 
 def custom_jvp_of(fn: Any) -> CustomJVP | None:
@@ -165,9 +175,7 @@ def custom_jvp_of(fn: Any) -> CustomJVP | None:
         >>> custom_jvp_of(jax.numpy.sin) is None
         True
     """
-    if not isinstance(fn, jax.custom_jvp) or fn.jvp is None:
-        return None
-    return CustomJVP(fn.fun, fn.jvp, frozenset(fn.nondiff_argnums))
+    return CustomJVP(fn.fun, fn.jvp, frozenset(fn.nondiff_argnums)) if isinstance(fn, jax.custom_jvp) else None
 
 
 @contextmanager

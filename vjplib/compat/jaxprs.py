@@ -58,11 +58,11 @@ _INLINED = _CUSTOM | INLINED
 
 
 def equations(program: Any) -> Iterator[Any]:
-    """Yield the equations of a jaxpr and of the programs inside it."""
+    """Yield the equations of a jaxpr, each after those of the programs inside it."""
     for eqn in unclose(program)[0].eqns:
-        yield eqn
         for _, inner, _ in programs(eqn.params):
             yield from equations(inner)
+        yield eqn
 
 
 def holds_custom_vjp(program: Any) -> bool:
