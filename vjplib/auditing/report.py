@@ -2,17 +2,18 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vjplib.auditing.judge import Judgement
+from vjplib.reports.tables import grid
 from vjplib.verification.causes import causes, paragraph
 from vjplib.verification.report import Report, as_json, in_markdown
 
@@ -119,11 +120,11 @@ class AuditReport:
     @property
     def summary(self) -> str:
         """The number of rows of each verdict, in a line."""
-        count = {v: sum(rule.verdict == v for rule in self.rules) for v in ("pass", "fail", "note", "undecided")}
-        said = ", ".join(f"{n} {v}" for v, n in count.items() if n)
-        names = len({(rule.name, rule.source) for rule in self.rules})
         if not self.rules:
             return "no custom_vjp and no custom_jvp was met"
+        count = Counter(rule.verdict for rule in self.rules)
+        said = ", ".join(f"{count[v]} {v}" for v in ("pass", "fail", "note", "undecided") if count[v])
+        names = len({(rule.name, rule.source) for rule in self.rules})
         return f"{_counted(names, 'rule')} met with {_counted(len(self.rules), 'shape')}: {said}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,17 +186,13 @@ def _shortened(shapes: str) -> str:
 
 
 def _table(rules: tuple[AuditedRule, ...]) -> Table:
-    grid = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
-    grid.add_column("", justify="right", no_wrap=True)
-    grid.add_column("rule", overflow="fold", ratio=1)
-    for heading in ("", "calls", "error", "x", "kept", "autodiff", "share"):
-        grid.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    table = grid("", ("", "rule", ""), ("calls", "error", "x", "kept", "autodiff", "share"))
     for number, rule in enumerate(rules, 1):
         ours, theirs = ("-" if n is None else _bytes(n) for n in (rule.kept, rule.autodiff_kept))
         sign = Text(_SIGNS[rule.verdict], _STYLES[rule.verdict])
         cells = (str(rule.calls), _error(rule), _relative(rule), ours, theirs, _share(rule))
-        grid.add_row(str(number), Text(rule.name.rsplit(".", 1)[-1]), sign, *cells)
-    return grid
+        table.add_row(str(number), Text(rule.name.rsplit(".", 1)[-1]), sign, *cells)
+    return table
 
 
 def _lines(number: int, rule: AuditedRule) -> Iterator[str]:
