@@ -20,13 +20,7 @@ _FEW = 4
 
 
 def write_html(path: str | Path, run: Run, against: Run | None = None) -> None:
-    """Write the page.
-
-    Args:
-        path: the file.
-        run: the run.
-        against: an earlier one, to tell what changed since.
-    """
+    """Write the run as a page, with what changed since the run that it is compared with, if there is one."""
     Path(path).write_text("\n".join(_page(run, against)) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
