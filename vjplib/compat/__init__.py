@@ -39,6 +39,7 @@ from vjplib.compat.jaxprs import strip_custom_rules as strip_custom_rules
 from vjplib.compat.jaxprs import unclose as unclose
 from vjplib.compat.jaxprs import used_inputs as used_inputs
 from vjplib.compat.jaxprs import where_written as where_written
+from vjplib.compat.jaxprs import with_programs as with_programs
 from vjplib.compat.jaxprs import without_dead_code as without_dead_code
 from vjplib.compat.placing import auto_sharded as auto_sharded
 from vjplib.compat.placing import is_vmapped as is_vmapped

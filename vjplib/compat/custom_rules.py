@@ -119,9 +119,6 @@ def replaced_custom_vjp_calls(call: Callable[..., Any]) -> Iterator[None]:
     """Context in which every call of a custom_vjp is call(original, fn, *args, **kwargs) instead.
 
     The class is patched for all threads. Contexts may nest, and overlap in any order; the last one is called first.
-
-    Args:
-        call: takes the original call, the custom_vjp, and the arguments.
     """
     with _patching:
         if not _replacements:

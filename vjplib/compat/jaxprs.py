@@ -15,9 +15,6 @@ def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
 
     Each `jax.custom_vjp` and `jax.custom_jvp` is replaced by its primal, through jit, scan, while, cond and checkpoint.
 
-    Args:
-        f: a function of arrays that returns a pytree of arrays.
-
     Example:
         >>> import jax.numpy as jnp
         >>> wrong = jax.custom_vjp(jnp.sin)
@@ -100,7 +97,7 @@ def evaluated(
         if eqn.primitive.name in _INLINED and inner:
             _, program, held = inner[0]
             return evaluated(program, held, values, after, bind)
-        params = {name: _stripped_parameter(value) for name, value in eqn.params.items()} if inner else {}
+        params = with_programs(eqn.params, _stripped) if inner else {}
         return after(eqn, bind(eqn, values, **params))
 
     return interpreted(jaxpr, consts, args, apply)
@@ -150,11 +147,18 @@ def where_written(eqn: Any) -> tuple[str, int, str, str]:
     return frame.file_name, frame.start_line, frame.function_name, " ".join(" ".join(lines).split())
 
 
-def _stripped_parameter(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        items = [_stripped_parameter(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if _program(value) is None or all(eqn.primitive.name not in _CUSTOM for eqn in equations(value)):
-        return value
-    jaxpr, consts = unclose(value)
+def with_programs(held: Any, change: Callable[[Any], Any]) -> Any:
+    """Return an equation's parameters, or one of them, with each program changed, in the order of `programs`."""
+    if isinstance(held, dict):
+        return {name: with_programs(value, change) for name, value in held.items()}
+    if isinstance(held, (tuple, list)):
+        items = [with_programs(item, change) for item in held]
+        return type(held)(*items) if hasattr(held, "_fields") else type(held)(items)
+    return held if _program(held) is None else change(held)
+
+
+def _stripped(program: Any) -> Any:
+    if all(eqn.primitive.name not in _CUSTOM for eqn in equations(program)):
+        return program
+    jaxpr, consts = unclose(program)
     return jax.make_jaxpr(lambda *args: evaluated(jaxpr, consts, args))(*(v.aval for v in jaxpr.invars))

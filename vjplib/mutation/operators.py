@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vjplib.verification.call import combine
+
 INPUTS, OUTPUTS = "input", "output"  # of the backward, in place of a primitive
 
 
@@ -96,17 +98,12 @@ def _transposed(x: Any) -> Any:
     return jnp.reshape(jnp.swapaxes(x, *_long(x)[-2:]), x.shape)
 
 
-def with_item(items: Sequence[Any], i: int, new: Any) -> list[Any]:
-    """Return the items with a new one in one place."""
-    return [new if k == i else item for k, item in enumerate(items)]
-
-
 def _of_output(change: Callable[..., Any]) -> Callable[..., Any]:
     """Return the operator that changes output number detail[0], by the rest of the detail."""
 
     def operate(eqn: Equation, i: float, *detail: float) -> Sequence[Any]:
         outputs = eqn.bind(eqn.values)
-        return with_item(outputs, int(i), change(outputs[int(i)], *detail))
+        return combine(outputs, [int(i)], [change(outputs[int(i)], *detail)])
 
     return operate
 
@@ -116,7 +113,7 @@ def _of_operand(change: Callable[..., Any]) -> Callable[..., Any]:
 
     def operate(eqn: Equation, i: float, *detail: float) -> Sequence[Any]:
         x = jnp.asarray(eqn.values[int(i)], eqn.inputs[int(i)].dtype)
-        return eqn.bind(with_item(eqn.values, int(i), change(x, *detail)))
+        return eqn.bind(combine(eqn.values, [int(i)], [change(x, *detail)]))
 
     return operate
 
@@ -140,9 +137,7 @@ def _alone(eqn: Equation, i: float) -> Sequence[Any]:
 
 
 def _swapped(eqn: Equation, i: float, j: float) -> Sequence[Any]:
-    values = list(eqn.values)
-    values[int(i)], values[int(j)] = values[int(j)], values[int(i)]
-    return eqn.bind(values)
+    return eqn.bind(combine(eqn.values, (int(i), int(j)), (eqn.values[int(j)], eqn.values[int(i)])))
 
 
 def _wrong_axis(eqn: Equation, axis: float) -> Sequence[Any]:

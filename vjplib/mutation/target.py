@@ -62,12 +62,7 @@ def _call(rule: Rule, case: Case, seed: int, **sizes: int) -> TargetCall:
 
 
 class Target:
-    """A rule with its cases, shared by all its mutants.
-
-    Args:
-        rule: the record.
-        seed: of all random numbers.
-    """
+    """A rule with its cases, shared by all its mutants; all random numbers come from the seed."""
 
     def __init__(self, rule: Rule, seed: int) -> None:
         self.rule, self.seed = rule, seed
