@@ -67,14 +67,9 @@ class Judgement:
 
 
 def judge(group: CallGroup, effort: Effort, seed: int, seconds: float, known: str | None = None) -> Judgement:
-    """Return the judgement on a group; an exception or a timeout of the rule is a finding.
+    """Return the judgement on a group of calls; an exception of the rule, or its taking longer, is a finding.
 
-    Args:
-        group: the recorded calls.
-        effort: how much to examine.
-        seed: of all random numbers.
-        seconds: the time limit.
-        known: why a difference is by design, as the caller says; None if the caller says nothing.
+    `known` is why a difference is by design, as the caller says; None if the caller says nothing.
     """
     start = time.perf_counter()
     calls = [call for _, call in group.sample][: SAMPLES[effort]]

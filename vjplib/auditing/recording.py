@@ -4,7 +4,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -178,12 +178,7 @@ class _Gradient:
 
 
 class Watch:
-    """The rules that a program called; `vjplib.examined` makes the report.
-
-    Args:
-        seed: the seed of the samples.
-        keep: how many calls of each rule and shapes to sample.
-    """
+    """The rules that a program called; `watching` makes one, and `vjplib.examined` the report."""
 
     def __init__(self, seed: int = 0, keep: int = 3) -> None:
         self.seed, self.keep = seed, keep
@@ -307,11 +302,8 @@ def watching(seed: int = 0, keep: int = 3) -> Iterator[Watch]:
 def _settle() -> None:
     """Wait for programs that still run, so that their values are recorded."""
     for array in jax.live_arrays():
-        if not array.is_deleted():
-            try:
-                array.block_until_ready()
-            except Exception:  # the caller of a program that failed knows it
-                continue
+        with suppress(Exception):  # it is deleted, or its program failed, as the caller knows
+            array.block_until_ready()
     jax.effects_barrier()
 
 

@@ -130,8 +130,7 @@ class AuditReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types: a number that is not finite becomes a string."""
         rules = [{**asdict(rule), "ok": rule.ok} for rule in self.rules]
-        head = {"name": self.name, "ok": self.ok, "raised": self.raised, "kept": self.kept, "seconds": self.seconds}
-        return as_json({**head, "unmet": list(self.unmet), "rules": rules})
+        return as_json({**asdict(self), "ok": self.ok, "rules": rules})
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON."""
@@ -147,7 +146,9 @@ class AuditReport:
         ]
         for rule in self.rules:
             cells = (f"{rule.name} ({rule.kind})", rule.source, f"{rule.calls}", rule.shapes, rule.verdict)
-            cells += (_error(rule), _relative(rule), _kept(rule), _share(rule), rule.reason)
+            error, relative, share = _figures(rule)
+            kept = "-" if rule.kept is None else f"{rule.kept:,} / {rule.autodiff_kept:,}"
+            cells += (error, relative, kept, share, rule.reason)
             rows.append("| " + " | ".join(map(in_markdown, cells)) + " |")
         return "\n".join(rows)
 
@@ -190,7 +191,8 @@ def _table(rules: tuple[AuditedRule, ...]) -> Table:
     for number, rule in enumerate(rules, 1):
         ours, theirs = ("-" if n is None else _bytes(n) for n in (rule.kept, rule.autodiff_kept))
         sign = Text(_SIGNS[rule.verdict], _STYLES[rule.verdict])
-        cells = (str(rule.calls), _error(rule), _relative(rule), ours, theirs, _share(rule))
+        error, relative, share = _figures(rule)
+        cells = (str(rule.calls), error, relative, ours, theirs, share)
         table.add_row(str(number), Text(rule.name.rsplit(".", 1)[-1]), sign, *cells)
     return table
 
@@ -206,22 +208,11 @@ def _lines(number: int, rule: AuditedRule) -> Iterator[str]:
         yield f"  {_SIGNS[rule.verdict]}: {rule.reason}"
 
 
-def _error(rule: AuditedRule) -> str:
-    return "-" if rule.error is None else f"{rule.error:.0e}"
-
-
-def _relative(rule: AuditedRule) -> str:
-    return "-" if rule.relative is None else f"{rule.relative:.2g}"
-
-
-def _kept(rule: AuditedRule) -> str:
-    return "-" if rule.kept is None else f"{rule.kept:,} / {rule.autodiff_kept:,}"
-
-
-def _share(rule: AuditedRule) -> str:
-    if rule.recomputed:
-        return "remat"
-    return "-" if rule.share is None else f"{rule.share:.0%}"
+def _figures(rule: AuditedRule) -> list[str]:
+    """Return the error, the same as a multiple of autodiff's, and the share of the bytes kept, as text."""
+    figures = ((rule.error, ".0e"), (rule.relative, ".2g"), (rule.share, ".0%"))
+    error, relative, share = ("-" if number is None else format(number, spec) for number, spec in figures)
+    return [error, relative, "remat" if rule.recomputed else share]
 
 
 def _counted(n: int, thing: str) -> str:

@@ -17,11 +17,7 @@ _CHECKPOINT, _PALLAS = "ad_checkpoint.py", f"{os.sep}pallas{os.sep}"
 
 
 def caller_of(own: set[Any]) -> tuple[str, bool, bool, bool]:
-    """Return the line that calls a rule, and whether in jax.checkpoint, in a Pallas kernel, by the rule's own passes.
-
-    Args:
-        own: the code of the rule's passes.
-    """
+    """Return the line that calls a rule, and whether in jax.checkpoint, in a Pallas kernel, by its passes' own code."""
     caller, recomputed, in_pallas = "", False, False
     frame = sys._getframe(2)
     while frame is not None:
