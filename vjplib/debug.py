@@ -138,4 +138,4 @@ def _require_cotangents(rule: CustomVJP, arguments: tuple[Any, ...], dxs: Any) -
 
 def _bare(argument: Any) -> Any:
     """Return an argument of a forward pass with symbolic zeros, without the mark on each leaf that is perturbed."""
-    return jax.tree.map(lambda a: getattr(a, "value", a), argument, is_leaf=lambda a: isinstance(a, CustomVJPPrimal))
+    return jax.tree.map(lambda a: a.value if isinstance(a, CustomVJPPrimal) else a, argument)

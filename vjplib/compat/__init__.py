@@ -3,6 +3,8 @@
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
 
+from vjplib.compat.avals import is_symbolic as is_symbolic
+from vjplib.compat.avals import weakly_typed as weakly_typed
 from vjplib.compat.configuration import fast_compile_options as fast_compile_options
 from vjplib.compat.configuration import in_callers_context as in_callers_context
 from vjplib.compat.configuration import settings as settings
@@ -26,7 +28,6 @@ from vjplib.compat.custom_rules import replaced_custom_vjp_calls as replaced_cus
 from vjplib.compat.custom_rules import replaced_vjp as replaced_vjp
 from vjplib.compat.custom_rules import require_passes as require_passes
 from vjplib.compat.custom_rules import with_backward as with_backward
-from vjplib.compat.dtypes import weakly_typed as weakly_typed
 from vjplib.compat.jaxprs import INLINED as INLINED
 from vjplib.compat.jaxprs import bind_eqn as bind_eqn
 from vjplib.compat.jaxprs import equations as equations
@@ -45,4 +46,3 @@ from vjplib.compat.placing import auto_sharded as auto_sharded
 from vjplib.compat.placing import is_vmapped as is_vmapped
 from vjplib.compat.placing import no_inline as no_inline
 from vjplib.compat.placing import psum_to_primal as psum_to_primal
-from vjplib.compat.shapes import is_symbolic as is_symbolic

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -13,33 +13,14 @@ from jax._src import api, source_info_util
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.xla_metadata import set_xla_metadata
 
-P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
 T = TypeVar("T")
-
-
-class Differentiable(Protocol[P, R]):
-    """The type of a custom_vjp: its function, with the rule attached."""
-
-    __name__: str
-    fwd: Callable[..., Any] | None
-    bwd: Callable[..., Any] | None
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function."""
-        ...
-
-    def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
-        """Attach the forward and the backward pass."""
-        ...
-
 
 if TYPE_CHECKING:
 
     def custom_vjp(
-        fun: Callable[P, T], nondiff_argnums: Sequence[int] = (), nondiff_argnames: Sequence[str] = ()
-    ) -> Differentiable[P, T]:
-        """`jax.custom_vjp`, typed so that the rule keeps its function's signature."""
+        fun: Callable[..., T], nondiff_argnums: Sequence[int] = (), nondiff_argnames: Sequence[str] = ()
+    ) -> jax.custom_vjp[T]:
+        """`jax.custom_vjp`, typed so that the result of a rule is known where `partial` gives it options."""
         ...
 else:
     custom_vjp = jax.custom_vjp
@@ -90,10 +71,7 @@ def custom_vjp_of(fn: Any) -> CustomVJP | None:
 
 
 def require_passes(rule: CustomVJP) -> None:
-    """Refuse a custom_vjp without forward and backward pass.
-
-    Raises:
-        ValueError: it has no passes.
+    """Raise a ValueError for a custom_vjp without forward and backward pass.
 
     Example:
         >>> require_passes(custom_vjp_of(jax.custom_vjp(jax.numpy.sin)))
@@ -147,13 +125,7 @@ def _dispatching(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class CustomJVP(NamedTuple):
-    """The parts of a custom_jvp.
-
-    Args:
-        primal: the function that it differentiates.
-        jvp: its rule.
-        static: which positional arguments are not differentiated.
-    """
+    """The parts of a custom_jvp, named as those of a `CustomVJP`."""
 
     primal: Callable[..., Any]
     jvp: Callable[..., Any] | None
@@ -198,11 +170,7 @@ def replaced_vjp(call: Callable[..., Any]) -> Iterator[None]:
     """
     original = api.vjp
 
-    @wraps(original)
-    def replacing(*args: Any, **kwargs: Any) -> Any:
-        return call(original, *args, **kwargs)
-
-    api.vjp = jax.vjp = replacing
+    api.vjp = jax.vjp = wraps(original)(partial(call, original))
     try:
         yield
     finally:
@@ -212,8 +180,7 @@ def replaced_vjp(call: Callable[..., Any]) -> Iterator[None]:
 def with_backward(rule: CustomVJP, bwd: Callable[..., Any]) -> Any:
     """Return a custom_vjp of the same parts with another backward."""
     same = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
-    options = {"optimize_remat": True} if rule.optimize_remat else {}
-    same.defvjp(rule.fwd, bwd, symbolic_zeros=rule.symbolic_zeros, **options)
+    same.defvjp(rule.fwd, bwd, symbolic_zeros=rule.symbolic_zeros, optimize_remat=rule.optimize_remat)
     return same
 
 
@@ -284,10 +251,9 @@ def _marked(tree: Any, text: str) -> Any:
 
 def is_plain_array(leaf: Any) -> bool:
     """Return whether a leaf is an array of numbers: no symbolic zero, no float0, no random key, no text."""
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or dtype == jax.dtypes.float0:
+    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or leaf.dtype == jax.dtypes.float0:
         return False
-    return not jax.numpy.issubdtype(dtype, jax.dtypes.extended)
+    return not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def mark_of(eqn: Any) -> bool | None:
