@@ -32,12 +32,7 @@ class Alarm(NamedTuple):
 
 
 class Alarms(NamedTuple):
-    """The false alarms of all checks.
-
-    Args:
-        runs: how many runs of correct rules there were; each check took part in all.
-        alarms: each false alarm.
-    """
+    """How many runs of correct rules there were, each examined by every check, and the false alarms."""
 
     runs: int
     alarms: tuple[Alarm, ...]

@@ -47,14 +47,7 @@ Call = TypeVar("Call", bound=CallUnderTest)
 
 
 class _Backward(NamedTuple):
-    """A backward traced at its inputs.
-
-    Args:
-        jaxpr: its program.
-        consts: the constants that it closes over.
-        arrays: those of its inputs that are arrays.
-        rebuild: takes the arrays that the program returns; returns the cotangents.
-    """
+    """A backward traced at those of its inputs that are arrays; `rebuild` makes cotangents of the program's outputs."""
 
     jaxpr: Any
     consts: list[Any]

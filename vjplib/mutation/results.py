@@ -72,7 +72,5 @@ def without_mutants(scores: Sequence[Score], count: int) -> Iterator[str]:
 
 def survivors(scores: Sequence[Score]) -> Iterator[str]:
     """Yield a line for each mutant that survived."""
-    for s in scores:
-        for o in s.outcomes:
-            if o.verdict == "survived":
-                yield f"{s.name} [{o.case}]: {o.mutation}"
+    survived = ((s.name, o) for s in scores for o in s.outcomes if o.verdict == "survived")
+    yield from (f"{name} [{o.case}]: {o.mutation}" for name, o in survived)

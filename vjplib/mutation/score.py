@@ -49,13 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Score:
-    """The mutants of one rule.
-
-    Args:
-        name: the name of the rule.
-        outcomes: one for each mutant.
-        seconds: the time taken.
-    """
+    """The mutants of one rule, an outcome each, and the seconds that they took."""
 
     name: str
     outcomes: tuple[Outcome, ...]

@@ -89,6 +89,5 @@ class Target:
         found = []
         for i, case in enumerate(self.rule.cases):
             rng = np.random.default_rng((self.seed, 7, i))
-            drawn = [case.sizes(rng) for _ in range(OTHER_SIZES)]
-            found += [_call(self.rule, case, self.seed, **sizes) for sizes in drawn]
+            found += [_call(self.rule, case, self.seed, **case.sizes(rng)) for _ in range(OTHER_SIZES)]
         return found
