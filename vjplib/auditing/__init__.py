@@ -143,18 +143,9 @@ def _names(rule: str) -> tuple[str, str]:
 def _row(group: CallGroup, found: Judgement, total: int, gradients: bool) -> AuditedRule:
     counted = group.differentiated if gradients else group.calls
     share = found.kept * counted / total if total and found.kept is not None and not group.recomputed else None
-    return AuditedRule(
-        name=group.name,
-        kind=group.kind,
-        source=group.source,
-        callers=tuple(c for c in group.callers if c),
-        shapes=group.shapes,
-        calls=group.calls,
-        differentiated=group.differentiated,
-        share=share,
-        recomputed=group.recomputed,
-        **vars(found),
-    )
+    same = ("name", "kind", "source", "shapes", "calls", "differentiated", "recomputed")
+    of_group = {name: getattr(group, name) for name in same}
+    return AuditedRule(**of_group, callers=tuple(filter(None, group.callers)), share=share, **vars(found))
 
 
 def _kept_by(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

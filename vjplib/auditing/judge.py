@@ -19,7 +19,7 @@ from vjplib.auditing.by_design import by_design, iterated, kinks
 from vjplib.auditing.forward import check as forward
 from vjplib.auditing.recording import CallGroup, KeyData, RecordedCall
 from vjplib.compat import x64
-from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax, attempt, parameters
+from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax, attempt, inexact, parameters
 from vjplib.verification.claim import Check, Claim
 from vjplib.verification.claims import contract, edges, linearity, second_order, taylor, transforms, value
 from vjplib.verification.claims.residuals import residual_bytes
@@ -101,9 +101,8 @@ def _restricted(subject: CallUnderTest, perturbed: tuple[bool, ...], outputs: se
         return jnp.asarray(a.value) if isinstance(a, Static) else a
 
     def fn(*args: Any) -> Any:
-        ys = jax.tree.leaves(subject.fn(*jax.tree.map(bare, args, is_leaf=lambda a: isinstance(a, Static))))
-        floating = [y for y in ys if jnp.issubdtype(jnp.result_type(y), jnp.inexact)]
-        return [y for i, y in enumerate(floating) if i in outputs] if outputs else floating
+        floating = inexact(subject.fn(*jax.tree.map(bare, args, is_leaf=lambda a: isinstance(a, Static))))
+        return [y for i, y in enumerate(floating) if i in outputs or not outputs]
 
     fn.__name__ = getattr(subject.fn, "__name__", "fn")
     names = parameters(subject.fn, len(subject.args))
@@ -129,10 +128,9 @@ def _subject(group: CallGroup, call: RecordedCall, seed: int) -> CallUnderTest:
 
 def _marks(group: CallGroup, call: RecordedCall) -> tuple[bool, ...]:
     """Return which leaves of the arguments that are not static the program differentiated by."""
-    marks = iter(call.perturbed)
-    rows = [(i, len(jax.tree.leaves(a, is_leaf=_is_key_data))) for i, a in enumerate(call.args)]
-    taken = [(i, next(marks)) for i, count in rows for _ in range(count)] if call.perturbed else []
-    return tuple(mark for i, mark in taken if i not in group.static)
+    owners = [i for i, a in enumerate(call.args) for _ in jax.tree.leaves(a, is_leaf=_is_key_data)]
+    pairs = zip(owners, call.perturbed, strict=True) if call.perturbed else ()
+    return tuple(mark for i, mark in pairs if i not in group.static)
 
 
 def _is_key_data(leaf: Any) -> bool:

@@ -29,12 +29,9 @@ from vjplib.verification.avals import Aval
 
 
 class RecordedCall(NamedTuple):
-    """A recorded call of a rule.
+    """A recorded call of a rule, its positional arguments on the host.
 
-    Args:
-        fn: the custom_vjp or custom_jvp.
-        args: its positional arguments, arrays on the host.
-        perturbed: which of their leaves the program differentiated by; empty if it did not differentiate the call.
+    `perturbed` says which of their leaves the program differentiated by; it is empty if it did not differentiate.
     """
 
     fn: Callable[..., Any]
@@ -44,18 +41,9 @@ class RecordedCall(NamedTuple):
 
 @dataclass(eq=False)
 class CallGroup:
-    """All calls of one rule with the same shapes and static arguments.
+    """All calls of one rule with the same shapes and static arguments; `keep` of them are sampled.
 
-    Args:
-        name: the rule's name.
-        kind: "custom_vjp" or "custom_jvp".
-        source: file and line where it is defined.
-        static: which positional arguments are not differentiated.
-        shapes: its arguments, as text.
-        keep: how many calls to sample.
-        rng: draws the sample.
-        outputs: how many floating outputs it has, once traced.
-        requested: the outputs for which the program passes cotangents.
+    Once traced, it has as many floating `outputs`; the program passes cotangents for those that are `requested`.
     """
 
     name: str
@@ -104,12 +92,7 @@ def _picked(values: Sequence[np.ndarray], axes: Axes, at: Sequence[Any]) -> list
 class CallSite:
     """A call of a rule in a program, which listens to the values of its traced arguments.
 
-    Args:
-        watch: the watch that records it.
-        group: the group that its calls belong to.
-        fn: the rule.
-        tree: the structure of its positional arguments.
-        leaves: their leaves, an `Aval` in place of each that is traced.
+    `tree` and `leaves` are its positional arguments, with an `Aval` in place of each leaf that is traced.
     """
 
     watch: "Watch"
@@ -232,18 +215,15 @@ class Watch:
 
     def _group(self, parts: CustomVJP | CustomJVP, args: tuple[Any, ...], seen: list[Any]) -> CallGroup:
         owners = [i for i, a in enumerate(args) for _ in jax.tree.leaves(a)]
-        described = [key_of(a) if i in parts.static else _aval_key(a) for i, a in zip(owners, seen, strict=True)]
+        pairs = list(zip(owners, seen, strict=True))
+        described = [key_of(a) if i in parts.static else _described(a) for i, a in pairs]
         name, source = definition_of(parts.primal)
         kind = "custom_vjp" if isinstance(parts, CustomVJP) else "custom_jvp"
         key = (kind, name, source, key_of(parts.passes[-1]), tuple(described))
         if key not in self.groups:
-            shown = [
-                d if isinstance(d, str) else f"{d[1]}{list(d[0])}"
-                for i, d in zip(owners, described, strict=True)
-                if i not in parts.static
-            ]
+            shown = " ".join(_described(a) for i, a in pairs if i not in parts.static)
             rng = np.random.default_rng((self.seed, len(self.groups)))
-            self.groups[key] = CallGroup(name, kind, source, parts.static, " ".join(shown), self.keep, rng)
+            self.groups[key] = CallGroup(name, kind, source, parts.static, shown, self.keep, rng)
         return self.groups[key]
 
     def gradient(self, original: Callable[..., Any], fun: Any, *primals: Any, **options: Any) -> Any:
@@ -252,12 +232,10 @@ class Watch:
             return original(fun, *primals, **options)
         leaves, tree = jax.tree.flatten(primals)
         gradient = _Gradient()
-        for i, leaf in enumerate(leaves):
-            if isinstance(leaf, jax.Array):  # traced ones are too
-                leaves[i] = tap([leaf], gradient)[0]
-                break
-        else:
-            gradient.runs = 1
+        first = next((i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)), None)  # traced ones are too
+        gradient.runs = int(first is None)
+        if first is not None:
+            leaves[first] = tap([leaves[first]], gradient)[0]
         self._local.inside = True
         try:
             result = original(fun, *jax.tree.unflatten(tree, leaves), **options)
@@ -311,7 +289,5 @@ def _is_traced_array(leaf: Any) -> bool:
     return isinstance(leaf, Tracer) and isinstance(leaf.aval, ShapedArray)
 
 
-def _aval_key(leaf: Any) -> Any:
-    if isinstance(leaf, Aval) or hasattr(leaf, "dtype"):
-        return tuple(leaf.shape), str(leaf.dtype)
-    return type(leaf).__name__
+def _described(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
