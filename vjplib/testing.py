@@ -83,12 +83,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Proof:
-    """One claim of one function, to be called by a test: it fails, skips or returns.
-
-    Args:
-        sheet: what is known of the function.
-        claim: the claim.
-    """
+    """One claim of one function, to be called by a test: it fails, skips or returns."""
 
     sheet: Sheet
     claim: str

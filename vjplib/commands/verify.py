@@ -151,11 +151,10 @@ def _report(name: str, result: Report | pool.Lost) -> Report:
     """Return the report on a rule, or on the end of the process that examined it."""
     if isinstance(result, Report):
         return result
-    if result.code == "raises":
-        finding = failed("unusable_record", f"the record cannot be used: {result.message}", claim="contract")
-    else:
-        finding = failed(result.code, result.message, claim="contract")
-    return Report(name, (finding,), result.seconds)
+    code, message = result.code, result.message
+    if code == "raises":
+        code, message = "unusable_record", f"the record cannot be used: {message}"
+    return Report(name, (failed(code, message, claim="contract"),), result.seconds)
 
 
 def shared_out(effort: str, claims: Sequence[str], parts: int) -> list[tuple[str, ...] | None]:
@@ -167,8 +166,8 @@ def shared_out(effort: str, claims: Sequence[str], parts: int) -> list[tuple[str
     """
     takes = {claim.name: claim.cost[effort != "quick"] for claim in CLAIMS.values()}
     groups: list[list[str]] = [[] for _ in range(max(1, min(parts, MOST_PARTS, len(claims))))]
-    for claim in sorted(claims, key=lambda c: -takes.get(c, 1)):
-        min(groups, key=lambda group: sum(takes.get(c, 1) for c in group)).append(claim)
+    for claim in sorted(claims, key=lambda c: -takes[c]):
+        min(groups, key=lambda group: sum(takes[c] for c in group)).append(claim)
     return [tuple(sorted(group, key=order)) for group in groups] if len(groups) > 1 else [None]
 
 

@@ -9,14 +9,7 @@ from vjplib.verification.report import Finding, Report
 
 
 class Axis(NamedTuple):
-    """A logarithmic axis.
-
-    Args:
-        low: the power of ten at its start.
-        high: the power of ten at its end.
-        start: where it starts on the page.
-        end: where it ends.
-    """
+    """A logarithmic axis from the power of ten `low` to `high`, on the page from `start` to `end`."""
 
     low: int
     high: int

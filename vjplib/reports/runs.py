@@ -91,9 +91,9 @@ def _read(kind: Any, value: Any, name: str) -> Any:
         if value not in options:
             raise ValueError(f"{name}s must be among {', '.join(filter(None, options))}, got {value!r:.60}")
         return value
-    if name in ("claim", "claims") and origin is str and (type(value) is not str or not value):
-        raise TypeError(f"claims must be names, got {value!r:.60}")
     words, kinds = _JSON.get(origin, ("an object", (dict,)))
+    if name in ("claim", "claims") and origin is str and (type(value) not in kinds or not value):
+        raise TypeError(f"claims must be names, got {value!r:.60}")
     if type(value) not in kinds:
         raise TypeError(f"{name} must be {words}, got {value!r:.60}")
     if is_dataclass(origin):
