@@ -130,7 +130,7 @@ def examine(claims, effort, seed):
     return Report("f", tuple(Finding("value", "fail", f"wrong {i}", counterexample=source) for i in range(20)))
 
 def test_it():
-    vjplib.testing.Proof(vjplib.testing.Sheet("f", None, examine, "standard"), "value")()
+    vjplib.testing.Proof(vjplib.testing.Sheet("f", examine, "standard"), "value")()
 """
     text = tests(counterexample).stdout.str()
     assert "\nimport numpy as np\n\nassert np.sin(0) == 1, 'wrong'\n" in text
@@ -165,7 +165,7 @@ def examine(claims, effort, seed):
     return Report("f", tuple(Finding(c, "pass", "") for c in claims))
 
 def sheets(target, effort):
-    yield Sheet("f", None, examine, effort)
+    yield Sheet("f", examine, effort)
 
 vjplib.testing._sheets, kept = sheets, vjplib.testing._sheets
 @parametrize("f", claims=("contract", "value", "linearity"))

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
+from jax.custom_derivatives import CustomVJPPrimal
 
 from vjplib.compat import CustomVJP, custom_vjp_of, replaced_custom_vjp_calls, require_passes
 from vjplib.verification.avals import avals_of, cotangent_mismatches, output_mismatches
@@ -16,19 +18,13 @@ class ContractError(TypeError):
     """A pass of a custom_vjp returned another pytree, shape, dtype or weak type than its rule must."""
 
 
-@jax.tree_util.register_pytree_node_class
+@partial(jax.tree_util.register_dataclass, data_fields=["residuals"], meta_fields=["arguments"])
+@dataclass
 class _Kept:
     """Residuals of a checked rule: its own, and the avals of its arguments as static data."""
 
-    def __init__(self, residuals: Any, arguments: tuple[Any, ...]) -> None:
-        self.residuals, self.arguments = residuals, arguments
-
-    def tree_flatten(self) -> tuple[tuple[Any], tuple[Any, ...]]:
-        return (self.residuals,), self.arguments
-
-    @classmethod
-    def tree_unflatten(cls, arguments: tuple[Any, ...], leaves: tuple[Any]) -> "_Kept":
-        return cls(leaves[0], arguments)
+    residuals: Any
+    arguments: tuple[Any, ...]
 
 
 def debug_rule(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,5 +138,4 @@ def _require_cotangents(rule: CustomVJP, arguments: tuple[Any, ...], dxs: Any) -
 
 def _bare(argument: Any) -> Any:
     """Return an argument of a forward pass with symbolic zeros, without the mark on each leaf that is perturbed."""
-    marked = lambda a: hasattr(a, "perturbed") and hasattr(a, "value")  # noqa: E731
-    return jax.tree.map(lambda a: a.value if marked(a) else a, argument, is_leaf=marked)
+    return jax.tree.map(lambda a: a.value if isinstance(a, CustomVJPPrimal) else a, argument)

@@ -23,8 +23,7 @@ from vjplib.verification.claim import Effort
 from vjplib.verification.registry import order, selected
 
 F = TypeVar("F", bound=Callable[..., Any])
-MOST = 5
-"""As many causes of failure are printed."""
+MOST = 5  # causes of failure that are printed
 
 Target = str | Rule | ModuleType | Sequence[Any]
 
@@ -46,7 +45,6 @@ class Sheet:
 
     Args:
         name: in test ids.
-        fn: the function.
         examine: takes claims, effort and seed, by keyword; returns the report.
         effort: at which it is examined unless the command line says deep.
         target: what names the function on vjplib's command line; empty if nothing does.
@@ -57,7 +55,6 @@ class Sheet:
     """
 
     name: str
-    fn: Any
     examine: Callable[..., Report]
     effort: Effort
     target: str = ""
@@ -72,8 +69,7 @@ class Sheet:
         self.asked.add(claim)
         effort, seed = effort_and_seed(self.effort)
         if (claim, effort, seed) not in self.known:
-            wanted = {claim, *self.expected}
-            claims = sorted(wanted, key=order)
+            claims = sorted({claim, *self.expected}, key=order)
             try:
                 found = self.examine(claims=claims, effort=effort, seed=seed)
             except Exception as error:  # arguments that make no sense, of which each claim's test tells
@@ -87,12 +83,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Proof:
-    """One claim of one function, to be called by a test: it fails, skips or returns.
-
-    Args:
-        sheet: what is known of the function.
-        claim: the claim.
-    """
+    """One claim of one function, to be called by a test: it fails, skips or returns."""
 
     sheet: Sheet
     claim: str
@@ -115,15 +106,13 @@ class Proof:
         findings = [f for f in report.findings if f.claim == self.claim]
         level = report.level(self.claim)
         if level == "fail":
-            raise ClaimError(report, self._told(report))
+            heading = f"{self.sheet.name}: {self.claim} fails"
+            raise ClaimError(report, "\n".join(_lines(heading, report, self.claim, self._command())))
         if level in ("skipped", None):
             import pytest
 
             undecided = [f for f in findings if f.level == "skipped"]
             pytest.skip(str(undecided[0]) if undecided else "there is nothing to examine")
-
-    def _told(self, report: Report) -> str:
-        return "\n".join(_lines(f"{self.sheet.name}: {self.claim} fails", report, self.claim, self._command()))
 
     def _command(self) -> str:
         effort, seed = effort_and_seed(self.sheet.effort)
@@ -205,7 +194,7 @@ def _sheets(target: Any, effort: Effort) -> Iterator[Sheet]:
         fn, args, *rest = target
         kwargs = rest[0] if rest else {}
         name = getattr(fn, "__name__", type(fn).__name__)
-        yield Sheet(name, fn, partial(verify, fn, args, kwargs), effort, record=False)
+        yield Sheet(name, partial(verify, fn, args, kwargs), effort, record=False)
     elif isinstance(target, (tuple, list)):
         for inner in target:
             yield from _sheets(inner, effort)
@@ -226,7 +215,7 @@ def _is_call(target: Any) -> bool:
 
 
 def _of_record(rule: Rule, effort: Effort, target: str) -> Sheet:
-    return Sheet(rule.name, rule.fn, partial(verify_rule, rule), effort, target)
+    return Sheet(rule.name, partial(verify_rule, rule), effort, target)
 
 
 def _place(rule: Rule) -> str:
@@ -259,13 +248,9 @@ def verified(target: Rule | Callable[..., Any], *args: Any, **options: Any) -> R
     report = verify_rule(target, *args, **options) if isinstance(target, Rule) else verify(target, *args, **options)
     if not report.ok:
         caller = sys._getframe(1)
-        try:
-            place = Path(caller.f_code.co_filename).relative_to(Path.cwd())
-        except ValueError:
-            place = Path(caller.f_code.co_filename)
+        place = caller.f_code.co_filename.removeprefix(f"{Path.cwd()}{os.sep}")
         heading = f"{place}:{caller.f_lineno}: {report.name} is not verified"
-        if not report.failures:
-            heading += ": no claim was decided"
+        heading += "" if report.failures else ": no claim was decided"
         raise ClaimError(report, "\n".join(_lines(heading, report, None, _again())))
     return report
 
@@ -290,19 +275,20 @@ def effort_and_seed(effort: Effort) -> tuple[Effort, int]:
         >>> effort_and_seed("quick")
         ('quick', 0)
     """
+    options = _options()
+    return (effort, 0) if options is None else ("deep" if options.vjplib_deep else effort, options.vjplib_seed or 0)
+
+
+def _options() -> Any:
+    """Return the options of the pytest at work; None outside pytest, or without the plugin."""
     plugin = sys.modules.get("vjplib_pytest")
-    if plugin is None or not plugin.configs:
-        return effort, 0
-    options = plugin.configs[-1].option
-    return "deep" if options.vjplib_deep else effort, options.vjplib_seed or 0
+    return plugin.configs[-1].option if plugin is not None and plugin.configs else None
 
 
 def _again() -> str:
     """Return the command that reruns the current test, empty outside pytest."""
     test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
     node = re.sub(r"@[^\]]*$", "", test)  # the group, which pytest-xdist appends
-    plugin = sys.modules.get("vjplib_pytest")
-    if not node or plugin is None or not plugin.configs:
-        return f"pytest {shlex.quote(node)}" if node else ""
     effort, seed = effort_and_seed("standard")
-    return f"pytest {shlex.quote(node)} --vjplib-seed {seed}{' --vjplib-deep' if effort == 'deep' else ''}"
+    options = "" if _options() is None else f" --vjplib-seed {seed}{' --vjplib-deep' if effort == 'deep' else ''}"
+    return f"pytest {shlex.quote(node)}{options}" if node else ""

@@ -409,3 +409,9 @@ def test_both_implementations_of_custom_vjp(implementation):
     """
     environment = {**os.environ, "JAX_CUSTOM_VJP3": implementation}
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, env=environment)
+
+
+def test_a_custom_jvp_without_its_rule_raises_what_jax_raises():
+    report = audit(jax.custom_jvp(jnp.sin), 1.0)
+    assert "No JVP defined" in report.raised
+    assert not report.rules

@@ -257,9 +257,9 @@ def test_alarms_are_counted_by_run_and_fail_the_command():
 
 
 def test_a_correct_rule_raises_no_alarm_and_a_wrong_one_does():
-    assert [a for a in power.run_correct(RECORD, range(4), 0) if a.by == "vjplib"] == []
+    assert [a for a in power.run_correct(RECORD, range(4), 0).alarms if a.by == "vjplib"] == []
     wrong = rule(double, lambda x, m: (double(x, m), m), lambda m, g: (g * 2, None))
-    alarms = power.run_correct(Rule(wrong, double, RECORD.baselines, RECORD.cases), range(4), 0)
+    alarms = power.run_correct(Rule(wrong, double, RECORD.baselines, RECORD.cases), range(4), 0).alarms
     assert {a.run for a in alarms if a.by == "vjplib"} == {0, 1, 2, 3}
 
 
@@ -347,4 +347,4 @@ def test_correct_rules_raise_no_alarm():
     for k, name in enumerate(("sigmoid", "log_softmax", "conv1d")):
         (record,) = find(name)
         runs = range(10 * k, 10 * k + 10)
-        assert [a for a in power.run_correct(record, runs, 2) if a.by == "vjplib"] == []
+        assert [a for a in power.run_correct(record, runs, 2).alarms if a.by == "vjplib"] == []

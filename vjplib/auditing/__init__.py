@@ -1,6 +1,7 @@
 """The auditor: finds every custom rule that a JAX program calls, and verifies each at the inputs of these calls."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from vjplib.auditing.recording import watching as watching
 from vjplib.auditing.report import AuditedRule as AuditedRule
 from vjplib.auditing.report import AuditReport as AuditReport
 from vjplib.auditing.report import order
-from vjplib.verification.call import combine
+from vjplib.verification.call import combine, inexact
 from vjplib.verification.claims.residuals import residual_bytes
 from vjplib.verification.report import describe_error
 
@@ -108,29 +109,29 @@ def examined(
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds!r}")
     start = time.perf_counter()
-    total, taken = watch.kept or kept, {}
-    shapes: dict[tuple[str, str], int] = {}
-    rows = []
+    total, reasons, rows = watch.kept or kept, by_design or {}, []
+    shapes, taken = defaultdict(int), defaultdict(float)
     # Of the shapes of one rule, the one called most comes first.
     for group in progress(sorted(watch.groups.values(), key=lambda g: (g.name, g.source, -g.calls))):
         rule = (group.name, group.source)
-        number = shapes[rule] = shapes.get(rule, 0) + 1
-        left = seconds - taken.get(rule, 0.0)
-        if number > MOST_SHAPES[effort]:
-            found = Judgement(
-                "undecided", f"not examined: the program called this rule at more than {MOST_SHAPES[effort]} shapes"
-            )
+        shapes[rule] += 1
+        left = seconds - taken[rule]
+        if shapes[rule] > MOST_SHAPES[effort]:
+            reason = f"not examined: the program called this rule at more than {MOST_SHAPES[effort]} shapes"
+            found = Judgement("undecided", reason)
         elif left <= 0:
             found = Judgement("undecided", f"not examined: other shapes of this rule took all of its {seconds:g} s")
         else:
-            found = judge(group, effort, watch.seed, left, _known(group, by_design))
+            known = [reasons[name] or "no reason given" for name in _names(group.name) if name in reasons]
+            design = f"by design, as the caller says: {known[0]}" if known else None
+            found = judge(group, effort, watch.seed, left, design)
         if found.verdict == "fail" and watch.gradients and not group.derived:
             reason = f"this program, which takes gradients, does not differentiate it; otherwise: {found.reason}"
             found = replace(found, verdict="note", reason=reason)
-        taken[rule] = taken.get(rule, 0.0) + found.seconds
+        taken[rule] += found.seconds
         rows.append(_row(group, found, total, bool(watch.gradients)))
     met = {name for row in rows for name in _names(row.name)}
-    unmet = tuple(name for name in by_design or () if name not in met)
+    unmet = tuple(name for name in reasons if name not in met)
     return AuditReport(name, order(rows), raised, total, time.perf_counter() - start, unmet)
 
 
@@ -139,27 +140,12 @@ def _names(rule: str) -> tuple[str, str]:
     return rule, rule.rsplit(".", 1)[-1]
 
 
-def _known(group: CallGroup, by_design: Mapping[str, str] | None) -> str | None:
-    reasons = by_design or {}
-    said_so = (reasons[n] or "no reason given" for n in _names(group.name) if n in reasons)
-    return next((f"by design, as the caller says: {reason}" for reason in said_so), None)
-
-
 def _row(group: CallGroup, found: Judgement, total: int, gradients: bool) -> AuditedRule:
     counted = group.differentiated if gradients else group.calls
     share = found.kept * counted / total if total and found.kept is not None and not group.recomputed else None
-    return AuditedRule(
-        name=group.name,
-        kind=group.kind,
-        source=group.source,
-        callers=tuple(c for c in group.callers if c),
-        shapes=group.shapes,
-        calls=group.calls,
-        differentiated=group.differentiated,
-        share=share,
-        recomputed=group.recomputed,
-        **vars(found),
-    )
+    same = ("name", "kind", "source", "shapes", "calls", "differentiated", "recomputed")
+    of_group = {name: getattr(group, name) for name in same}
+    return AuditedRule(**of_group, callers=tuple(filter(None, group.callers)), share=share, **vars(found))
 
 
 def _kept_by(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -168,8 +154,7 @@ def _kept_by(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     floating = [i for i, a in enumerate(leaves) if hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)]
 
     def flat(*moving: Any) -> Any:
-        outputs = jax.tree.leaves(fn(*jax.tree.unflatten(tree, combine(leaves, floating, moving)), **kwargs))
-        return [y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.inexact)]
+        return inexact(fn(*jax.tree.unflatten(tree, combine(leaves, floating, moving)), **kwargs))
 
     try:
         return residual_bytes(flat, *(leaves[i] for i in floating))

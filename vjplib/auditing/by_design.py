@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import programs, strip_custom_rules, unclose, x64
+from vjplib.compat import equations, strip_custom_rules, unclose, x64
 from vjplib.verification.call import CallUnderTest, Leaves, normal_of
 from vjplib.verification.oracle import leaves_to_float64
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, size_of
@@ -22,7 +22,6 @@ LOOP = (
     "{:.1e}, as implicit differentiation does up to the solver's tolerance"
 )
 SOLVED = 0.05
-ROUNDING = ("round",)
 NEAR = 1e-3  # how far inputs are moved off a kink
 FLAT = (
     "the primal is flat, so that autodiff gives zeros and the rule a gradient of its own choice, as straight-through "
@@ -39,15 +38,18 @@ def by_design(subject: CallUnderTest) -> str:
     Only the primal counts: that it is the identity, that it rounds, or that its derivative is zero everywhere nearby.
     """
     leaves = subject.leaves()
-    if _is_identity(subject, leaves):
+    jaxpr = _primal(subject)
+    if all(any(v is x for x in jaxpr.invars) for v in jaxpr.outvars):
         return IDENTITY
-    if to := _rounding(unclose(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))[0]):
+    if to := _rounding(jaxpr):
         return ROUNDED.format(to)
-    truth = _pulled(subject, leaves)[3]
-    near = _pulled(subject, _moved(subject, leaves, 0))[3]
-    if all(size_of(dx) == 0 for dx in (*truth, *near)):
-        return FLAT
-    return ""
+    found = [subject.answers_at(at, subject.cotangents(at)) for at in (leaves, moved(subject, leaves, 0))]
+    return FLAT if all(size_of(dx) == 0 for answers in found for dx in answers.true_dxs) else ""
+
+
+def _primal(subject: CallUnderTest) -> Any:
+    """Return the program of the primal, with the rules inside it stripped."""
+    return unclose(jax.make_jaxpr(strip_custom_rules(subject.call))(*subject.leaves()))[0]
 
 
 def iterated(subject: CallUnderTest) -> str:
@@ -57,8 +59,7 @@ def iterated(subject: CallUnderTest) -> str:
     derivatives along a random direction must differ by less than `SOLVED` of their size. If the primal runs in float32
     only, small steps of the inputs may change the number of its iterations, and their quotients measure nothing.
     """
-    leaves = subject.leaves()
-    if not _loops(unclose(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))[0]):
+    if all(eqn.primitive.name != "while" for eqn in equations(_primal(subject))):
         return ""
     try:
         with x64():
@@ -71,7 +72,7 @@ def iterated(subject: CallUnderTest) -> str:
 def _gap(subject: CallUnderTest, leaves: Leaves) -> float:
     """Return the relative difference of <J v, g> by forward mode and <v, dx> by the rule."""
     rng = np.random.default_rng((subject.seed, 10))
-    ts = tuple(normal_of(rng, a.shape, a.dtype) for a in leaves)
+    ts = normal_like(rng, leaves)
     gs = subject.cotangents(leaves)
     steps = sum(np.vdot(g, np.asarray(t)) for g, t in zip(gs, jax.jvp(subject.oracle, leaves, ts)[1], strict=True))
     dxs = subject.pull(subject.call)(leaves, gs)[1]
@@ -79,18 +80,10 @@ def _gap(subject: CallUnderTest, leaves: Leaves) -> float:
     return float(abs(steps - rule) / max(abs(steps), abs(rule), np.finfo(float).tiny))
 
 
-def _loops(jaxpr: Any) -> bool:
-    inner = (program for eqn in jaxpr.eqns for _, program, _ in programs(eqn.params))
-    return any(eqn.primitive.name == "while" for eqn in jaxpr.eqns) or any(map(_loops, inner))
-
-
 def _rounding(jaxpr: Any) -> str:
     """Return what a program rounds floating numbers to: integers, or floating numbers of at most eight bits."""
-    for eqn in jaxpr.eqns:
-        for _, inner, _ in programs(eqn.params):
-            if to := _rounding(inner):
-                return to
-        if eqn.primitive.name in ROUNDING:
+    for eqn in equations(jaxpr):
+        if eqn.primitive.name == "round":
             return "whole numbers"
         narrow = [v.aval.dtype for v in (*eqn.invars, *eqn.outvars) if _is_narrow(v.aval)]
         if narrow:
@@ -103,12 +96,6 @@ def _is_narrow(aval: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
 
 
-def _is_identity(subject: CallUnderTest, leaves: Leaves) -> bool:
-    """Return whether the primal, with the rules inside it stripped, returns nothing but its arguments."""
-    jaxpr, _ = unclose(jax.make_jaxpr(strip_custom_rules(subject.call))(*leaves))
-    return all(any(v is x for x in jaxpr.invars) for v in jaxpr.outvars)
-
-
 def kinks(subject: CallUnderTest, leaves: Leaves, failed: Sequence[str]) -> dict[str, str]:
     """Return by argument why cotangents that differ from autodiff's are a choice at a kink, for those that are.
 
@@ -119,16 +106,16 @@ def kinks(subject: CallUnderTest, leaves: Leaves, failed: Sequence[str]) -> dict
     with x64():
         exact, exact_gs = leaves_to_float64(leaves, gs)
         try:
-            ours = [np.asarray(a) for a in subject.answers(exact, exact_gs).dxs]
-            near = [_answers(subject, _moved(subject, exact, k), exact_gs) for k in range(8)]
+            ours = subject.answers_at(exact, exact_gs).dxs
+            near = [subject.answers_at(moved(subject, exact, k), exact_gs) for k in range(8)]
         except Exception:  # a rule that refuses float64
             return {}
     if any(np.iscomplexobj(a) for a in ours):
         return {}
     excuses = {}
     for i, name in enumerate(subject.names):
-        sides = np.stack([truth[i] for _, truth in near])
-        agree = all(relative_gap(r[i], o[i]) <= HALF_THE_DIGITS for r, o in near)
+        sides = np.stack([at.true_dxs[i] for at in near])
+        agree = all(relative_gap(at.dxs[i], at.true_dxs[i]) <= HALF_THE_DIGITS for at in near)
         slack = 10 * NEAR * size_of(sides)
         low, high = sides.min(axis=0) - slack, sides.max(axis=0) + slack
         argument = f"cotangent of {name}"
@@ -137,18 +124,13 @@ def kinks(subject: CallUnderTest, leaves: Leaves, failed: Sequence[str]) -> dict
     return excuses
 
 
-def _answers(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> tuple[Leaves, Leaves]:
-    found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
-    return found.dxs, found.true_dxs
+def normal_like(rng: np.random.Generator, leaves: Leaves) -> Leaves:
+    """Return standard normal numbers of the shapes and dtypes of the leaves."""
+    return tuple(normal_of(rng, a.shape, a.dtype) for a in leaves)
 
 
-def _pulled(subject: CallUnderTest, leaves: Leaves) -> Leaves:
-    gs = subject.cotangents(leaves)
-    found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
-    return found.primal, found.ys, found.dxs, found.true_dxs
-
-
-def _moved(subject: CallUnderTest, leaves: Leaves, k: int) -> Leaves:
+def moved(subject: CallUnderTest, leaves: Leaves, k: int) -> Leaves:
+    """Return the leaves moved at random by a thousandth of the size of each, for the k-th time."""
     rng = np.random.default_rng((subject.seed, 8, k))
     sizes = [size_of(a) or 1.0 for a in leaves_to_float64(leaves)[0]]
     return tuple(

@@ -6,6 +6,7 @@ other sizes, scales or dtypes, does not matter to the program: "deep" examines i
 
 import inspect
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -18,24 +19,13 @@ from vjplib.auditing.by_design import by_design, iterated, kinks
 from vjplib.auditing.forward import check as forward
 from vjplib.auditing.recording import CallGroup, KeyData, RecordedCall
 from vjplib.compat import x64
-from vjplib.verification.call import CallUnderTest, Static, parameters
+from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax, attempt, inexact, parameters
 from vjplib.verification.claim import Check, Claim
 from vjplib.verification.claims import contract, edges, linearity, second_order, taylor, transforms, value
 from vjplib.verification.claims.residuals import residual_bytes
 from vjplib.verification.explain import locate
 from vjplib.verification.isolation import run_with_timeout
-from vjplib.verification.report import (
-    Code,
-    Finding,
-    Level,
-    describe_error,
-    explained,
-    failed,
-    finding,
-    noted,
-    passed,
-    skipped,
-)
+from vjplib.verification.report import Finding, describe_error, explained, failed, finding, noted, passed, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS, Error, relative_gap, to_float64, unit_of
 
 Effort = Literal["quick", "standard", "deep"]
@@ -77,14 +67,9 @@ class Judgement:
 
 
 def judge(group: CallGroup, effort: Effort, seed: int, seconds: float, known: str | None = None) -> Judgement:
-    """Return the judgement on a group; an exception or a timeout of the rule is a finding.
+    """Return the judgement on a group of calls; an exception of the rule, or its taking longer, is a finding.
 
-    Args:
-        group: the recorded calls.
-        effort: how much to examine.
-        seed: of all random numbers.
-        seconds: the time limit.
-        known: why a difference is by design, as the caller says; None if the caller says nothing.
+    `known` is why a difference is by design, as the caller says; None if the caller says nothing.
     """
     start = time.perf_counter()
     calls = [call for _, call in group.sample][: SAMPLES[effort]]
@@ -109,19 +94,15 @@ def judge(group: CallGroup, effort: Effort, seed: int, seconds: float, known: st
 
 def _restricted(subject: CallUnderTest, perturbed: tuple[bool, ...], outputs: set[int]) -> CallUnderTest:
     """Return the call as the program uses it: only these leaves differentiated, only these outputs."""
-    if any(perturbed):
-        marks = iter(perturbed)
-        fixed = jax.tree.map(lambda a: a if next(marks) else Static(a), subject.args)
-    else:
-        fixed = subject.args
+    marks = iter(perturbed)
+    fixed = jax.tree.map(lambda a: a if next(marks) else Static(a), subject.args) if any(perturbed) else subject.args
 
     def bare(a: Any) -> Any:
         return jnp.asarray(a.value) if isinstance(a, Static) else a
 
     def fn(*args: Any) -> Any:
-        ys = jax.tree.leaves(subject.fn(*jax.tree.map(bare, args, is_leaf=lambda a: isinstance(a, Static))))
-        floating = [y for y in ys if jnp.issubdtype(jnp.result_type(y), jnp.inexact)]
-        return [y for i, y in enumerate(floating) if i in outputs] if outputs else floating
+        floating = inexact(subject.fn(*jax.tree.map(bare, args, is_leaf=lambda a: isinstance(a, Static))))
+        return [y for i, y in enumerate(floating) if i in outputs or not outputs]
 
     fn.__name__ = getattr(subject.fn, "__name__", "fn")
     names = parameters(subject.fn, len(subject.args))
@@ -132,45 +113,28 @@ def _restricted(subject: CallUnderTest, perturbed: tuple[bool, ...], outputs: se
 
 
 def _subject(group: CallGroup, call: RecordedCall, seed: int) -> CallUnderTest:
-    def known(leaf: Any) -> Any:
-        if isinstance(leaf, KeyData):
-            return jax.random.wrap_key_data(jnp.asarray(leaf.data), impl=jax.random.key_impl(_a_key(leaf.dtype)))
-        return leaf if hasattr(leaf, "dtype") or callable(leaf) or isinstance(leaf, str) else np.asarray(leaf)
+    def key(leaf: Any) -> Any:
+        if not isinstance(leaf, KeyData):
+            return leaf
+        return jax.random.wrap_key_data(jnp.asarray(leaf.data), impl=leaf.dtype._impl.name)
 
-    def static(a: Any) -> Any:
-        return Static(jax.tree.map(lambda b: known(b) if isinstance(b, KeyData) else b, a, is_leaf=_is_key_data))
+    def number(leaf: Any) -> Any:
+        return leaf if callable(leaf) or isinstance(leaf, str) or np.ndim(leaf) else as_taken_by_jax(leaf)
 
-    args = [
-        static(a) if i in group.static else jax.tree.map(known, a, is_leaf=_is_key_data)
-        for i, a in enumerate(call.args)
-    ]
-    return CallUnderTest(call.fn, tuple(_canonical(a) for a in args), seed=seed)
+    args = [jax.tree.map(key, a, is_leaf=_is_key_data) for a in call.args]
+    args = [Static(a) if i in group.static else jax.tree.map(number, a) for i, a in enumerate(args)]
+    return CallUnderTest(call.fn, tuple(args), seed=seed)
 
 
 def _marks(group: CallGroup, call: RecordedCall) -> tuple[bool, ...]:
     """Return which leaves of the arguments that are not static the program differentiated by."""
-    marks = iter(call.perturbed)
-    rows = [(i, len(jax.tree.leaves(a, is_leaf=_is_key_data))) for i, a in enumerate(call.args)]
-    taken = [(i, next(marks)) for i, count in rows for _ in range(count)] if call.perturbed else []
-    return tuple(mark for i, mark in taken if i not in group.static)
+    owners = [i for i, a in enumerate(call.args) for _ in jax.tree.leaves(a, is_leaf=_is_key_data)]
+    pairs = zip(owners, call.perturbed, strict=True) if call.perturbed else ()
+    return tuple(mark for i, mark in pairs if i not in group.static)
 
 
 def _is_key_data(leaf: Any) -> bool:
     return isinstance(leaf, KeyData)
-
-
-def _a_key(dtype: Any) -> Any:
-    return jax.random.wrap_key_data(jnp.zeros(dtype._impl.key_shape, jnp.uint32), impl=dtype._impl.name)
-
-
-def _canonical(tree: Any) -> Any:
-    """Return Python numbers as the arrays that JAX makes of them."""
-    small = {np.dtype("float64"): np.float32, np.dtype("int64"): np.int32}
-
-    def of(a: Any) -> Any:
-        return a.astype(small[a.dtype]) if type(a) is np.ndarray and a.ndim == 0 and a.dtype in small else a
-
-    return tree if isinstance(tree, Static) or jax.config.read("jax_enable_x64") else jax.tree.map(of, tree)
 
 
 def _describe(error: BaseException) -> str:
@@ -196,12 +160,8 @@ class _Work:
     def run(self) -> bool:
         """Fill findings, errors and kept; return True."""
         double = any(a.dtype in (np.float64, np.complex128) for a in self.subjects[0].leaves())
-        if double and not jax.config.read("jax_enable_x64"):
-            with x64(), np.errstate(all="ignore"):
-                self._as_requested()
-        else:
-            with np.errstate(all="ignore"):
-                self._as_requested()
+        with x64() if double else nullcontext(), np.errstate(all="ignore"):
+            self._as_requested()
         return True
 
     def _as_requested(self) -> None:
@@ -220,19 +180,9 @@ class _Work:
             self.refused = failures[0].code == "derivative_raises"
             self.remark = f"as this program differentiates it; by all arguments and outputs: {failures[0]}"
             self._run()
-        self._place()
-
-    def _place(self) -> None:
-        """Look for the place of a bug."""
         if self.effort != "quick" and not self.design and self.errors and any(f.level == "fail" for f in self.findings):
-            self._explain()
-
-    def _explain(self) -> None:
-        """Attach the explanations to the first failures."""
-        try:
-            self.findings = explained(self.findings, locate.explain(self.subjects[0]))
-        except Exception:  # the rule may not run in float64
-            return
+            with suppress(Exception):  # the rule may not run in float64
+                self.findings = explained(self.findings, locate.explain(self.subjects[0]))
 
     def add(self, *findings: Finding) -> None:
         """Add findings, by default of the claim on values."""
@@ -240,28 +190,17 @@ class _Work:
 
     def _run(self) -> None:
         subject = self.subjects[0]
-        if not subject.differentiable:
-            self._skip("note", "nothing to differentiate: its arguments are no floating numbers")
-            return
-        leaves = subject.leaves()
-        try:
-            outputs = subject.outputs(leaves)
-        except Exception as error:  # it ran in the program, so only the call outside of it fails
-            self._skip("skipped", f"cannot be called alone: {_describe(error)}", "undecided_call")
-            return
-        if not outputs:
-            self._skip("note", "nothing to differentiate: it returns no floating numbers")
-            return
         if refusal := self._refusal(subject):
-            self._skip(*refusal)
+            self.add(refusal)
             return
         if self.group.kind == "custom_vjp":
             self._guarded(contract.CLAIM, partial(contract.check, dtypes=()), subject)
         if subject.undifferentiable is not None:
-            self._skip("skipped", f"JAX cannot differentiate the primal: {subject.undifferentiable}")
+            self.add(skipped(f"JAX cannot differentiate the primal: {subject.undifferentiable}"))
             self._guarded(taylor.CLAIM, taylor.check, subject)
             self._iterated(subject)
             return
+        leaves = subject.leaves()
         self.kept = residual_bytes(subject.call, *leaves), residual_bytes(subject.oracle, *leaves)
         for number, other in enumerate(self.subjects):
             self._values(other, number)
@@ -274,35 +213,38 @@ class _Work:
             for claim in BEYOND:
                 self._guarded(claim, claim.further.get("standard", claim.check), subject, beyond=True)
 
-    def _skip(self, level: Level, message: str, code: Code = "") -> None:
-        self.add(replace(finding(level, "", message), code=code))
-
-    def _refusal(self, subject: CallUnderTest) -> tuple[Level, str, Code] | None:
-        """Return level, message and code of a finding if the rule has no derivative here; None if it has one."""
+    def _refusal(self, subject: CallUnderTest) -> Finding | None:
+        """Return a finding if the rule has no derivative here; None if it has one."""
+        if not subject.differentiable:
+            return noted("nothing to differentiate: its arguments are no floating numbers")
+        leaves = subject.leaves()
         try:
-            leaves = subject.leaves()
-            jax.eval_shape(subject.pull(subject.call), leaves, subject.cotangents(leaves))
+            gs = subject.cotangents(leaves)
+        except Exception as error:  # it ran in the program, so only the call outside of it fails
+            return skipped(f"cannot be called alone: {_describe(error)}", code="undecided_call")
+        if not gs:
+            return noted("nothing to differentiate: it returns no floating numbers")
+        try:
+            jax.eval_shape(subject.pull(subject.call), leaves, gs)
         except (jax.errors.UnexpectedTracerError, NameError) as error:
-            return "skipped", f"cannot be called alone: {_describe(error)}", "undecided_call"
+            return skipped(f"cannot be called alone: {_describe(error)}", code="undecided_call")
         except Exception as error:  # whatever the rule raises is a finding
             if self.group.derived:
-                return "fail", f"its derivative raises {describe_error(error)}", "derivative_raises"
-            return "note", f"its derivative, which this program does not use, raises {describe_error(error)}", ""
+                return failed("derivative_raises", f"its derivative raises {describe_error(error)}")
+            return noted(f"its derivative, which this program does not use, raises {describe_error(error)}")
         return None
 
     def _values(self, subject: CallUnderTest, number: int) -> None:
         """Compare with the oracle in the dtypes of the call, and in float32 too if those are of 16 bits."""
-        own = subject.leaves()
-        short = unit_of(own) > unit_of([np.zeros(1, np.float32)]) if own else False
+        short = unit_of(subject.leaves()) > np.finfo(np.float32).eps / 2
         for dtype in (None, np.float32) if short else (None,):
             leaves = subject.leaves(dtype)
             where = f"call {number + 1} of the sample" + (" in float32" if dtype else "")
             try:
                 errors = list(value.compare(subject, leaves, subject.cotangents(leaves)))
             except Exception as error:  # the call's own dtypes were traced above; it may refuse others
-                level = "note" if dtype else "skipped"
-                message = f"{where}: undecided, raises {_describe(error)}"
-                self.add(replace(finding(level, "", message), code="undecided_call"))
+                undecided = noted if dtype else skipped
+                self.add(undecided(f"{where}: undecided, raises {_describe(error)}", code="undecided_call"))
                 continue
             if dtype is None:
                 self.errors += errors
@@ -318,15 +260,12 @@ class _Work:
 
     def _iterated(self, subject: CallUnderTest) -> None:
         """Leave a small difference from the derivative of a solver's steps undecided."""
-        if any(f.level == "fail" and f.claim == taylor.CLAIM.name for f in self.findings):
-            try:
-                reason = iterated(subject)
-            except Exception:  # a loop need not have a forward derivative
-                return
-            for i, f in enumerate(self.findings) if reason else ():
-                if f.level == "fail" and f.claim == taylor.CLAIM.name:
-                    message = f"{reason}; {f.message}"
-                    self.findings[i] = replace(f, level="skipped", code="solver", message=message)
+        failures = [i for i, f in enumerate(self.findings) if f.level == "fail" and f.claim == taylor.CLAIM.name]
+        reason = attempt(lambda: iterated(subject)) if failures else ""
+        if reason and not isinstance(reason, Exception):  # a loop need not have a forward derivative
+            for i in failures:
+                f = self.findings[i]
+                self.findings[i] = replace(f, level="skipped", code="solver", message=f"{reason}; {f.message}")
 
     def _beside_autodiff(self, subject: CallUnderTest, where: str) -> None:
         """Compare with autodiff in the dtypes of the call, where the primal is another function in float64.
@@ -335,16 +274,15 @@ class _Work:
         """
         self.errors = []
         leaves = subject.leaves()
-        found = jax.tree.map(np.asarray, subject.answers(leaves, subject.cotangents(leaves)))
-        names = [f"cotangent of {name}" for name in subject.names]
-        for name, r, a in zip(names, found.dxs, found.true_dxs, strict=True):
+        found = subject.answers_at(leaves, subject.cotangents(leaves))
+        for name, r, a in zip(subject.names, found.dxs, found.true_dxs, strict=True):
             gap = relative_gap(to_float64(r), to_float64(a))
             tolerance = 64 * unit_of(leaves)
             level = "pass" if gap <= tolerance else "fail" if gap > OTHER else "skipped"
             message = (
                 f"{where}: in float64 the primal gives other values, as random numbers do; {gap:.1e} from autodiff"
             )
-            self.add(finding(level, "wrong_value", message, name, gap / tolerance))
+            self.add(finding(level, "wrong_value", message, f"cotangent of {name}", gap / tolerance))
 
     def _guarded(self, claim: Claim, check: Check, subject: CallUnderTest, beyond: bool = False) -> None:
         found: list[Finding] = []
@@ -352,16 +290,13 @@ class _Work:
             found.extend(check(subject))
         except Exception as error:  # mostly in float64, which a rule need not take
             found.append(noted(f"undecided, raises {_describe(error)}"))
-        found = [replace(f, claim=f.claim or claim.name) for f in found]
-        found = [replace(f, level="note") if _no_fault(f) else f for f in found]
-        if beyond:
-            found = [
-                replace(f, level="note", message=f"beyond what the program does, {f.message}")
-                if f.level in ("fail", "skipped")
-                else f
-                for f in found
-            ]
-        self.findings += found
+        for f in found:
+            f = replace(f, claim=f.claim or claim.name)
+            if _no_fault(f):
+                f = replace(f, level="note")
+            if beyond and f.level in ("fail", "skipped"):
+                f = replace(f, level="note", message=f"beyond what the program does, {f.message}")
+            self.findings.append(f)
 
     def judged(self, drawn: str, known: str | None) -> Judgement:
         """Return the judgement on the findings."""

@@ -1,12 +1,11 @@
 """Recording: every custom rule that is called inside a context, with a sample of the values of its arguments."""
 
 import inspect
-import sys
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,8 @@ from jax.core import ShapedArray, Tracer
 from vjplib.auditing.source import caller_of, code_of, definition_of, key_of
 from vjplib.auditing.tap import Axes, requested, tap
 from vjplib.compat import (
+    CustomJVP,
+    CustomVJP,
     custom_jvp_of,
     custom_vjp_of,
     force_retrace,
@@ -28,12 +29,9 @@ from vjplib.verification.avals import Aval
 
 
 class RecordedCall(NamedTuple):
-    """A recorded call of a rule.
+    """A recorded call of a rule, its positional arguments on the host.
 
-    Args:
-        fn: the custom_vjp or custom_jvp.
-        args: its positional arguments, arrays on the host.
-        perturbed: which of their leaves the program differentiated by; empty if it did not differentiate the call.
+    `perturbed` says which of their leaves the program differentiated by; it is empty if it did not differentiate.
     """
 
     fn: Callable[..., Any]
@@ -43,18 +41,9 @@ class RecordedCall(NamedTuple):
 
 @dataclass(eq=False)
 class CallGroup:
-    """All calls of one rule with the same shapes and static arguments.
+    """All calls of one rule with the same shapes and static arguments; `keep` of them are sampled.
 
-    Args:
-        name: the rule's name.
-        kind: "custom_vjp" or "custom_jvp".
-        source: file and line where it is defined.
-        static: which positional arguments are not differentiated.
-        shapes: its arguments, as text.
-        keep: how many calls to sample.
-        rng: draws the sample.
-        outputs: how many floating outputs it has, once traced.
-        requested: the outputs for which the program passes cotangents.
+    Once traced, it has as many floating `outputs`; the program passes cotangents for those that are `requested`.
     """
 
     name: str
@@ -87,31 +76,23 @@ class CallGroup:
             draw = float(draws[i])
             if len(self.sample) < self.keep or draw > self.sample[-1][0]:
                 at = np.unravel_index(int(i), sizes) if sizes else ()
-                picked = [_picked(values, axes, at, k) for k in range(len(values))]
-                self.sample.append((draw, site.call(picked, perturbed)))
+                self.sample.append((draw, site.call(_picked(values, axes, at), perturbed)))
                 self.sample.sort(key=lambda pair: -pair[0])
                 del self.sample[self.keep :]
 
 
-def _picked(values: Sequence[np.ndarray], axes: Axes, at: Sequence[Any], k: int) -> np.ndarray:
-    """Return value k of one element of a vmapped call: the last vmap applied is undone first."""
-    value = values[k]
+def _picked(values: Sequence[np.ndarray], axes: Axes, at: Sequence[Any]) -> list[np.ndarray]:
+    """Return the values of one element of a vmapped call: the last vmap applied is undone first."""
     for (_, dims), i in zip(reversed(axes), reversed(at), strict=True):
-        if dims[k] is not None:
-            value = np.take(value, int(i), axis=dims[k])
-    return np.array(value)
+        values = [v if dim is None else np.take(v, int(i), axis=dim) for v, dim in zip(values, dims, strict=True)]
+    return list(map(np.array, values))
 
 
 @dataclass(eq=False)
 class CallSite:
     """A call of a rule in a program, which listens to the values of its traced arguments.
 
-    Args:
-        watch: the watch that records it.
-        group: the group that its calls belong to.
-        fn: the rule.
-        tree: the structure of its positional arguments.
-        leaves: their leaves, an `Aval` in place of each that is traced.
+    `tree` and `leaves` are its positional arguments, with an `Aval` in place of each leaf that is traced.
     """
 
     watch: "Watch"
@@ -180,12 +161,7 @@ class _Gradient:
 
 
 class Watch:
-    """The rules that a program called; `vjplib.examined` makes the report.
-
-    Args:
-        seed: the seed of the samples.
-        keep: how many calls of each rule and shapes to sample.
-    """
+    """The rules that a program called; `watching` makes one, and `vjplib.examined` the report."""
 
     def __init__(self, seed: int = 0, keep: int = 3) -> None:
         self.seed, self.keep = seed, keep
@@ -200,36 +176,24 @@ class Watch:
         """The bytes that all gradients of the program kept for their backward passes, each as often as it ran."""
         return sum(g.kept * g.runs for g in self.gradients)
 
-    def called(
-        self,
-        parts_of: Callable[[Any], Any],
-        kind: str,
-        original: Callable[..., Any],
-        fn: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def called(self, original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
         """Record a call of a custom rule, and make it."""
-        parts = parts_of(fn)
-        ready = self.open and (parts.fwd and parts.bwd if kind == "custom_vjp" else parts.jvp)
-        if not ready:
+        parts = custom_vjp_of(fn) or custom_jvp_of(fn)
+        if not self.open or parts is None or None in parts.passes:
             return original(fn, *args, **kwargs)
         try:
             bound = inspect.signature(parts.primal).bind(*args, **kwargs)
             bound.apply_defaults()
         except (TypeError, ValueError):  # JAX refuses it as well, or the function has no signature
             return original(fn, *args, **kwargs)
-        if bound.kwargs:
-            return original(fn, *args, **kwargs)
-        own = {code_of(f) for f in (parts[1:3] if kind == "custom_vjp" else parts[1:2])}
-        caller, recomputed, in_pallas, by_itself = caller_of(own - {None})
-        if by_itself:
+        caller, recomputed, in_pallas, by_itself = caller_of(set(map(code_of, parts.passes)) - {None})
+        if bound.kwargs or by_itself:
             return original(fn, *args, **kwargs)
         leaves, tree = jax.tree.flatten(bound.args)
         traced = [i for i, leaf in enumerate(leaves) if _is_traced_array(leaf)]
         seen = [Aval(a.shape, a.dtype) if i in traced else a for i, a in enumerate(leaves)]
         with self.lock:
-            group = self._group(fn, parts, kind, tree, bound.args, seen)
+            group = self._group(parts, bound.args, seen)
             group.callers.setdefault(caller)
             group.recomputed |= recomputed
             site = CallSite(self, group, fn, tree, seen)
@@ -249,20 +213,17 @@ class Watch:
             outputs[i] = value
         return jax.tree.unflatten(out, outputs)
 
-    def _group(self, fn: Any, parts: Any, kind: str, tree: Any, args: tuple[Any, ...], seen: list[Any]) -> CallGroup:
+    def _group(self, parts: CustomVJP | CustomJVP, args: tuple[Any, ...], seen: list[Any]) -> CallGroup:
         owners = [i for i, a in enumerate(args) for _ in jax.tree.leaves(a)]
-        described = [key_of(a) if i in parts.static else _aval_key(a) for i, a in zip(owners, seen, strict=True)]
+        pairs = list(zip(owners, seen, strict=True))
+        described = [key_of(a) if i in parts.static else _described(a) for i, a in pairs]
         name, source = definition_of(parts.primal)
-        rule = parts.bwd if kind == "custom_vjp" else parts.jvp
-        key = (kind, name, source, key_of(rule), tuple(described))
+        kind = "custom_vjp" if isinstance(parts, CustomVJP) else "custom_jvp"
+        key = (kind, name, source, key_of(parts.passes[-1]), tuple(described))
         if key not in self.groups:
-            shown = [
-                d if isinstance(d, str) else f"{d[1]}{list(d[0])}"
-                for i, d in zip(owners, described, strict=True)
-                if i not in parts.static
-            ]
+            shown = " ".join(_described(a) for i, a in pairs if i not in parts.static)
             rng = np.random.default_rng((self.seed, len(self.groups)))
-            self.groups[key] = CallGroup(name, kind, source, parts.static, " ".join(shown), self.keep, rng)
+            self.groups[key] = CallGroup(name, kind, source, parts.static, shown, self.keep, rng)
         return self.groups[key]
 
     def gradient(self, original: Callable[..., Any], fun: Any, *primals: Any, **options: Any) -> Any:
@@ -271,12 +232,10 @@ class Watch:
             return original(fun, *primals, **options)
         leaves, tree = jax.tree.flatten(primals)
         gradient = _Gradient()
-        for i, leaf in enumerate(leaves):
-            if isinstance(leaf, jax.Array):  # traced ones are too
-                leaves[i] = tap([leaf], gradient)[0]
-                break
-        else:
-            gradient.runs = 1
+        first = next((i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)), None)  # traced ones are too
+        gradient.runs = int(first is None)
+        if first is not None:
+            leaves[first] = tap([leaves[first]], gradient)[0]
         self._local.inside = True
         try:
             result = original(fun, *jax.tree.unflatten(tree, leaves), **options)
@@ -288,7 +247,7 @@ class Watch:
         return result
 
 
-_tokens = iter(range(sys.maxsize))
+_tokens = itertools.count()
 
 
 @contextmanager
@@ -303,11 +262,10 @@ def watching(seed: int = 0, keep: int = 3) -> Iterator[Watch]:
         keep: how many calls of each rule and shapes to sample.
     """
     watch = Watch(seed, keep)
-    call = {"custom_vjp": custom_vjp_of, "custom_jvp": custom_jvp_of}
     with (
         force_retrace(f"audit {next(_tokens)}"),
-        replaced_custom_vjp_calls(partial(watch.called, call["custom_vjp"], "custom_vjp")),
-        replaced_custom_jvp_calls(partial(watch.called, call["custom_jvp"], "custom_jvp")),
+        replaced_custom_vjp_calls(watch.called),
+        replaced_custom_jvp_calls(watch.called),
         replaced_vjp(watch.gradient),
     ):
         watch.open = True
@@ -322,11 +280,8 @@ def watching(seed: int = 0, keep: int = 3) -> Iterator[Watch]:
 def _settle() -> None:
     """Wait for programs that still run, so that their values are recorded."""
     for array in jax.live_arrays():
-        if not array.is_deleted():
-            try:
-                array.block_until_ready()
-            except Exception:  # the caller of a program that failed knows it
-                continue
+        with suppress(Exception):  # it is deleted, or its program failed, as the caller knows
+            array.block_until_ready()
     jax.effects_barrier()
 
 
@@ -334,7 +289,5 @@ def _is_traced_array(leaf: Any) -> bool:
     return isinstance(leaf, Tracer) and isinstance(leaf.aval, ShapedArray)
 
 
-def _aval_key(leaf: Any) -> Any:
-    if isinstance(leaf, Aval) or hasattr(leaf, "dtype"):
-        return tuple(leaf.shape), str(leaf.dtype)
-    return type(leaf).__name__
+def _described(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__

@@ -2,17 +2,18 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vjplib.auditing.judge import Judgement
+from vjplib.reports.tables import grid
 from vjplib.verification.causes import causes, paragraph
 from vjplib.verification.report import Report, as_json, in_markdown
 
@@ -119,18 +120,17 @@ class AuditReport:
     @property
     def summary(self) -> str:
         """The number of rows of each verdict, in a line."""
-        count = {v: sum(rule.verdict == v for rule in self.rules) for v in ("pass", "fail", "note", "undecided")}
-        said = ", ".join(f"{n} {v}" for v, n in count.items() if n)
-        names = len({(rule.name, rule.source) for rule in self.rules})
         if not self.rules:
             return "no custom_vjp and no custom_jvp was met"
+        count = Counter(rule.verdict for rule in self.rules)
+        said = ", ".join(f"{count[v]} {v}" for v in ("pass", "fail", "note", "undecided") if count[v])
+        names = len({(rule.name, rule.source) for rule in self.rules})
         return f"{_counted(names, 'rule')} met with {_counted(len(self.rules), 'shape')}: {said}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types: a number that is not finite becomes a string."""
         rules = [{**asdict(rule), "ok": rule.ok} for rule in self.rules]
-        head = {"name": self.name, "ok": self.ok, "raised": self.raised, "kept": self.kept, "seconds": self.seconds}
-        return as_json({**head, "unmet": list(self.unmet), "rules": rules})
+        return as_json({**asdict(self), "ok": self.ok, "rules": rules})
 
     def to_json(self) -> str:
         """Return `to_dict` as JSON."""
@@ -146,7 +146,9 @@ class AuditReport:
         ]
         for rule in self.rules:
             cells = (f"{rule.name} ({rule.kind})", rule.source, f"{rule.calls}", rule.shapes, rule.verdict)
-            cells += (_error(rule), _relative(rule), _kept(rule), _share(rule), rule.reason)
+            error, relative, share = _figures(rule)
+            kept = "-" if rule.kept is None else f"{rule.kept:,} / {rule.autodiff_kept:,}"
+            cells += (error, relative, kept, share, rule.reason)
             rows.append("| " + " | ".join(map(in_markdown, cells)) + " |")
         return "\n".join(rows)
 
@@ -185,17 +187,14 @@ def _shortened(shapes: str) -> str:
 
 
 def _table(rules: tuple[AuditedRule, ...]) -> Table:
-    grid = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
-    grid.add_column("", justify="right", no_wrap=True)
-    grid.add_column("rule", overflow="fold", ratio=1)
-    for heading in ("", "calls", "error", "x", "kept", "autodiff", "share"):
-        grid.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    table = grid("", ("", "rule", ""), ("calls", "error", "x", "kept", "autodiff", "share"))
     for number, rule in enumerate(rules, 1):
         ours, theirs = ("-" if n is None else _bytes(n) for n in (rule.kept, rule.autodiff_kept))
         sign = Text(_SIGNS[rule.verdict], _STYLES[rule.verdict])
-        cells = (str(rule.calls), _error(rule), _relative(rule), ours, theirs, _share(rule))
-        grid.add_row(str(number), Text(rule.name.rsplit(".", 1)[-1]), sign, *cells)
-    return grid
+        error, relative, share = _figures(rule)
+        cells = (str(rule.calls), error, relative, ours, theirs, share)
+        table.add_row(str(number), Text(rule.name.rsplit(".", 1)[-1]), sign, *cells)
+    return table
 
 
 def _lines(number: int, rule: AuditedRule) -> Iterator[str]:
@@ -209,22 +208,11 @@ def _lines(number: int, rule: AuditedRule) -> Iterator[str]:
         yield f"  {_SIGNS[rule.verdict]}: {rule.reason}"
 
 
-def _error(rule: AuditedRule) -> str:
-    return "-" if rule.error is None else f"{rule.error:.0e}"
-
-
-def _relative(rule: AuditedRule) -> str:
-    return "-" if rule.relative is None else f"{rule.relative:.2g}"
-
-
-def _kept(rule: AuditedRule) -> str:
-    return "-" if rule.kept is None else f"{rule.kept:,} / {rule.autodiff_kept:,}"
-
-
-def _share(rule: AuditedRule) -> str:
-    if rule.recomputed:
-        return "remat"
-    return "-" if rule.share is None else f"{rule.share:.0%}"
+def _figures(rule: AuditedRule) -> list[str]:
+    """Return the error, the same as a multiple of autodiff's, and the share of the bytes kept, as text."""
+    figures = ((rule.error, ".0e"), (rule.relative, ".2g"), (rule.share, ".0%"))
+    error, relative, share = ("-" if number is None else format(number, spec) for number, spec in figures)
+    return [error, relative, "remat" if rule.recomputed else share]
 
 
 def _counted(n: int, thing: str) -> str:

@@ -2,8 +2,10 @@
 
 import inspect
 import os
+import re
 import sys
 from functools import partial
+from types import CellType
 from typing import Any
 
 import jax
@@ -17,11 +19,7 @@ _CHECKPOINT, _PALLAS = "ad_checkpoint.py", f"{os.sep}pallas{os.sep}"
 
 
 def caller_of(own: set[Any]) -> tuple[str, bool, bool, bool]:
-    """Return the line that calls a rule, and whether in jax.checkpoint, in a Pallas kernel, by the rule's own passes.
-
-    Args:
-        own: the code of the rule's passes.
-    """
+    """Return the line that calls a rule, and whether in jax.checkpoint, in a Pallas kernel, by its passes' own code."""
     caller, recomputed, in_pallas = "", False, False
     frame = sys._getframe(2)
     while frame is not None:
@@ -49,21 +47,14 @@ def definition_of(primal: Any) -> tuple[str, str]:
     inner = primal.func if isinstance(primal, partial) else inspect.unwrap(primal)
     code = code_of(inner) or code_of(type(inner).__call__)
     source = f"{shortened(code.co_filename)}:{code.co_firstlineno}" if code else "unknown"
-    cells = [c.cell_contents for c in getattr(inner, "__closure__", None) or () if _is_full(c)]
+    # An empty cell has no contents to read, and equals another one.
+    cells = [c.cell_contents for c in getattr(inner, "__closure__", None) or () if c != CellType()]
     held = [f for c in cells for f in (c, getattr(c, "fn", None)) if inspect.isfunction(f)]
     wrapped = {f.__code__: f for f in held if code is not None and f.__code__.co_filename != code.co_filename}
     if len(wrapped) == 1:
         code, inner = wrapped.popitem()
         source = f"{shortened(code.co_filename)}:{code.co_firstlineno}, wrapped at {source}"
     return getattr(inner, "__qualname__", type(primal).__name__).replace("<locals>.", ""), source
-
-
-def _is_full(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
 
 
 def shortened(path: str) -> str:
@@ -73,11 +64,8 @@ def shortened(path: str) -> str:
         >>> shortened("/usr/lib/python3/site-packages/flax/linen/fp8_ops.py")
         'flax/linen/fp8_ops.py'
     """
-    for folder in (f"site-packages{os.sep}", f"dist-packages{os.sep}"):
-        if folder in path:
-            return path.rsplit(folder, 1)[1]
-    here = os.getcwd() + os.sep
-    return path.removeprefix(here)
+    path = re.sub(rf".*(site|dist)-packages{re.escape(os.sep)}", "", path)
+    return path.removeprefix(f"{os.getcwd()}{os.sep}")
 
 
 def key_of(static: Any) -> str:

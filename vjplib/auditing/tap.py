@@ -41,11 +41,9 @@ _tap.multiple_results = True
 
 
 def tap(values: Sequence[Any], listener: Listener) -> list[Any]:
-    """Return the values unchanged; whenever the program runs, the listener gets them.
+    """Return arrays, traced or not, unchanged; whenever the program runs, the listener gets their values on the host.
 
-    Args:
-        values: arrays, traced or not.
-        listener: called on the host; it must call no JAX function.
+    The listener must call no JAX function.
 
     Example:
         >>> seen = []
@@ -104,11 +102,7 @@ _requested = Primitive("vjplib_requested")
 
 
 def requested(values: Sequence[Any], listener: Callable[[int], None]) -> list[Any]:
-    """Return the values unchanged; while JAX traces the pullback of one, the listener gets its index.
-
-    Args:
-        values: arrays, traced or not.
-        listener: called with the index of the value; hashable.
+    """Return arrays, traced or not, unchanged; while JAX traces the pullback of one, the listener gets its index.
 
     Example:
         >>> seen = set()

@@ -1,19 +1,19 @@
 """Tables of what was timed: of rules, of training steps, and of random convolutions."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich import box
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from vjplib.bench.rules import MEASURES, Growth, Row
 from vjplib.bench.sweep import REPEATS, SLOW, WRONG, Trial
 from vjplib.bench.timing import Cost
+from vjplib.reports.tables import grid
 
 if TYPE_CHECKING:  # its networks need flax
     from vjplib.bench.training_steps import TrainingStep
@@ -28,14 +28,14 @@ def of_rules(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> Iterator[Ta
         yield _calls(rows)
     if any(row.error is not None for row in rows):
         title = "accuracy: the largest relative error of a component of the gradient in the tails"
-        table = _table(title, ["", "error", "autodiff's", "of"])
+        table = grid(title, ["", "error", "autodiff's", "of"])
         for (rule, baseline), (row, *_) in groupby(rows, attrgetter("rule", "baseline")):
             if row.error is not None and row.baseline_error is not None:
                 table.add_row(f"[bold]{rule}[/]", f"{row.error:.0e}", f"{row.baseline_error:.0e}", baseline)
         yield table
     if growths:
         columns = ["", "function", "sizes", "shortest ms", "exponent"]
-        table = _table("growth of time: seconds ~ size ^ exponent", columns)
+        table = grid("growth of time: seconds ~ size ^ exponent", columns)
         for g in growths:
             sizes = f"{g.dimension} = {g.sizes[0]:,} to {g.sizes[-1]:,}"
             times = f"{short(1e3 * g.seconds[0])} to {short(1e3 * g.seconds[-1])}"
@@ -48,7 +48,7 @@ def of_steps(steps: Sequence["TrainingStep"]) -> Iterator[Table]:
     if not steps:
         return
     numbers = "step\nms", "", "lower +\ncompile s", "kept\nMB", "scratch\nMB"
-    table = _table("ms per training step ± half the interquartile range; x: speedup of vjplib", [""], numbers)
+    table = grid("ms per training step ± half the interquartile range; x: speedup of vjplib", [""], numbers)
     for step in steps:
         table.add_row(f"[bold]{step.model}[/]\n{'x'.join(map(str, step.shape))}")
         for name, cost in (("vjplib", step.ours), ("jax.lax", step.theirs), ("torch", step.torch)):
@@ -65,19 +65,19 @@ def of_sweep(trials: Sequence[Trial]) -> Iterator[Table]:
     """Yield a table of our wrong results, if there are any, one of the speedups, and one of the slowest trials."""
     if wrong := [trial for trial in trials if trial.wrong]:
         title = f"WRONG: our float32 y, dx or dk is off by more than {WRONG:g} of the largest entry"
-        table = _table(title, ["call", "y is computed by"], ["y", "dx", "dk"])
+        table = grid(title, ["call", "y is computed by"], ["y", "dx", "dk"])
         for trial in wrong:
             errors = (_red(f"{error:.1e}", error > WRONG) for error in trial.errors)
             table.add_row(_red(escape(str(trial))), trial.served[0], *errors)
         yield table
     title = f"{len(trials)} random convolutions, forward and backward: speedup over lax"
-    table = _table(title, ["y is computed by"], ["number", "lowest", "median", "highest"])
+    table = grid(title, ["y is computed by"], ["number", "lowest", "median", "highest"])
     for name in ("all", *sorted({trial.served[0] for trial in trials})):
         ratios = [trial.ratio for trial in trials if name in ("all", trial.served[0])]
         table.add_row(name, str(len(ratios)), *(f"{short(float(q))} x" for q in np.quantile(ratios, (0, 0.5, 1))))
     yield table
     title = f"the slowest; a speedup below {SLOW} in each of {REPEATS} runs is a wrong choice of algorithm"
-    table = _table(title, ["call"], ["x", "ms", "lax ms", "compile\ns", "lax\ns"])
+    table = grid(title, ["call"], ["x", "ms", "lax ms", "compile\ns", "lax\ns"])
     for trial in sorted(trials, key=lambda trial: trial.ratio)[:LOWEST]:
         times = (short(1e3 * t) for t in (trial.ours, trial.theirs))
         compiling = (f"{t:.2f}" for t in trial.compiling)
@@ -88,7 +88,7 @@ def of_sweep(trials: Sequence[Trial]) -> Iterator[Table]:
 def _calls(rows: Sequence[Row]) -> Table:
     """Return a table with a block per call: a line for the rule, then one for each baseline."""
     numbers = *(f"{measure}\nms" for measure in MEASURES), "±", "compile\ns", "kept\nMB", "scratch\nMB"
-    table = _table("ms per call; x: speedup of the rule; ±: half the interquartile range", [""], numbers)
+    table = grid("ms per call; x: speedup of the rule; ±: half the interquartile range", [""], numbers)
     for (rule, case), of_case in groupby(rows, attrgetter("rule", "case")):
         for i, (baseline, of_baseline) in enumerate(groupby(of_case, attrgetter("baseline"))):
             pairs = list(of_baseline)
@@ -111,13 +111,6 @@ def _held(costs: Sequence[Cost]) -> list[str]:
 def _memory(cost: Cost) -> tuple[str, str]:
     """Return the MB kept for the backward, and the MB of scratch."""
     return f"{cost.residual / 1e6:.1f}", "-" if cost.temporary is None else f"{cost.temporary / 1e6:.1f}"
-
-
-def _table(title: str, texts: Iterable[str], numbers: Iterable[str] = ()) -> Table:
-    columns = [Column(name, overflow="fold") for name in texts]
-    columns += [Column(name, justify="right", no_wrap=True) for name in numbers]
-    style = {"title_justify": "left", "box": box.HORIZONTALS, "padding": (0, 1, 0, 0), "pad_edge": False}
-    return Table(*columns, title=title, **style)
 
 
 def _red(text: str, bad: bool = True) -> str:

@@ -7,6 +7,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from rich.console import Console
 from vjplib.commands.common import (
     Command,
     add_effort,
+    add_formats,
     count,
-    json_path,
     must_differ,
     progress,
     seconds,
@@ -52,8 +53,7 @@ def add(command: Command) -> None:
         metavar="RULE=REASON",
         help="rule whose derivative differs from autodiff's on purpose: a note, not a failure",
     )
-    audit.add_argument("--json", type=json_path, metavar="FILE", help="also write the report to this file")
-    audit.add_argument("--markdown", type=json_path, metavar="FILE", help="also write it to this file, as Markdown")
+    add_formats(audit, json="JSON", markdown="Markdown")
     audit.add_argument(
         "--run",
         nargs=argparse.REMAINDER,
@@ -74,7 +74,7 @@ def _audit(parsed: argparse.Namespace) -> int:
     program = _script(parsed) if parsed.script else _function(parsed)
     name = parsed.script[0] if parsed.script else parsed.target
     with watching(parsed.seed, keep=8 if parsed.effort == "deep" else 3) as watch:
-        raised = program()
+        raised = _raised(program, bool(parsed.script))
     sys.stdout.flush()
     report = examined(
         watch,
@@ -100,8 +100,8 @@ def _reason(parsed: argparse.Namespace, text: str) -> tuple[str, str]:
     return name, reason
 
 
-def _function(parsed: Any) -> Callable[[], str]:
-    """Return a function that calls FILE.py:FUNCTION, and returns the message of what that raises."""
+def _function(parsed: Any) -> Callable[[], None]:
+    """Return a function that calls FILE.py:FUNCTION in each step."""
     file, colon, name = parsed.target.rpartition(":")
     path = Path(file)
     if not colon or not path.is_file():
@@ -124,46 +124,42 @@ def _function(parsed: Any) -> Callable[[], str]:
         return parsed.error(f"{file} must hold a function {name}")
     if not isinstance(args, (tuple, list)):
         parsed.error(f"ARGS of {file} must be a tuple of arguments, got {type(args).__name__}")
-    return lambda: _steps(fn, args, parsed.steps)
+    call: Callable[[], Any] = partial(fn, *args)
 
+    def run() -> None:
+        import jax
 
-def _steps(fn: Callable[..., Any], args: Any, steps: int) -> str:
-    import jax
-
-    try:
-        for _ in range(steps):
-            jax.block_until_ready(fn(*args))
-    except SystemExit as leave:  # a failure whatever its status: a function must return
-        return f"SystemExit: status {leave.code or 0}"
-    except Exception as error:  # the calls until then are examined
-        return _reported(error)
-    return ""
-
-
-def _script(parsed: argparse.Namespace) -> Callable[[], str]:
-    """Return a function that runs the script as the main program, and returns the message of what that raises."""
-    path = Path(parsed.script[0])
-    if not path.is_file():
-        parsed.error(f"--run must be followed by a script that exists, got {path}")
-
-    def run() -> str:
-        sys.argv = list(parsed.script)
-        sys.path.insert(0, str(path.resolve().parent))
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        except SystemExit as leave:
-            return f"SystemExit: status {leave.code}" if leave.code not in (None, 0) else ""
-        except Exception as error:  # the calls until then are examined
-            return _reported(error)
-        return ""
+        for _ in range(parsed.steps):
+            jax.block_until_ready(call())
 
     return run
 
 
-def _reported(error: Exception) -> str:
-    """Print the traceback of an exception, the program's own frames only, and return its message."""
+def _script(parsed: argparse.Namespace) -> Callable[[], None]:
+    """Return a function that runs the script as the main program."""
+    path = Path(parsed.script[0])
+    if not path.is_file():
+        parsed.error(f"--run must be followed by a script that exists, got {path}")
+
+    def run() -> None:
+        sys.argv = list(parsed.script)
+        sys.path.insert(0, str(path.resolve().parent))
+        runpy.run_path(str(path), run_name="__main__")
+
+    return run
+
+
+def _raised(program: Callable[[], None], may_exit: bool) -> str:
+    """Return the message of what a program raises, and print the traceback, the program's own frames only."""
     from vjplib.verification.report import describe_error
 
+    try:
+        program()
+        return ""
+    except SystemExit as leave:  # a script may end so with status 0; a function must return
+        return "" if may_exit and not leave.code else f"SystemExit: status {leave.code or 0}"
+    except Exception as raised:  # the calls until then are examined
+        error = raised
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((folder, "<frozen"))]
     print("".join(traceback.format_list(frames)), describe_error(error), sep="", file=sys.stderr)

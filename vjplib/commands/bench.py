@@ -9,13 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vjplib.commands.common import Command, add_targets, count, progress, rules_of, seed, write_json
+from vjplib.commands.common import Command, add_formats, add_targets, count, places_of, progress, seed, show, write_json
 
 
 def add(command: Command) -> None:
     """Add the command."""
     bench = command("bench", _bench, "time rules against autodiff of the functions that users would otherwise call")
     add_targets(bench)
+    add_formats(bench, json="JSON")
     bench.add_argument("--quick", action="store_true", help="few repetitions: enough to see a factor of two")
     bench.add_argument("--models", action="store_true", help="time training steps of flax networks instead of rules")
     does = "check and time N random convolutions instead of rules; exit 1 if one is wrong, or slower than lax's"
@@ -43,7 +44,7 @@ def _rules(parsed: argparse.Namespace, seconds: float, console: Console) -> int:
     from vjplib.verification.report import describe_error
 
     rows, growths, refused = [], [], []
-    for rule in progress(rules_of(parsed), console, attrgetter("name")):
+    for rule in progress([place.rule() for place in places_of(parsed)], console, attrgetter("name")):
         try:
             of_rule = bench.bench_rule(rule, seconds=seconds)
             rows += torch_ops.with_torch(rule, of_rule, seconds=seconds) if parsed.torch else of_rule
@@ -94,6 +95,6 @@ def _show(
     for table in tables:
         console.print(table)
     refused = content.get("refused", [])
-    for line, style in (*((line, None) for line in lines), *((line, "bold red") for line in refused)):
-        console.print(line, markup=False, soft_wrap=True, style=style)
+    show(console, lines)
+    show(console, refused, "bold red")
     return 1 if refused else 0

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from rich.console import Console
 
@@ -24,20 +24,25 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-class Command(Protocol):
-    """Add a command: its name, the function that runs it and returns the exit status, and its help."""
+Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+"""Adds a command by its name, the function that runs it and returns the exit status, and its help.
 
-    def __call__(self, name: str, run: Callable[[argparse.Namespace], int], does: str) -> argparse.ArgumentParser:
-        """Return the command's parser; `parsed.error(message)` exits with status 2."""
-        ...
+It returns the command's parser; `parsed.error(message)` of what the parser reads exits with status 2.
+"""
 
 
 def add_targets(parser: argparse.ArgumentParser) -> None:
-    """Add the targets, which name rules, and --json."""
+    """Add the targets, which name rules."""
     parser.add_argument(
         "targets", nargs="*", metavar="RULE", help="a rule's name, package.module or package.module:name (default: all)"
     )
-    parser.add_argument("--json", type=json_path, metavar="FILE", help="also write the results to this file")
+
+
+def add_formats(parser: argparse.ArgumentParser, **formats: str) -> None:
+    """Add an option for each format that the results can be written in."""
+    for name, does in formats.items():
+        does = f"also write the results to this file, as {does}"
+        parser.add_argument(f"--{name}", type=output_path, metavar="FILE", help=does)
 
 
 def add_effort(parser: argparse.ArgumentParser, quick: str, deep: str) -> Any:
@@ -52,7 +57,7 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
     """Add --jobs."""
     parser.add_argument(
         "--jobs",
-        type=seed,
+        type=_at_least(0),
         default=min(2, os.cpu_count() or 1),
         metavar="N",
         help="worker processes (default 2); 0 runs everything in this process, for a debugger",
@@ -67,13 +72,6 @@ def claims(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(str(error).removeprefix("claims ")) from error
 
 
-def seed(text: str) -> int:
-    """Return a seed, an integer of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text}")
-    return int(text)
-
-
 def seconds(text: str) -> float:
     """Return a positive number of seconds."""
     try:
@@ -85,14 +83,19 @@ def seconds(text: str) -> float:
     return number
 
 
-def count(text: str) -> int:
-    """Return an integer of at least 1."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
-    return int(text)
+def _at_least(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text}")
+        return int(text)
+
+    return read
 
 
-def json_path(text: str) -> Path:
+seed, count = _at_least(0), _at_least(1)
+
+
+def output_path(text: str) -> Path:
     """Return the path of a file that can be written."""
     path = Path(text)
     if not path.parent.is_dir():
@@ -146,19 +149,10 @@ def places_of(parsed: argparse.Namespace) -> list[RuleTarget]:
     return list(found.values()) or [RuleTarget(rule.name, None, i) for i, rule in enumerate(rules())]
 
 
-def rules_of(parsed: argparse.Namespace) -> tuple[Rule, ...]:
-    """Return the records that the targets name, each once; all of the library's where none is named."""
-    return tuple(place.rule() for place in places_of(parsed))
-
-
 def progress(items: Iterable[T], console: Console, name: Callable[[T], str], total: int | None = None) -> Iterator[T]:
     """Yield the items, with a progress bar that names the current one if this is a terminal.
 
-    Args:
-        items: the items.
-        console: the terminal.
-        name: takes an item; returns its name.
-        total: the number of items; None for their length.
+    `total` is the number of items where they have no length.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -169,6 +163,12 @@ def progress(items: Iterable[T], console: Console, name: Callable[[T], str], tot
             bar.update(task, description=name(item))
             yield item
             bar.advance(task)
+
+
+def show(console: Console, lines: Iterable[str], style: str = "") -> None:
+    """Print lines of text as they are: nothing in them is markup, and a terminal breaks them."""
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True, style=style)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -15,19 +15,15 @@ def add(command: Command) -> None:
 def _list(parsed: argparse.Namespace) -> int:
     del parsed
     from jax.export import symbolic_shape
-    from rich import box
-    from rich.table import Table
 
+    from vjplib.reports.tables import grid
     from vjplib.rule import rules
 
-    table = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("rule", "reason", "bytes kept", "source"):
-        table.add_column(heading, overflow="fold")
+    table = grid("", ("rule", "reason", "bytes kept", "source"))
     for rule in rules():
         names = tuple(rule.cases[0].dims)
         sizes = dict(zip(names, symbolic_shape(", ".join(names)), strict=True))
-        table.add_row(
-            rule.name, rule.reason, str(rule.residual_bytes(**sizes)) if rule.residual_bytes else "", rule.source
-        )
+        kept = str(rule.residual_bytes(**sizes)) if rule.residual_bytes else ""
+        table.add_row(rule.name, rule.reason, kept, rule.source)
     Console(highlight=False).print(table)
     return 0

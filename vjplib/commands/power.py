@@ -1,8 +1,9 @@
 """vjplib power: mutation-tests the verifier, and counts its false alarms, beside other gradient checks."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -13,14 +14,17 @@ from vjplib.commands import pool
 from vjplib.commands.common import (
     Command,
     RuleTarget,
+    add_formats,
     add_jobs,
     add_targets,
     count,
     places_of,
     progress,
     seed,
+    show,
     write_json,
 )
+from vjplib.rule import Rule
 
 RUNS = 20  # of each rule
 TOGETHER = 10  # runs to a job
@@ -34,6 +38,7 @@ def add(command: Command) -> None:
         "mutation-test the verifier; exit 0 if it catches at least 99 %% of injected bugs and raises no false alarm",
     )
     add_targets(power)
+    add_formats(power, json="JSON")
     power.add_argument(
         "--mutants", type=count, default=mutation.MUTANTS, metavar="N", help="mutants of each rule (default 20)"
     )
@@ -48,13 +53,15 @@ def _power(parsed: argparse.Namespace) -> int:
     console = Console(highlight=False)
     places = places_of(parsed)
     names = [place.name for place in places]
-    jobs: list[pool.Job] = [partial(_score, place, parsed.mutants, parsed.seed) for place in places]
+    scoring = partial(mutation.score, count=parsed.mutants, seed=parsed.seed)
+    jobs: list[pool.Job] = [partial(_measure, place, scoring) for place in places]
     total = RUNS * len(places) if parsed.runs is None else parsed.runs
     for i, place in enumerate(places):
         mine = range(i, total, len(places))
         for k in range(0, len(mine), TOGETHER):
             names.append(place.name)
-            jobs.append(partial(_alarms, place, mine[k : k + TOGETHER], parsed.seed))
+            runs = mine[k : k + TOGETHER]
+            jobs.append(partial(_measure, place, partial(mutation.run_correct, runs=runs, seed=parsed.seed)))
     running = pool.run(jobs, parsed.jobs)
     ended = dict(progress(running, console, lambda pair: names[pair[0]], len(jobs)))
     results = [(names[number], ended[number]) for number in range(len(jobs))]
@@ -68,27 +75,16 @@ def _power(parsed: argparse.Namespace) -> int:
         console.print(table)
     if "chex" not in mutation.others():
         console.print("chex is not installed, so that its check did not run")
-    for line in mutation.survivors(scores):
-        console.print(f"survived: {line}", markup=False, soft_wrap=True, style="bold red")
-    for line in mutation.without_mutants(scores, parsed.mutants):
-        console.print(line, markup=False, soft_wrap=True)
-    for alarm in (alarm for alarm in alarms.alarms if alarm.by == "vjplib"):
-        text = f"alarm, false if the rule is right: {alarm.rule}, run {alarm.run} ({alarm.call}): {alarm.message}"
-        console.print(text, markup=False, soft_wrap=True, style="bold red")
-    for line in lost:
-        console.print(line, markup=False, soft_wrap=True, style="bold red")
+    show(console, (f"survived: {line}" for line in mutation.survivors(scores)), "bold red")
+    show(console, mutation.without_mutants(scores, parsed.mutants))
+    false = (f"{a.rule}, run {a.run} ({a.call}): {a.message}" for a in alarms.alarms if a.by == "vjplib")
+    show(console, (f"alarm, false if the rule is right: {alarm}" for alarm in false), "bold red")
+    show(console, lost, "bold red")
     return 0 if mutation.enough(scores, alarms) and not lost else 1
 
 
-def _score(place: RuleTarget, mutants: int, seed: int) -> mutation.Score:
+def _measure(place: RuleTarget, measure: Callable[[Rule], Any]) -> Any:
     try:
-        return mutation.score(place.rule(), mutants, seed)
-    finally:
-        jax.clear_caches()  # the next job has other shapes
-
-
-def _alarms(place: RuleTarget, runs: Sequence[int], seed: int) -> mutation.Alarms:
-    try:
-        return mutation.Alarms(len(runs), tuple(mutation.run_correct(place.rule(), runs, seed)))
+        return measure(place.rule())
     finally:
         jax.clear_caches()  # the next job has other shapes

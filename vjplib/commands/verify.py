@@ -2,9 +2,10 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,15 +16,16 @@ from vjplib.commands.common import (
     Command,
     RuleTarget,
     add_effort,
+    add_formats,
     add_jobs,
     add_targets,
     claims,
-    json_path,
     must_differ,
     places_of,
     progress,
     seconds,
     seed,
+    show,
 )
 from vjplib.reports import Run, changes, read, write_html, write_json, write_junit, write_markdown
 from vjplib.verification import CLAIMS
@@ -32,6 +34,13 @@ from vjplib.verification.isolation import TIME_LIMIT
 from vjplib.verification.registry import order, selected
 from vjplib.verification.report import Finding, Report, failed
 
+# What --help says of each format, and what writes a run as it, beside an earlier one.
+FORMATS: dict[str, tuple[str, Callable[[Path, Run, Run | None], None]]] = {
+    "json": ("JSON", lambda path, run, against: write_json(path, run)),
+    "markdown": ("Markdown", write_markdown),
+    "junit": ("JUnit XML", lambda path, run, against: write_junit(path, run)),
+    "html": ("an HTML page", write_html),
+}
 MOST_PARTS = 4  # that one rule's claims are shared out to: each compiles what the others do too
 GRACE = 60.0  # seconds that a worker may be silent beside twice a claim's
 
@@ -40,10 +49,7 @@ def add(command: Command) -> None:
     """Add the command."""
     verify = command("verify", _verify, "verify rules; exit 0 only if every claim of every rule holds")
     add_targets(verify)
-    for name, does in (("markdown", "Markdown"), ("junit", "JUnit XML"), ("html", "an HTML page")):
-        verify.add_argument(
-            f"--{name}", type=json_path, metavar="FILE", help=f"also write the results to this file, as {does}"
-        )
+    add_formats(verify, **{name: title for name, (title, _) in FORMATS.items()})
     verify.add_argument(
         "--against",
         type=earlier,
@@ -83,7 +89,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     from vjplib.bench.environment import environment
     from vjplib.verification.text import remarks, table
 
-    must_differ(parsed, "json", "markdown", "junit", "html")
+    must_differ(parsed, *FORMATS)
     console = Console(highlight=False)
     effort = parsed.effort or "standard"
     reports = _reports(parsed, effort, console)
@@ -93,39 +99,28 @@ def _verify(parsed: argparse.Namespace) -> int:
         # single rules were asked for, so the others are not gone
         parsed.against = replace(parsed.against, reports=[r for r in parsed.against.reports if r.name in names])
     changed = changes(parsed.against, run) if parsed.against else ()
-    _write(parsed, run)
+    for name, (_, write) in FORMATS.items():
+        if path := getattr(parsed, name):
+            write(path, run, parsed.against)
     text = Text(table(reports, console.width))
     text.highlight_words(["FAIL", "NO"], "bold red")
     console.print(text, soft_wrap=True)
     for cause in remarks(reports, "fail"):
         heading, *lines = cause.splitlines()
-        console.print(heading, markup=False, soft_wrap=True, style="bold red")
-        console.print("\n".join(lines), markup=False, soft_wrap=True)
+        show(console, [heading], "bold red")
+        show(console, lines)
     for level in ("skipped", "note") if parsed.verbose else ("skipped",):
-        for line in remarks(reports, level):
-            console.print(line, markup=False, soft_wrap=True, style="dim")
-    for report in reports:
-        if not report.ok and not report.failures:
-            console.print(f"{report.name}: no claim was decided, so nothing is proved", markup=False, style="bold red")
-    for change in changed:
-        words = f"regression: {change}" if change.regression else f"changed: {change}"
-        console.print(words, markup=False, soft_wrap=True, style="bold red" if change.regression else "")
+        show(console, remarks(reports, level), "dim")
+    undecided = [report.name for report in reports if not report.ok and not report.failures]
+    show(console, (f"{name}: no claim was decided, so nothing is proved" for name in undecided), "bold red")
+    regressions = [change for change in changed if change.regression]
+    others = [change for change in changed if not change.regression]
+    show(console, (f"regression: {change}" for change in regressions), "bold red")
+    show(console, (f"changed: {change}" for change in others))
     if parsed.against:
-        regressions = sum(change.regression for change in changed)
-        console.print(f"{regressions} regressions and {len(changed) - regressions} other changes")
+        console.print(f"{len(regressions)} regressions and {len(others)} other changes")
     console.print(f"{sum(r.ok for r in reports)} of {len(reports)} rules verified")
-    return 0 if run.ok and not any(change.regression for change in changed) else 1
-
-
-def _write(parsed: argparse.Namespace, run: Run) -> None:
-    if parsed.json:
-        write_json(parsed.json, run)
-    if parsed.markdown:
-        write_markdown(parsed.markdown, run, parsed.against)
-    if parsed.junit:
-        write_junit(parsed.junit, run)
-    if parsed.html:
-        write_html(parsed.html, run, parsed.against)
+    return 0 if run.ok and not regressions else 1
 
 
 def _reports(parsed: argparse.Namespace, effort: str, console: Console) -> list[Report]:
@@ -156,20 +151,14 @@ def _report(name: str, result: Report | pool.Lost) -> Report:
     """Return the report on a rule, or on the end of the process that examined it."""
     if isinstance(result, Report):
         return result
-    if result.code == "raises":
-        finding = failed("unusable_record", f"the record cannot be used: {result.message}", claim="contract")
-    else:
-        finding = failed(result.code, result.message, claim="contract")
-    return Report(name, (finding,), result.seconds)
+    code, message = result.code, result.message
+    if code == "raises":
+        code, message = "unusable_record", f"the record cannot be used: {message}"
+    return Report(name, (failed(code, message, claim="contract"),), result.seconds)
 
 
 def shared_out(effort: str, claims: Sequence[str], parts: int) -> list[tuple[str, ...] | None]:
-    """Return the claims in several parts that take about as long; None alone for all of them in one.
-
-    Args:
-        effort: "quick", "standard" or "deep".
-        claims: all that are to be examined of a rule.
-        parts: how many there may be.
+    """Return the claims to be examined of a rule, in as many parts that take about as long; None alone for one part.
 
     Example:
         >>> shared_out("quick", tuple(CLAIMS)[:5], 2)
@@ -177,8 +166,8 @@ def shared_out(effort: str, claims: Sequence[str], parts: int) -> list[tuple[str
     """
     takes = {claim.name: claim.cost[effort != "quick"] for claim in CLAIMS.values()}
     groups: list[list[str]] = [[] for _ in range(max(1, min(parts, MOST_PARTS, len(claims))))]
-    for claim in sorted(claims, key=lambda c: -takes.get(c, 1)):
-        min(groups, key=lambda group: sum(takes.get(c, 1) for c in group)).append(claim)
+    for claim in sorted(claims, key=lambda c: -takes[c]):
+        min(groups, key=lambda group: sum(takes[c] for c in group)).append(claim)
     return [tuple(sorted(group, key=order)) for group in groups] if len(groups) > 1 else [None]
 
 

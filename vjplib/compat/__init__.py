@@ -3,9 +3,10 @@
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Primitive as Primitive
 
+from vjplib.compat.avals import is_symbolic as is_symbolic
+from vjplib.compat.avals import weakly_typed as weakly_typed
 from vjplib.compat.configuration import fast_compile_options as fast_compile_options
 from vjplib.compat.configuration import in_callers_context as in_callers_context
-from vjplib.compat.configuration import leaks_unchecked as leaks_unchecked
 from vjplib.compat.configuration import settings as settings
 from vjplib.compat.configuration import with_collective_timeout as with_collective_timeout
 from vjplib.compat.configuration import x64 as x64
@@ -13,7 +14,6 @@ from vjplib.compat.cost import ProgramCost as ProgramCost
 from vjplib.compat.cost import cost_of as cost_of
 from vjplib.compat.custom_rules import CustomJVP as CustomJVP
 from vjplib.compat.custom_rules import CustomVJP as CustomVJP
-from vjplib.compat.custom_rules import Differentiable as Differentiable
 from vjplib.compat.custom_rules import as_written as as_written
 from vjplib.compat.custom_rules import backwards_where_written as backwards_where_written
 from vjplib.compat.custom_rules import custom_jvp_of as custom_jvp_of
@@ -21,20 +21,16 @@ from vjplib.compat.custom_rules import custom_vjp as custom_vjp
 from vjplib.compat.custom_rules import custom_vjp_of as custom_vjp_of
 from vjplib.compat.custom_rules import force_retrace as force_retrace
 from vjplib.compat.custom_rules import is_plain_array as is_plain_array
-from vjplib.compat.custom_rules import is_symbolic_zero as is_symbolic_zero
 from vjplib.compat.custom_rules import mark_of as mark_of
-from vjplib.compat.custom_rules import perturbed as perturbed
 from vjplib.compat.custom_rules import recorded_custom_vjps as recorded_custom_vjps
 from vjplib.compat.custom_rules import replaced_custom_jvp_calls as replaced_custom_jvp_calls
 from vjplib.compat.custom_rules import replaced_custom_vjp_calls as replaced_custom_vjp_calls
 from vjplib.compat.custom_rules import replaced_vjp as replaced_vjp
 from vjplib.compat.custom_rules import require_passes as require_passes
-from vjplib.compat.custom_rules import symbolic_zero_aval as symbolic_zero_aval
-from vjplib.compat.custom_rules import symbolic_zero_of as symbolic_zero_of
 from vjplib.compat.custom_rules import with_backward as with_backward
-from vjplib.compat.dtypes import weakly_typed as weakly_typed
 from vjplib.compat.jaxprs import INLINED as INLINED
 from vjplib.compat.jaxprs import bind_eqn as bind_eqn
+from vjplib.compat.jaxprs import equations as equations
 from vjplib.compat.jaxprs import evaluated as evaluated
 from vjplib.compat.jaxprs import holds_custom_vjp as holds_custom_vjp
 from vjplib.compat.jaxprs import interpreted as interpreted
@@ -44,9 +40,9 @@ from vjplib.compat.jaxprs import strip_custom_rules as strip_custom_rules
 from vjplib.compat.jaxprs import unclose as unclose
 from vjplib.compat.jaxprs import used_inputs as used_inputs
 from vjplib.compat.jaxprs import where_written as where_written
+from vjplib.compat.jaxprs import with_programs as with_programs
 from vjplib.compat.jaxprs import without_dead_code as without_dead_code
 from vjplib.compat.placing import auto_sharded as auto_sharded
 from vjplib.compat.placing import is_vmapped as is_vmapped
 from vjplib.compat.placing import no_inline as no_inline
 from vjplib.compat.placing import psum_to_primal as psum_to_primal
-from vjplib.compat.shapes import is_symbolic as is_symbolic

@@ -16,11 +16,6 @@ def x64() -> Any:
     return jax.enable_x64(True)
 
 
-def leaks_unchecked() -> Any:
-    """Return a context in which JAX does not check for leaked tracers."""
-    return config.check_tracer_leaks(False)
-
-
 @cache
 def fast_compile_options() -> dict[str, Any] | None:
     """Return options of `jax.jit` that minimize the CPU's compile time, None on other platforms.

@@ -5,42 +5,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax._src import api, source_info_util
 from jax.ad_checkpoint import checkpoint_name
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.experimental.xla_metadata import set_xla_metadata
 
-P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
 T = TypeVar("T")
-
-
-class Differentiable(Protocol[P, R]):
-    """The type of a custom_vjp: its function, with the rule attached."""
-
-    __name__: str
-    fwd: Callable[..., Any] | None
-    bwd: Callable[..., Any] | None
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function."""
-        ...
-
-    def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
-        """Attach the forward and the backward pass."""
-        ...
-
 
 if TYPE_CHECKING:
 
     def custom_vjp(
-        fun: Callable[P, T], nondiff_argnums: Sequence[int] = (), nondiff_argnames: Sequence[str] = ()
-    ) -> Differentiable[P, T]:
-        """`jax.custom_vjp`, typed so that the rule keeps its function's signature."""
+        fun: Callable[..., T], nondiff_argnums: Sequence[int] = (), nondiff_argnames: Sequence[str] = ()
+    ) -> jax.custom_vjp[T]:
+        """`jax.custom_vjp`, typed so that the result of a rule is known where `partial` gives it options."""
         ...
 else:
     custom_vjp = jax.custom_vjp
@@ -67,6 +47,11 @@ class CustomVJP(NamedTuple):
     name: str
     optimize_remat: bool = False
 
+    @property
+    def passes(self) -> tuple[Callable[..., Any] | None, ...]:
+        """The forward and the backward; None for one that is not defined."""
+        return self.fwd, self.bwd
+
 
 def custom_vjp_of(fn: Any) -> CustomVJP | None:
     """Return the parts of a custom_vjp, None for any other function.
@@ -86,17 +71,14 @@ def custom_vjp_of(fn: Any) -> CustomVJP | None:
 
 
 def require_passes(rule: CustomVJP) -> None:
-    """Refuse a custom_vjp without forward and backward pass.
-
-    Raises:
-        ValueError: it has no passes.
+    """Raise a ValueError for a custom_vjp without forward and backward pass.
 
     Example:
         >>> require_passes(custom_vjp_of(jax.custom_vjp(jax.numpy.sin)))
         Traceback (most recent call last):
         ValueError: fn must have its passes: call sin.defvjp(fwd, bwd) first
     """
-    if rule.fwd is None or rule.bwd is None:
+    if None in rule.passes:
         raise ValueError(f"fn must have its passes: call {rule.name}.defvjp(fwd, bwd) first")
 
 
@@ -115,25 +97,18 @@ def replaced_custom_vjp_calls(call: Callable[..., Any]) -> Iterator[None]:
     """Context in which every call of a custom_vjp is call(original, fn, *args, **kwargs) instead.
 
     The class is patched for all threads. Contexts may nest, and overlap in any order; the last one is called first.
-
-    Args:
-        call: takes the original call, the custom_vjp, and the arguments.
     """
-
-    def mine(*given: Any, **kwargs: Any) -> Any:
-        return call(*given, **kwargs)
-
     with _patching:
         if not _replacements:
             for kind in _implementations():
                 _originals[kind] = original = kind.__call__
                 kind.__call__ = _dispatching(original)
-        _replacements.append(mine)
+        _replacements.append(call)
     try:
         yield
     finally:
         with _patching:
-            _replacements.remove(mine)
+            _replacements.remove(call)
             if not _replacements:
                 for kind, original in _originals.items():
                     kind.__call__ = original
@@ -150,17 +125,16 @@ def _dispatching(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class CustomJVP(NamedTuple):
-    """The parts of a custom_jvp.
-
-    Args:
-        primal: the function that it differentiates.
-        jvp: its rule.
-        static: which positional arguments are not differentiated.
-    """
+    """The parts of a custom_jvp, named as those of a `CustomVJP`."""
 
     primal: Callable[..., Any]
-    jvp: Callable[..., Any]
+    jvp: Callable[..., Any] | None
     static: frozenset[int]
+
+    @property
+    def passes(self) -> tuple[Callable[..., Any] | None, ...]:
+        """The rule; None if it is not defined."""
+        return (self.jvp,)
 
 
 def custom_jvp_of(fn: Any) -> CustomJVP | None:
@@ -170,9 +144,7 @@ def custom_jvp_of(fn: Any) -> CustomJVP | None:
         >>> custom_jvp_of(jax.numpy.sin) is None
         True
     """
-    if not isinstance(fn, jax.custom_jvp) or fn.jvp is None:
-        return None
-    return CustomJVP(fn.fun, fn.jvp, frozenset(fn.nondiff_argnums))
+    return CustomJVP(fn.fun, fn.jvp, frozenset(fn.nondiff_argnums)) if isinstance(fn, jax.custom_jvp) else None
 
 
 @contextmanager
@@ -198,11 +170,7 @@ def replaced_vjp(call: Callable[..., Any]) -> Iterator[None]:
     """
     original = api.vjp
 
-    @wraps(original)
-    def replacing(*args: Any, **kwargs: Any) -> Any:
-        return call(original, *args, **kwargs)
-
-    api.vjp = jax.vjp = replacing
+    api.vjp = jax.vjp = wraps(original)(partial(call, original))
     try:
         yield
     finally:
@@ -212,8 +180,7 @@ def replaced_vjp(call: Callable[..., Any]) -> Iterator[None]:
 def with_backward(rule: CustomVJP, bwd: Callable[..., Any]) -> Any:
     """Return a custom_vjp of the same parts with another backward."""
     same = jax.custom_vjp(rule.primal, nondiff_argnums=tuple(sorted(rule.static)))
-    options = {"optimize_remat": True} if rule.optimize_remat else {}
-    same.defvjp(rule.fwd, bwd, symbolic_zeros=rule.symbolic_zeros, **options)
+    same.defvjp(rule.fwd, bwd, symbolic_zeros=rule.symbolic_zeros, optimize_remat=rule.optimize_remat)
     return same
 
 
@@ -284,10 +251,9 @@ def _marked(tree: Any, text: str) -> Any:
 
 def is_plain_array(leaf: Any) -> bool:
     """Return whether a leaf is an array of numbers: no symbolic zero, no float0, no random key, no text."""
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or dtype == jax.dtypes.float0:
+    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or leaf.dtype == jax.dtypes.float0:
         return False
-    return not jax.numpy.issubdtype(dtype, jax.dtypes.extended)
+    return not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def mark_of(eqn: Any) -> bool | None:
@@ -295,25 +261,4 @@ def mark_of(eqn: Any) -> bool | None:
 
     Programs traced in `backwards_where_written` hold one for each array; they are identities.
     """
-    name = eqn.params.get("name") if eqn.primitive.name == "name" else None
-    return {_ENTER: True, _LEAVE: False}.get(name) if isinstance(name, str) else None
-
-
-def is_symbolic_zero(a: Any) -> bool:
-    """Return whether a is a symbolic zero, which a backward with symbolic_zeros=True takes and may return."""
-    return isinstance(a, SymbolicZero)
-
-
-def symbolic_zero_of(y: Any) -> SymbolicZero:
-    """Return the symbolic zero that stands for the cotangent of an output."""
-    return SymbolicZero(jax.typeof(y).to_tangent_aval())
-
-
-def perturbed(x: Any) -> CustomVJPPrimal:
-    """Return an argument of a forward pass with symbolic_zeros=True, marked as differentiated."""
-    return CustomVJPPrimal(x, True)
-
-
-def symbolic_zero_aval(a: Any) -> Any:
-    """Return the shape and dtype of a symbolic zero, anything else as it is."""
-    return a.aval if isinstance(a, SymbolicZero) else a
+    return {_ENTER: True, _LEAVE: False}.get(eqn.params["name"]) if eqn.primitive.name == "name" else None

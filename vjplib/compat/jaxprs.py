@@ -1,7 +1,7 @@
 """Reading, evaluating and changing jaxprs."""
 
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,6 @@ def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
 
     Each `jax.custom_vjp` and `jax.custom_jvp` is replaced by its primal, through jit, scan, while, cond and checkpoint.
 
-    Args:
-        f: a function of arrays that returns a pytree of arrays.
-
     Example:
         >>> import jax.numpy as jnp
         >>> wrong = jax.custom_vjp(jnp.sin)
@@ -28,7 +25,7 @@ def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
 
     def stripped(*args: Any) -> Any:
         closed, out = jax.make_jaxpr(f, return_shape=True)(*args)
-        values = _evaluate(*unclose(closed), jax.tree.leaves(args))
+        values = evaluated(*unclose(closed), jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(out), values)
 
     return stripped
@@ -57,21 +54,17 @@ INLINED = frozenset({"jit", "pjit", "remat2", "checkpoint", "closed_call"})
 _INLINED = _CUSTOM | INLINED
 
 
+def equations(program: Any) -> Iterator[Any]:
+    """Yield the equations of a jaxpr, each after those of the programs inside it."""
+    for eqn in unclose(program)[0].eqns:
+        for _, inner, _ in programs(eqn.params):
+            yield from equations(inner)
+        yield eqn
+
+
 def holds_custom_vjp(program: Any) -> bool:
     """Return whether a jaxpr, or a program inside it, calls a custom_vjp."""
-    jaxpr, _ = unclose(program)
-    return any(
-        eqn.primitive.name in ("custom_vjp_call", "call_hi_primitive")
-        or any(holds_custom_vjp(inner) for _, inner, _ in programs(eqn.params))
-        for eqn in jaxpr.eqns
-    )
-
-
-def _holds_custom_rule(jaxpr: Jaxpr) -> bool:
-    return any(
-        eqn.primitive.name in _CUSTOM or any(_holds_custom_rule(inner) for _, inner, _ in programs(eqn.params))
-        for eqn in jaxpr.eqns
-    )
+    return any(eqn.primitive.name in ("custom_vjp_call", "call_hi_primitive") for eqn in equations(program))
 
 
 def bind_eqn(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
@@ -86,7 +79,7 @@ def evaluated(
     jaxpr: Jaxpr,
     consts: Sequence[Any],
     args: Sequence[Any],
-    after: Callable[[Any, Sequence[Any]], Sequence[Any]],
+    after: Callable[[Any, Sequence[Any]], Sequence[Any]] = lambda eqn, outputs: outputs,
     bind: Callable[..., Sequence[Any]] = bind_eqn,
 ) -> list[Any]:
     """Evaluate a jaxpr, each custom rule by its primal, each equation's outputs passed through `after`.
@@ -98,7 +91,16 @@ def evaluated(
         after: takes an equation and its outputs; returns the outputs to use.
         bind: takes an equation, its inputs and changed parameters; returns its outputs, of any type.
     """
-    return interpreted(jaxpr, consts, args, lambda eqn, values: _applied(eqn, values, after, bind))
+
+    def apply(eqn: Any, values: list[Any]) -> Sequence[Any]:
+        inner = programs(eqn.params)
+        if eqn.primitive.name in _INLINED and inner:
+            _, program, held = inner[0]
+            return evaluated(program, held, values, after, bind)
+        params = with_programs(eqn.params, _stripped) if inner else {}
+        return after(eqn, bind(eqn, values, **params))
+
+    return interpreted(jaxpr, consts, args, apply)
 
 
 def interpreted(
@@ -145,32 +147,18 @@ def where_written(eqn: Any) -> tuple[str, int, str, str]:
     return frame.file_name, frame.start_line, frame.function_name, " ".join(" ".join(lines).split())
 
 
-def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """Evaluate a jaxpr, each custom rule by its primal."""
-    return evaluated(jaxpr, consts, args, lambda eqn, outputs: outputs)
+def with_programs(held: Any, change: Callable[[Any], Any]) -> Any:
+    """Return an equation's parameters, or one of them, with each program changed, in the order of `programs`."""
+    if isinstance(held, dict):
+        return {name: with_programs(value, change) for name, value in held.items()}
+    if isinstance(held, (tuple, list)):
+        items = [with_programs(item, change) for item in held]
+        return type(held)(*items) if hasattr(held, "_fields") else type(held)(items)
+    return held if _program(held) is None else change(held)
 
 
-def _applied(
-    eqn: Any,
-    values: list[Any],
-    after: Callable[[Any, Sequence[Any]], Sequence[Any]],
-    bind: Callable[..., Sequence[Any]],
-) -> Sequence[Any]:
-    inner = programs(eqn.params)
-    if eqn.primitive.name in _INLINED and inner:
-        _, jaxpr, consts = inner[0]
-        return evaluated(jaxpr, consts, values, after, bind)
-    params = {name: _stripped_parameter(value) for name, value in eqn.params.items()} if inner else {}
-    return after(eqn, bind(eqn, values, **params))
-
-
-def _stripped_parameter(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        items = [_stripped_parameter(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if _program(value) is None:
-        return value
-    jaxpr, consts = unclose(value)
-    if not _holds_custom_rule(jaxpr):
-        return value
-    return jax.make_jaxpr(lambda *args: _evaluate(jaxpr, consts, args))(*(v.aval for v in jaxpr.invars))
+def _stripped(program: Any) -> Any:
+    if all(eqn.primitive.name not in _CUSTOM for eqn in equations(program)):
+        return program
+    jaxpr, consts = unclose(program)
+    return jax.make_jaxpr(lambda *args: evaluated(jaxpr, consts, args))(*(v.aval for v in jaxpr.invars))

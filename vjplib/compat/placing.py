@@ -11,15 +11,11 @@ from jax.sharding import AxisType, auto_axes, get_abstract_mesh
 
 
 def no_inline(f: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
-    """Return f jitted, as a call that the CPU's compiler does not inline.
+    """Return f jitted with these options, as a call that the CPU's compiler does not inline.
 
     XLA:CPU fuses shifted slices into their consumers and recomputes them there; a call that is not inlined is as fast
     as on its own, however its result is used. Only the CPU's compiler reads the attribute, so use this inside the CPU
     branch of `jax.lax.platform_dependent`.
-
-    Args:
-        f: a function of arrays.
-        jit_options: options of `jax.jit`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,13 +46,9 @@ def is_vmapped(x: Any) -> bool:
 
 
 def auto_sharded(f: Callable[..., Any], result: jax.ShapeDtypeStruct) -> Callable[..., Any]:
-    """Return f, partitioned by the compiler even under a mesh with explicit axes.
+    """Return f, partitioned by the compiler even under a mesh with explicit axes, to a result of that sharding.
 
     JAX refuses slices and reshapes of sharded dimensions under explicit axes, though they partition well.
-
-    Args:
-        f: a function of arrays.
-        result: the shape, dtype and sharding of its result.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,11 +64,7 @@ def psum_to_primal(cotangent: jax.Array, aval: Any) -> jax.Array:
     """Return a cotangent summed over the mesh axes of `jax.shard_map` along which it varies and its primal does not.
 
     Devices that share a value each hold a part of its cotangent. Outside shard_map, and inside with check_vma=False,
-    this changes nothing.
-
-    Args:
-        cotangent: the cotangent.
-        aval: the abstract value of the primal, as `jax.typeof` gives it.
+    this changes nothing. `aval` is the primal's abstract value, as `jax.typeof` gives it.
 
     Example:
         >>> float(psum_to_primal(jax.numpy.ones(()), jax.typeof(jax.numpy.zeros(()))))

@@ -13,12 +13,10 @@ from vjplib.mutation.false_alarms import joined as joined
 from vjplib.mutation.false_alarms import run_correct as run_correct
 from vjplib.mutation.other_checkers import others as others
 from vjplib.mutation.results import enough as enough
-from vjplib.mutation.results import shares as shares
 from vjplib.mutation.results import survivors as survivors
 from vjplib.mutation.results import tables as tables
 from vjplib.mutation.results import to_dict as to_dict
 from vjplib.mutation.results import without_mutants as without_mutants
 from vjplib.mutation.score import MUTANTS as MUTANTS
-from vjplib.mutation.score import Outcome as Outcome
 from vjplib.mutation.score import Score as Score
 from vjplib.mutation.score import score as score

@@ -13,7 +13,6 @@ from vjplib.compat import x64
 from vjplib.mutation.mutate import mutate
 from vjplib.mutation.operators import Mutation
 from vjplib.mutation.target import Target, TargetCall
-from vjplib.rule import Edge
 from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.tolerance import size_of
 
@@ -31,10 +30,10 @@ def equivalent(target: Target, mutation: Mutation) -> bool:
     places; where cotangents are finite, so must their second derivatives. Differences of a few units in the last place
     of the cotangents do not count: terms that cancel leave as much.
     """
-    named = [target.cases[0].at(_arrays(e), e.kwargs, f"{e.name}, exact") for e in target.rule.edges]
-    contrary = [_contrary(base) for base in target.cases]
+    edges = [(tuple(None if a is None else np.asarray(a) for a in e.args), e) for e in target.rule.edges]
+    named = [target.cases[0].at(args, e.kwargs, f"{e.name}, exact") for args, e in edges]
     places = [(base, DTYPES, True) for base in target.cases]
-    places += [(base, ("float64", "float32"), False) for base in contrary]
+    places += [(_contrary(base), ("float64", "float32"), False) for base in target.cases]
     places += [(base, ("float64",), False) for base in target.elsewhere]
     places += [(base, ("float64", "float32"), False) for base in named]
     for base, dtypes, scaled in places:
@@ -50,10 +49,6 @@ def _contrary(base: TargetCall) -> TargetCall:
     given = (base.args, dict(base.kwargs))
     args, kwargs = jax.tree.map(lambda a: ~np.asarray(a) if getattr(a, "dtype", None) == np.bool_ else a, given)
     return base.at(args, kwargs, f"{base.case}, contrary")
-
-
-def _arrays(edge: Edge) -> tuple[Any, ...]:
-    return tuple(None if a is None else np.asarray(a) for a in edge.args)
 
 
 def _same(base: TargetCall, mutation: Mutation, dtype: Any, scaled: bool) -> bool:
@@ -100,13 +95,10 @@ def _orders(subject: CallUnderTest, two: bool) -> Callable[[Leaves, Leaves], Any
         if not two:
             return pull(leaves, gs)
         (ys, dxs), back = jax.vjp(pull, leaves, gs)
-        return ys, dxs, back((tuple(map(jnp.zeros_like, ys)), tuple(map(_direction, leaves))))
+        directions = tuple(jnp.where(jnp.isfinite(x), jnp.cos(x), 1) for x in leaves)
+        return ys, dxs, back((tuple(map(jnp.zeros_like, ys)), directions))
 
     return run
-
-
-def _direction(x: Any) -> Any:
-    return jnp.where(jnp.isfinite(x), jnp.cos(x), 1)
 
 
 def _close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:

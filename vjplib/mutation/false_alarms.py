@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -31,14 +31,8 @@ class Alarm(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True)
-class Alarms:
-    """The false alarms of all checks.
-
-    Args:
-        runs: how many runs of correct rules there were; each check took part in all.
-        alarms: each false alarm.
-    """
+class Alarms(NamedTuple):
+    """How many runs of correct rules there were, each examined by every check, and the false alarms."""
 
     runs: int
     alarms: tuple[Alarm, ...]
@@ -55,17 +49,12 @@ def joined(parts: Iterable[Alarms]) -> Alarms:
     return Alarms(sum(part.runs for part in parts), tuple(found))
 
 
-def run_correct(rule: Rule, runs: Sequence[int], seed: int) -> list[Alarm]:
-    """Return the alarms that the verifier, check_grads and chex raise at runs of an unchanged rule.
+def run_correct(rule: Rule, runs: Sequence[int], seed: int) -> Alarms:
+    """Return the alarms that the verifier, check_grads and chex raise at these runs of a record's unchanged rule.
 
     The runs share one case, one random choice of its sizes, masks and indices; each draws its own dtype, scale and
     floating numbers. Every run examines the value, in the run's dtype and in float64; the first run also examines the
     contract and one claim chosen by the run's number. check_grads and chex get the function jitted.
-
-    Args:
-        rule: the record.
-        runs: the numbers of the runs.
-        seed: of all random numbers.
     """
     rng = np.random.default_rng((seed, *runs[:1]))
     case = rule.cases[int(rng.integers(len(rule.cases)))]
@@ -86,7 +75,7 @@ def run_correct(rule: Rule, runs: Sequence[int], seed: int) -> list[Alarm]:
             leaves = subject.leaves(jnp.dtype(dtype))
             messages = {by: complaint_of(by, jitted, leaves) for by in others()}
             alarms += [alarm(by, message=message) for by, message in messages.items() if message]
-    return alarms
+    return Alarms(len(runs), tuple(alarms))
 
 
 def _of_value(dtype: str) -> list[Check]:

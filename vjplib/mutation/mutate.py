@@ -35,9 +35,10 @@ from vjplib.compat import (
     source_of,
     unclose,
     with_backward,
+    with_programs,
     without_dead_code,
 )
-from vjplib.mutation.operators import INPUTS, OF_CONSTANTS, OPERATORS, OUTPUTS, Equation, Mutation, proposals, with_item
+from vjplib.mutation.operators import INPUTS, OF_CONSTANTS, OPERATORS, OUTPUTS, Equation, Mutation, proposals
 from vjplib.verification.call import CallUnderTest, combine
 
 _LOOPS = ("scan", "while", "cond")
@@ -46,14 +47,7 @@ Call = TypeVar("Call", bound=CallUnderTest)
 
 
 class _Backward(NamedTuple):
-    """A backward traced at its inputs.
-
-    Args:
-        jaxpr: its program.
-        consts: the constants that it closes over.
-        arrays: those of its inputs that are arrays.
-        rebuild: takes the arrays that the program returns; returns the cotangents.
-    """
+    """A backward traced at those of its inputs that are arrays; `rebuild` makes cotangents of the program's outputs."""
 
     jaxpr: Any
     consts: list[Any]
@@ -145,20 +139,10 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], path: Path, act
         if eqn.primitive.name in INLINED:
             return further(args=values)
         new = jax.make_jaxpr(lambda *moving: further(args=moving))(*(v.aval for v in inner.invars))
-        return bind_eqn(eqn, values, **_with_program(eqn.params, k, new))
+        places = itertools.count()
+        return bind_eqn(eqn, values, **with_programs(eqn.params, lambda old: new if next(places) == k else old))
 
     return interpreted(jaxpr, consts, args, apply)
-
-
-def _with_program(params: dict[str, Any], k: int, new: Any) -> dict[str, Any]:
-    """Return the parameter that holds program number k, with another program in its place."""
-    names = [name for name, _, _ in programs(params)]
-    name = names[k]
-    held = params[name]
-    if not isinstance(held, (tuple, list)):
-        return {name: new}
-    within = [i for i, item in enumerate(held) if programs({"": item})]
-    return {name: tuple(with_item(held, within[k - names.index(name)], new))}
 
 
 def _equation_of(eqn: Any, values: Sequence[Any]) -> Equation:
@@ -221,11 +205,7 @@ def _mutated(rule: CustomVJP, mutation: Mutation) -> Callable[..., Any]:
 
 
 def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
-    """Return fn with a mutation in the backward of a custom_vjp that it is or calls.
-
-    Args:
-        fn: a `jax.custom_vjp`, or a function that leads to one.
-        mutation: the bug to inject.
+    """Return fn with a mutation in the backward of a custom_vjp that it is or leads to.
 
     Example:
         >>> sine = jax.custom_vjp(lambda x: jnp.sin(x))
@@ -270,11 +250,7 @@ def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
 
 
 def mutations(subject: CallUnderTest) -> list[Mutation]:
-    """Return every mutation of the backward of each custom_vjp that a call reaches, in float32.
-
-    Args:
-        subject: the call under test.
-    """
+    """Return every mutation of the backward of each custom_vjp that a call reaches, in float32."""
     found: dict[Mutation, None] = {}
     here = threading.get_ident()
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vjplib.verification.call import combine
+
 INPUTS, OUTPUTS = "input", "output"  # of the backward, in place of a primitive
 
 
@@ -68,7 +70,7 @@ UNARY = {"exp", "exp2", "log", "log1p", "expm1", "neg", "sqrt", "rsqrt", "square
 UNARY |= {"sin", "cos", "sign", "erf", "integer_pow", "not", "rev"}
 SUMMING = {"reduce_sum", "dot_general", "conv_general_dilated", "cumsum", "reduce_window_sum", "select_and_scatter_add"}
 INDEXED = {"gather", "scatter", "scatter-add", "scatter_add", "dynamic_slice", "dynamic_update_slice"}
-_COMPARISONS = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt"}
+_OTHER_STRICTNESS = {"lt": jax.lax.le, "le": jax.lax.lt, "gt": jax.lax.ge, "ge": jax.lax.gt}
 _PADDED = ("padding_config", "padding")
 THOUSANDTH = 1e-3
 OF_CONSTANTS = {"constant off by one", "factor"}  # operators for numbers that depend on no input
@@ -96,17 +98,12 @@ def _transposed(x: Any) -> Any:
     return jnp.reshape(jnp.swapaxes(x, *_long(x)[-2:]), x.shape)
 
 
-def with_item(items: Sequence[Any], i: int, new: Any) -> list[Any]:
-    """Return the items with a new one in one place."""
-    return [new if k == i else item for k, item in enumerate(items)]
-
-
 def _of_output(change: Callable[..., Any]) -> Callable[..., Any]:
     """Return the operator that changes output number detail[0], by the rest of the detail."""
 
     def operate(eqn: Equation, i: float, *detail: float) -> Sequence[Any]:
         outputs = eqn.bind(eqn.values)
-        return with_item(outputs, int(i), change(outputs[int(i)], *detail))
+        return combine(outputs, [int(i)], [change(outputs[int(i)], *detail)])
 
     return operate
 
@@ -116,22 +113,16 @@ def _of_operand(change: Callable[..., Any]) -> Callable[..., Any]:
 
     def operate(eqn: Equation, i: float, *detail: float) -> Sequence[Any]:
         x = jnp.asarray(eqn.values[int(i)], eqn.inputs[int(i)].dtype)
-        return eqn.bind(with_item(eqn.values, int(i), change(x, *detail)))
+        return eqn.bind(combine(eqn.values, [int(i)], [change(x, *detail)]))
 
     return operate
 
 
-def _coarse(x: Any) -> Any:
-    return x.astype(jnp.bfloat16).astype(x.dtype) if _floating(x) else x
-
-
 def _lower_precision(eqn: Equation) -> Sequence[Any]:
-    lowered = [
-        jnp.asarray(x, jnp.bfloat16) if _floating(like) else x for x, like in zip(eqn.values, eqn.inputs, strict=True)
-    ]
-    if eqn.params.get("preferred_element_type") is not None:
-        return eqn.bind(lowered, preferred_element_type=jnp.dtype(jnp.bfloat16))
-    return eqn.bind(lowered)
+    pairs = zip(eqn.values, eqn.inputs, strict=True)
+    lowered = [jnp.asarray(x, jnp.bfloat16) if _floating(like) else x for x, like in pairs]
+    preferred = eqn.params.get("preferred_element_type") is not None
+    return eqn.bind(lowered, **({"preferred_element_type": jnp.dtype(jnp.bfloat16)} if preferred else {}))
 
 
 def _alone(eqn: Equation, i: float) -> Sequence[Any]:
@@ -140,9 +131,7 @@ def _alone(eqn: Equation, i: float) -> Sequence[Any]:
 
 
 def _swapped(eqn: Equation, i: float, j: float) -> Sequence[Any]:
-    values = list(eqn.values)
-    values[int(i)], values[int(j)] = values[int(j)], values[int(i)]
-    return eqn.bind(values)
+    return eqn.bind(combine(eqn.values, (int(i), int(j)), (eqn.values[int(j)], eqn.values[int(i)])))
 
 
 def _wrong_axis(eqn: Equation, axis: float) -> Sequence[Any]:
@@ -172,24 +161,6 @@ def _padding_moved(eqn: Equation, axis: float) -> Sequence[Any]:
     return eqn.bind(eqn.values, **{key: tuple(padding)})
 
 
-def _other_branch(eqn: Equation) -> Sequence[Any]:
-    index = eqn.values[0]
-    return eqn.bind([(index + 1) % len(eqn.params["branches"]), *eqn.values[1:]])
-
-
-def _flag(name: str) -> Callable[[Equation], Sequence[Any]]:
-    return lambda eqn: eqn.bind(eqn.values, **{name: not eqn.params[name]})
-
-
-def _exponent(eqn: Equation, by: float) -> Sequence[Any]:
-    return eqn.bind(eqn.values, y=eqn.params["y"] + int(by))
-
-
-def _strictness(eqn: Equation) -> Sequence[Any]:
-    compared = {"lt": jax.lax.lt, "le": jax.lax.le, "gt": jax.lax.gt, "ge": jax.lax.ge}
-    return [compared[_COMPARISONS[eqn.name]](*eqn.values)]
-
-
 OPERATORS: dict[str, Callable[..., Sequence[Any]]] = {
     "operands swapped": _swapped,
     "sign": _of_output(lambda y: -y),
@@ -210,16 +181,16 @@ OPERATORS: dict[str, Callable[..., Sequence[Any]]] = {
     "first lost": _of_output(lambda y, axis: _along(y, int(axis), lambda index: index > 0)),
     "last lost": _of_output(lambda y, axis: _along(y, int(axis), lambda index: index < y.shape[int(axis)] - 1)),
     "lower precision": _lower_precision,
-    "rounded to bfloat16": _of_output(_coarse),
+    "rounded to bfloat16": _of_output(lambda y: y.astype(jnp.bfloat16).astype(y.dtype)),
     "detached": _of_output(jax.lax.stop_gradient),
     "zero": _of_output(jnp.zeros_like),
     "predicate negated": lambda eqn: eqn.bind([~eqn.values[0], *eqn.values[1:]]),
-    "strictness": _strictness,
+    "strictness": lambda eqn: [_OTHER_STRICTNESS[eqn.name](*eqn.values)],
     "equality negated": lambda eqn: [~eqn.bind(eqn.values)[0]],
     "constant off by one": _of_operand(lambda x: x + 1),
-    "exponent off by one": _exponent,
-    "other branch": _other_branch,
-    "other direction": _flag("reverse"),
+    "exponent off by one": lambda eqn, by: eqn.bind(eqn.values, y=eqn.params["y"] + int(by)),
+    "other branch": lambda eqn: eqn.bind([(eqn.values[0] + 1) % len(eqn.params["branches"]), *eqn.values[1:]]),
+    "other direction": lambda eqn: eqn.bind(eqn.values, reverse=not eqn.params["reverse"]),
     "window reversed": lambda eqn, axis: eqn.bind([eqn.values[0], jnp.flip(eqn.values[1], int(axis))]),
     "order reversed": lambda eqn: eqn.bind(list(eqn.values)[::-1]),
 }
@@ -228,9 +199,8 @@ OPERATORS: dict[str, Callable[..., Sequence[Any]]] = {
 def proposals(eqn: Equation) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Yield the operators that suit an equation, each with its detail."""
     for i, y in enumerate(eqn.outputs):
-        if getattr(y, "size", 0) == 0:
-            continue
-        yield from _proposed_of_output(i, y)
+        if getattr(y, "size", 0):
+            yield from _proposed_of_output(i, y)
     name, values = eqn.name, eqn.inputs
     if name in (INPUTS, OUTPUTS) or not all(hasattr(y, "shape") for y in eqn.outputs):
         return
@@ -261,7 +231,7 @@ def proposals(eqn: Equation) -> Iterator[tuple[str, tuple[float, ...]]]:
             yield "operand transposed", (i,)
     if name in SUMMING and _floating(values[0]):
         yield "lower precision", ()
-    if name in _COMPARISONS:
+    if name in _OTHER_STRICTNESS:
         yield "strictness", ()
     if name in ("eq", "ne"):
         yield "equality negated", ()

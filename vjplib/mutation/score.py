@@ -49,13 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Score:
-    """The mutants of one rule.
-
-    Args:
-        name: the name of the rule.
-        outcomes: one for each mutant.
-        seconds: the time taken.
-    """
+    """The mutants of one rule, an outcome each, and the seconds that they took."""
 
     name: str
     outcomes: tuple[Outcome, ...]
@@ -111,11 +105,7 @@ def _outcome(target: Target, i: int, mutation: Mutation, signatures: set[bytes])
 def killer(target: Target, i: int, subject: CallUnderTest, mutation: Mutation) -> str:
     """Return the first claim that a mutant fails, of all that standard verification examines; empty for none.
 
-    Args:
-        target: the rule.
-        i: the number of the case that the mutant was made at.
-        subject: the mutant's call there.
-        mutation: its fault.
+    `subject` is its call at case i, where the mutation was made.
     """
     for claim, check, at in _examinations(target, i, subject, mutation):
         try:

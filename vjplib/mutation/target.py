@@ -62,12 +62,7 @@ def _call(rule: Rule, case: Case, seed: int, **sizes: int) -> TargetCall:
 
 
 class Target:
-    """A rule with its cases, shared by all its mutants.
-
-    Args:
-        rule: the record.
-        seed: of all random numbers.
-    """
+    """A rule with its cases, shared by all its mutants; all random numbers come from the seed."""
 
     def __init__(self, rule: Rule, seed: int) -> None:
         self.rule, self.seed = rule, seed
@@ -94,6 +89,5 @@ class Target:
         found = []
         for i, case in enumerate(self.rule.cases):
             rng = np.random.default_rng((self.seed, 7, i))
-            drawn = [case.sizes(rng) for _ in range(OTHER_SIZES)]
-            found += [_call(self.rule, case, self.seed, **sizes) for sizes in drawn]
+            found += [_call(self.rule, case, self.seed, **case.sizes(rng)) for _ in range(OTHER_SIZES)]
         return found

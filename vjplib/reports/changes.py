@@ -13,7 +13,13 @@ GREW = 2.0
 SMALL = 0.01
 """In units of the tolerance: growth below it is not reported."""
 
-_WORDS = {"pass": "held", "fail": "failed", "note": "was only noted", "skipped": "was undecided", None: "not examined"}
+_WORDS = {
+    "pass": "held",
+    "fail": "failed",
+    "note": "was only noted",
+    "skipped": "was undecided",
+    None: "was not examined",
+}
 
 
 @dataclass(frozen=True)
@@ -83,20 +89,15 @@ def _of_one(name: str, old: Report, new: Report | None, claims: Sequence[str] | 
     for claim in present([old, new]) if claims is None else claims:
         was, now = old.level(claim), new.level(claim)
         if now == "fail" != was:
-            yield Change("failure", name, claim, f"fails; it {_in_words(was)}")
+            yield Change("failure", name, claim, f"fails; it {_WORDS[was]}")
         elif was == "pass" != now:
-            yield Change(
-                "lost", name, claim, f"is no longer shown: {'undecided' if now == 'skipped' else _in_words(now)}"
-            )
+            words = "undecided" if now == "skipped" else _WORDS[now]
+            yield Change("lost", name, claim, f"is no longer shown: {words}")
         elif now == "pass" and was in ("fail", "skipped"):
-            yield Change("fixed", name, claim, f"holds; it {_in_words(was)}")
+            yield Change("fixed", name, claim, f"holds; it {_WORDS[was]}")
         elif was == "fail" and now != "fail":
-            yield Change("new", name, claim, f"no longer fails, and is not shown: {_in_words(now)}")
+            yield Change("new", name, claim, f"no longer fails, and is not shown: {_WORDS[now]}")
         yield from _measured(name, claim, old, new)
-
-
-def _in_words(level: Any) -> str:
-    return "was not examined" if level is None else _WORDS[level]
 
 
 def _measured(name: str, claim: str, old: Report, new: Report) -> Iterator[Change]:

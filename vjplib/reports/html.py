@@ -17,16 +17,11 @@ from vjplib.verification.report import SIGNS, Finding, Report
 
 _ORDER = {"fail": 0, "skipped": 1, "note": 2, "pass": 3, None: 4}
 _FEW = 4
+_KINDS = {"failure": "new failure", "bytes": "bytes grown", "error": "error grown"}  # the others as they are called
 
 
 def write_html(path: str | Path, run: Run, against: Run | None = None) -> None:
-    """Write the page.
-
-    Args:
-        path: the file.
-        run: the run.
-        against: an earlier one, to tell what changed since.
-    """
+    """Write the run as a page, with what changed since the run that it is compared with, if there is one."""
     Path(path).write_text("\n".join(_page(run, against)) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
@@ -72,23 +67,10 @@ def _changes(changed: Sequence[Change], against: Run) -> Iterator[str]:
     regressions = sum(c.regression for c in changed)
     yield f'<section id="changes"><h2>Changes: {regressions} regressions, {len(changed) - regressions} others</h2>'
     yield f"<p>Against a run of effort {_e(against.effort)}, seed {against.seed}{': ' + then if then else ''}.</p>"
-    if changed:
-        yield "<ul>"
-        for c in changed:
-            yield f'<li class="{"fail" if c.regression else c.kind}"><b>{_KINDS[c.kind]}</b> {_e(c)}</li>'
-        yield "</ul>"
-    yield "</section>"
-
-
-_KINDS = {
-    "failure": "new failure",
-    "lost": "lost",
-    "bytes": "bytes grown",
-    "gone": "gone",
-    "error": "error grown",
-    "fixed": "fixed",
-    "new": "new",
-}
+    yield "<ul>"
+    for c in changed:
+        yield f'<li class="{"fail" if c.regression else c.kind}"><b>{_KINDS.get(c.kind, c.kind)}</b> {_e(c)}</li>'
+    yield "</ul></section>"
 
 
 def _table(run: Run) -> Iterator[str]:
@@ -100,18 +82,12 @@ def _table(run: Run) -> Iterator[str]:
         yield f'<option value="{level}">{words}</option>'
     yield '</select></label><output id="count"></output></form>'
     yield '<div class="wide"><table id="rules"><thead><tr>'
-    yield _heading("rule", "rule")
-    for claim in claims:
-        yield _heading(claim, _e(claim))
-    yield _heading("seconds", "s")
+    for key, words in (("rule", "rule"), *((claim, _e(claim)) for claim in claims), ("seconds", "s")):
+        yield f'<th scope="col" data-key="{key}"><button type="button">{words}</button></th>'
     yield "</tr></thead>"
     for i, report in enumerate(run.reports):
         yield from _rows(i, report, claims)
     yield "</table></div></section>"
-
-
-def _heading(key: str, words: str) -> str:
-    return f'<th scope="col" data-key="{key}"><button type="button">{words}</button></th>'
 
 
 def _rows(i: int, report: Report, claims: Sequence[str]) -> Iterator[str]:
@@ -122,12 +98,10 @@ def _rows(i: int, report: Report, claims: Sequence[str]) -> Iterator[str]:
     controls = f'aria-expanded="false" aria-controls="d{i}"'
     yield f'<button type="button" class="{state}" {controls}>{_e(report.name)}</button></th>'
     for claim in claims:
-        level = report.level(claim)
-        if level is None:
-            yield f'<td data-sort="{_ORDER[level]}" class="none">-</td>'
-        else:
-            button = f'<button type="button" data-claim="{claim}" aria-controls="d{i}">{SIGNS[level]}</button>'
-            yield f'<td data-sort="{_ORDER[level]}" class="{level}">{button}</td>'
+        level, sign = report.level(claim), "-"
+        if level is not None:
+            sign = f'<button type="button" data-claim="{claim}" aria-controls="d{i}">{SIGNS[level]}</button>'
+        yield f'<td data-sort="{_ORDER[level]}" class="{level or "none"}">{sign}</td>'
     yield f'<td data-sort="{report.seconds:.3f}" class="number">{report.seconds:.1f}</td></tr>'
     yield f'<tr class="details" id="d{i}" hidden><td colspan="{len(claims) + 2}">'
     if not report.ok and not report.failures:

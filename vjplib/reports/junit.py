@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 from vjplib.reports.runs import Run
 from vjplib.verification.causes import causes, paragraph
 from vjplib.verification.registry import present
-from vjplib.verification.report import Finding, Report
+from vjplib.verification.report import Report
 
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -35,38 +35,26 @@ def _suite(suites: ET.Element, report: Report, run: Run) -> None:
     properties = ET.SubElement(suite, "properties")
     for key, value in {**run.environment, "effort": run.effort, "seed": run.seed}.items():
         ET.SubElement(properties, "property", name=_xml(key), value=_xml(str(value)))
-    claims = present([report])
-    for claim in claims:
-        _case(suite, report, claim)
-    undecided = not report.ok and not report.failures
-    if undecided:
-        case = ET.SubElement(suite, "testcase", classname=_class(report), name="verification")
+    classname = _xml(f"vjplib.{report.name}")
+    for claim in present([report]):
+        _fill(ET.SubElement(suite, "testcase", classname=classname, name=claim), report, claim)
+    if not report.ok and not report.failures:
+        case = ET.SubElement(suite, "testcase", classname=classname, name="verification")
         ET.SubElement(case, "error", message="no claim was decided, so nothing is proved", type="undecided")
-    suite.set("tests", str(len(claims) + undecided))
-    suite.set("failures", str(sum(report.level(c) == "fail" for c in claims)))
-    suite.set("errors", str(int(undecided)))
-    suite.set("skipped", str(sum(report.level(c) == "skipped" for c in claims)))
+    for key, tag in (("tests", ""), ("failures", "/failure"), ("errors", "/error"), ("skipped", "/skipped")):
+        suite.set(key, str(len(suite.findall(f"testcase{tag}"))))
 
 
-def _case(suite: ET.Element, report: Report, claim: str) -> None:
-    case = ET.SubElement(suite, "testcase", classname=_class(report), name=claim)
-    of_claim = [f for f in report.findings if f.claim == claim]
-    worst = [f for f in of_claim if f.level == report.level(claim)]
-    if report.level(claim) == "fail":
-        failure = ET.SubElement(case, "failure", message=_xml(_one_line(worst[0])), type=claim)
+def _fill(case: ET.Element, report: Report, claim: str) -> None:
+    level, of_claim = report.level(claim), [f for f in report.findings if f.claim == claim]
+    message = _xml(" ".join(str(next(f for f in of_claim if f.level == level)).split()))
+    if level == "fail":
+        failure = ET.SubElement(case, "failure", message=message, type=claim)
         failure.text = _xml("\n".join(paragraph(cause) for cause in causes(report) if claim in cause.claims))
-    elif report.level(claim) == "skipped":
-        ET.SubElement(case, "skipped", message=_xml(_one_line(worst[0])))
+    elif level == "skipped":
+        ET.SubElement(case, "skipped", message=message)
     elif notes := [f for f in of_claim if f.level == "note"]:
         ET.SubElement(case, "system-out").text = _xml("\n".join(map(str, notes)))
-
-
-def _class(report: Report) -> str:
-    return _xml(f"vjplib.{report.name}")
-
-
-def _one_line(f: Finding) -> str:
-    return " ".join(str(f).split())
 
 
 def _xml(text: str) -> str:

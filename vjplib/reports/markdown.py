@@ -13,13 +13,7 @@ _SECTIONS = (("fail", "Failures"), ("skipped", "Undecided"), ("note", "Notes"))
 
 
 def write_markdown(path: str | Path, run: Run, against: Run | None = None) -> None:
-    """Write the run as Markdown.
-
-    Args:
-        path: the file.
-        run: the run.
-        against: an earlier one, to tell what changed since.
-    """
+    """Write the run as Markdown, with what changed since the run that it is compared with, if there is one."""
     changed = None if against is None else changes(against, run)
     Path(path).write_text("\n".join(_lines(run, changed)) + "\n", encoding="utf-8", errors="backslashreplace")
 

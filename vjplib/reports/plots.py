@@ -9,14 +9,7 @@ from vjplib.verification.report import Finding, Report
 
 
 class Axis(NamedTuple):
-    """A logarithmic axis.
-
-    Args:
-        low: the power of ten at its start.
-        high: the power of ten at its end.
-        start: where it starts on the page.
-        end: where it ends.
-    """
+    """A logarithmic axis from the power of ten `low` to `high`, on the page from `start` to `end`."""
 
     low: int
     high: int
@@ -57,32 +50,35 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
-def _dot(x: float, y: float, kind: str, title: str = "") -> str:
-    inner = f"<title>{escape(title)}</title>" if title else ""
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="{kind}">{inner}</circle>'
+def _grid(x: Axis, y: Axis, most: int) -> list[str]:
+    vertical = [_line(at, y.end, at, y.start, "grid") + _text(at, y.start + 15, t, "middle") for at, t in x.ticks(most)]
+    return vertical + [
+        _line(x.start, at, x.end, at, "grid") + _text(x.start - 6, at + 4, t, "end") for at, t in y.ticks(most)
+    ]
+
+
+def _dot(x: float, y: float, kind: str, title: str) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="{kind}"><title>{escape(title)}</title></circle>'
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _number(value: Any) -> float:
-    try:
-        return float(value)  # what is not finite is read as a string
-    except (TypeError, ValueError):
-        return math.nan
-
-
 class _Point(NamedTuple):
-    label: str
+    name: str
     rule: float
     autodiff: float
 
+    @property
+    def label(self) -> str:
+        return f"{self.name}: {self.rule:.2g}, autodiff {self.autodiff:.2g}"
+
 
 def _points(findings: Sequence[Finding]) -> list[_Point]:
-    """Return the errors that the claim on accuracy measured, one per array and dtype, the worst first."""
+    """Return the errors that the claim on accuracy measured, one per array and dtype."""
     found = [
-        _Point(f"{f.data['dtype']} {a['name']}", _number(a["rule"]), _number(a["autodiff"]))
+        _Point(f"{f.data['dtype']} {a['name']}", float(a["rule"]), float(a["autodiff"]))
         for f in findings
         for a in f.data.get("arrays", ())
         if "dtype" in f.data
@@ -95,24 +91,23 @@ def accuracy(findings: Sequence[Finding]) -> str:
     points = _points(findings)
     if not points:
         return ""
-    left = 12 + 6.4 * max(len(p.label) for p in points)
+    left = 12 + 6.4 * max(len(p.name) for p in points)
     width, top, row = left + 300, 8, 17
     bottom = top + row * len(points)
     scale = axis([e for p in points for e in (p.rule, p.autodiff)], left, width - 30)
     parts = [_line(x, top, x, bottom, "grid") + _text(x, bottom + 14, label, "middle") for x, label in scale.ticks()]
     for i, p in enumerate(points):
         y = top + row * (i + 0.5)
-        label = f"{p.label}: {p.rule:.2g}, autodiff {p.autodiff:.2g}"
-        parts.append(_text(left - 10, y + 4, p.label, "end"))
+        parts.append(_text(left - 10, y + 4, p.name, "end"))
         parts.append(_line(scale.at(p.rule), y, scale.at(p.autodiff), y, "span"))
-        parts += [_dot(scale.at(p.autodiff), y, "theirs", label), _dot(scale.at(p.rule), y, "ours", label)]
+        parts += [_dot(scale.at(p.autodiff), y, "theirs", p.label), _dot(scale.at(p.rule), y, "ours", p.label)]
     return _svg(width, bottom + 22, "error against float64, relative to the array's size", parts)
 
 
 def overview(reports: Sequence[Report]) -> str:
     """Return a plot of all measured errors against autodiff's; "" without any."""
     points = [
-        _Point(f"{r.name}, {p.label}", p.rule, p.autodiff)
+        p._replace(name=f"{r.name}, {p.name}")
         for r in reports
         for p in _points([f for f in r.findings if f.claim == "accuracy"])
         if p.rule > 0 and p.autodiff > 0
@@ -122,19 +117,14 @@ def overview(reports: Sequence[Report]) -> str:
     size, margin = 360, 52
     values = [e for p in points for e in (p.rule, p.autodiff)]
     x, y = axis(values, margin, size - 8), axis(values, size - margin, 8)
-    parts = [
-        _line(at, 8, at, size - margin, "grid") + _text(at, size - margin + 16, t, "middle") for at, t in x.ticks()
-    ]
-    parts += [_line(margin, at, size - 8, at, "grid") + _text(margin - 6, at + 4, t, "end") for at, t in y.ticks()]
+    parts = _grid(x, y, 6)
     parts.append(_line(x.start, y.start, x.end, y.end, "equal"))
     parts.append(_text((margin + size) / 2, size - 14, "autodiff's error", "middle"))
     turned = f"rotate(-90 12 {(size - margin) / 2:.1f})"
     parts.append(
         f'<text x="12" y="{(size - margin) / 2:.1f}" text-anchor="middle" transform="{turned}">the rule\'s</text>'
     )
-    for p in points:
-        label = f"{p.label}: {p.rule:.2g}, autodiff {p.autodiff:.2g}"
-        parts.append(_dot(x.at(p.autodiff), y.at(p.rule), "ours", label))
+    parts += [_dot(x.at(p.autodiff), y.at(p.rule), "ours", p.label) for p in points]
     return _svg(size, size, "errors against float64: below the line the rule errs less than autodiff", parts)
 
 
@@ -155,8 +145,7 @@ def _curves(title: str, ours: Sequence[tuple[float, float]], theirs: Sequence[tu
     width, height, left, bottom = 250, 170, 46, 130
     x = axis([a for a, _ in ours], left, width - 14)
     y = axis([b for _, b in (*ours, *theirs)], bottom, 26)
-    parts = [_line(left, at, width - 14, at, "grid") + _text(left - 6, at + 4, t, "end") for at, t in y.ticks(4)]
-    parts += [_line(at, 26, at, bottom, "grid") + _text(at, bottom + 15, t, "middle") for at, t in x.ticks(4)]
+    parts = _grid(x, y, 4)
     parts.append(_text(left, 14, title))
     for pairs, kind in (*([(theirs, "theirs")] if theirs else ()), (ours, "ours")):
         places = [(x.at(a), y.at(b)) for a, b in pairs]
@@ -169,7 +158,7 @@ def _curves(title: str, ours: Sequence[tuple[float, float]], theirs: Sequence[tu
 
 def taylor(data: Mapping[str, Any], title: str) -> str:
     """Return a plot of the remainder of a Taylor step against the step h, beside h^2."""
-    pairs = [(h, abs(_number(r))) for h, r in zip(data["h"], data["remainder"], strict=True)]
+    pairs = [(h, abs(float(r))) for h, r in zip(data["h"], data["remainder"], strict=True)]
     pairs = [(h, r) for h, r in pairs if r > 0 and math.isfinite(r)]
     if not pairs:
         return ""
@@ -182,23 +171,16 @@ def taylor(data: Mapping[str, Any], title: str) -> str:
 def jacobian(data: Mapping[str, Any], title: str) -> str:
     """Return a picture of the nonzero entries of dy/dx, and of the wrong ones.
 
-    Args:
-        data: `rows`, a string each of "+", "-" and "." for zero; `wrong`, pairs of row and column.
-        title: what it shows.
+    `rows` of the data are strings of "+", "-" and "." for zero; `wrong` holds pairs of row and column.
     """
     rows = data["rows"]
     cell = max(6, min(12, 160 // len(rows)))
     width, height = cell * max(map(len, rows)), cell * len(rows)
     parts = [f'<rect width="{width}" height="{height}" class="paper"/>']
-    for sign, kind in (("+", "plus"), ("-", "minus")):
-        squares = (
-            f"M{cell * j} {cell * i}h{cell - 1}v{cell - 1}h-{cell - 1}z"
-            for i, row in enumerate(rows)
-            for j, entry in enumerate(row)
-            if entry == sign
-        )
-        parts.append(f'<path d="{"".join(squares)}" class="{kind}"/>')
-    wrong = "".join(f"M{cell * j} {cell * i}h{cell - 1}v{cell - 1}h-{cell - 1}z" for i, j in data.get("wrong", ()))
-    if wrong:
-        parts.append(f'<path d="{wrong}" class="wrong"/>')
+    plus, minus = (
+        [(i, j) for i, row in enumerate(rows) for j, entry in enumerate(row) if entry == sign] for sign in "+-"
+    )
+    for kind, places in (("plus", plus), ("minus", minus), ("wrong", data.get("wrong", ()))):
+        squares = "".join(f"M{cell * j} {cell * i}h{cell - 1}v{cell - 1}h-{cell - 1}z" for i, j in places)
+        parts.append(f'<path d="{squares}" class="{kind}"/>')
     return _svg(width, height, title, parts)

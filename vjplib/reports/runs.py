@@ -2,16 +2,25 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
-from vjplib.verification.report import Code, Explanation, Finding, Kind, Level, Place, Report
+from vjplib.verification.report import Report
 
-KINDS = get_args(Kind)
 SCHEMA = 2
 """The number of the schema that files are written in; it rises when a reader of the former would misread them."""
+
+_JSON: Mapping[Any, tuple[str, tuple[type, ...]]] = {
+    str: ("a string", (str,)),
+    int: ("an integer", (int,)),
+    float: ("a number", (int, float, str)),
+    tuple: ("a list", (list,)),
+    Sequence: ("a list", (list,)),
+}
+"""How JSON holds values of these types; those of others are objects."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Run:
         claims: those that were asked for; None for all of the effort.
 
     Example:
+        >>> from vjplib.verification import Finding
         >>> run = Run((Report("f", (Finding("contract", "pass", "as promised"),)),))
         >>> run.ok, Run.from_dict(run.to_dict()) == run
         (True, True)
@@ -61,82 +71,36 @@ class Run:
             found = f"schema {content['schema']!r}" if "schema" in content else "no schema number"
             raise ValueError(f"must be by schema {SCHEMA}, has {found}; write it anew with `vjplib verify --json`")
         try:
-            reports = tuple(map(_report, content["reports"]))
-            claims = None if content["claims"] is None else tuple(map(_claim, content["claims"]))
-            seed = content["seed"]
-            if type(seed) is not int or seed < 0:
-                raise TypeError(f"seed must be an integer of at least 0, got {seed!r:.60}")
-            return cls(reports, dict(content["environment"]), _text(content, "effort"), seed, claims)
+            run = _read(cls, content, "run")
+            if run.seed < 0:
+                raise ValueError(f"seed must be an integer of at least 0, got {run.seed}")
         except KeyError as error:
             raise ValueError(f"must be by schema {SCHEMA}, lacks {error}") from error
-        except (TypeError, AttributeError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"must be by schema {SCHEMA}: {error}") from error
+        return run
 
 
-def _claim(name: Any) -> str:
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"claims must be names, got {name!r:.60}")
-    return name
-
-
-def _explanation(content: Any) -> Explanation | None:
-    if content is None:
-        return None
-    if content["kind"] not in KINDS:
-        raise ValueError(f"kinds must be among {', '.join(KINDS[1:])}, got {content['kind']!r:.60}")
-    factor, words = content["factor"], ("meaning", "term", "operand", "reason", "counterexample")
-    return Explanation(
-        content["kind"],
-        tuple(map(str, content["cotangents"])),
-        tuple(map(_place, content["places"])),
-        None if factor is None else float(factor),
-        unexplained=float(content["unexplained"]),
-        **{key: _text(content, key) for key in words},
-    )
-
-
-def _place(content: Any) -> Place:
-    line = content["line"]
-    if type(line) is not int:
-        raise TypeError(f"line must be an integer, got {line!r:.60}")
-    return Place(line=line, **{key: _text(content, key) for key in ("primitive", "file", "function", "source")})
-
-
-def _text(content: Mapping[str, Any], key: str) -> str:
-    if not isinstance(content[key], str):
-        raise TypeError(f"{key} must be a string, got {content[key]!r:.60}")
-    return content[key]
-
-
-def _report(content: Mapping[str, Any]) -> Report:
-    seconds = content["seconds"]
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"seconds must be a number, got {seconds!r:.60}")
-    return Report(_text(content, "name"), tuple(map(_finding, content["findings"])), float(seconds))
-
-
-def _finding(content: Mapping[str, Any]) -> Finding:
-    if content["level"] not in get_args(Level):
-        raise ValueError(f"levels must be among {', '.join(get_args(Level))}, got {content['level']!r:.60}")
-    if content["code"] not in get_args(Code):
-        raise ValueError(f"codes must be among {', '.join(get_args(Code)[1:])}, got {content['code']!r:.60}")
-    ratio, index = content["ratio"], content["index"]
-    if index is not None and not (isinstance(index, list) and all(type(i) is int for i in index)):
-        raise TypeError(f"index must be a list of integers, got {index!r:.60}")
-    return Finding(
-        _claim(content["claim"]),
-        content["level"],
-        _text(content, "message"),
-        _text(content, "argument"),
-        None if ratio is None else float(ratio),  # what is not finite is written as a string
-        None if index is None else tuple(index),
-        _text(content, "case"),
-        _text(content, "trap"),
-        _text(content, "counterexample"),
-        content["code"],
-        _explanation(content["explanation"]),
-        dict(content["data"]),
-    )
+def _read(kind: Any, value: Any, name: str) -> Any:
+    """Return a value of a type, of which JSON holds dataclasses as objects and numbers that are not finite as text."""
+    options = get_args(kind)
+    origin = get_origin(kind) or kind
+    if origin is UnionType:  # of a type and None
+        return None if value is None else _read(options[0], value, name)
+    if origin is Literal:
+        if value not in options:
+            raise ValueError(f"{name}s must be among {', '.join(filter(None, options))}, got {value!r:.60}")
+        return value
+    words, kinds = _JSON.get(origin, ("an object", (dict,)))
+    if name in ("claim", "claims") and origin is str and (type(value) not in kinds or not value):
+        raise TypeError(f"claims must be names, got {value!r:.60}")
+    if type(value) not in kinds:
+        raise TypeError(f"{name} must be {words}, got {value!r:.60}")
+    if is_dataclass(origin):
+        return origin(**{f.name: _read(f.type, value[f.name], f.name) for f in fields(origin)})
+    if list in kinds:
+        return tuple(_read(options[0], item, name) for item in value)
+    return float(value) if origin is float else value
 
 
 def schema() -> dict[str, Any]:

@@ -7,8 +7,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vjplib.compat import symbolic_zero_aval
-
 
 @dataclass(frozen=True)
 class Aval:
@@ -47,7 +45,6 @@ def aval_of(a: Any) -> Aval:
         >>> str(aval_of(2.0))
         'weak float32 of shape ()'
     """
-    a = symbolic_zero_aval(a)
     if not hasattr(a, "shape"):
         a = jax.typeof(a)
     return Aval(tuple(a.shape), a.dtype, bool(getattr(a, "weak_type", False)))

@@ -18,7 +18,7 @@ from typing import Any, TextIO, TypeVar
 import jax
 import numpy as np
 
-from vjplib.compat import custom_vjp_of, in_callers_context, leaks_unchecked, settings
+from vjplib.compat import custom_vjp_of, in_callers_context, settings
 from vjplib.verification.report import Finding, describe_error, failed, noted
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def detect_side_effects(functions: tuple[Callable[..., Any], ...], findings: lis
     environment, options, folder = dict(os.environ), settings(), os.getcwd()
     stdout, sys.stdout = sys.stdout, heard  # type: ignore[assignment]  # it passes the rest on
     try:
-        with jax.transfer_guard("allow"), leaks_unchecked():
+        with jax.transfer_guard("allow"), jax.check_tracer_leaks(False):
             yield
     finally:
         replaced, sys.stdout = sys.stdout is not heard, stdout

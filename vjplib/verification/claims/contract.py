@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from vjplib.compat import CustomVJP, holds_custom_vjp, is_symbolic_zero, perturbed, symbolic_zero_of
+from vjplib.compat import CustomVJP, holds_custom_vjp
 from vjplib.verification.avals import Mismatch, aval_of, avals_of, cotangent_mismatches, output_mismatches
 from vjplib.verification.call import CallUnderTest, Static, combine, parameters
 from vjplib.verification.claim import Claim
@@ -159,17 +160,19 @@ def _raw_one(
     moving = [i for i in range(len(avals)) if i not in rule.static]
 
     def passes(alone: int | None, *differentiable: Any) -> Any:
-        marked = [jax.tree.map(perturbed, v) if rule.symbolic_zeros else v for v in differentiable]
+        marked = [
+            jax.tree.map(lambda a: CustomVJPPrimal(a, True), v) if rule.symbolic_zeros else v for v in differentiable
+        ]
         y, res = rule.fwd(*combine(avals, moving, marked))
         ys, tree = jax.tree.flatten(y)
         gs = [
-            symbolic_zero_of(a)
+            SymbolicZero(jax.typeof(a).to_tangent_aval())
             if rule.symbolic_zeros and ((alone is not None and i != alone) or _whole_number(a))
             else _cotangent_like(a)
             for i, a in enumerate(ys)
         ]
         dxs = tuple(rule.bwd(*nondiff, res, jax.tree.unflatten(tree, gs)))
-        return y, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype) if is_symbolic_zero(a) else a, dxs)
+        return y, jax.tree.map(lambda a: jnp.zeros_like(_struct(a)) if isinstance(a, SymbolicZero) else a, dxs)
 
     def backward(alone: int | None) -> Any:
         return jax.eval_shape(lambda *moved: passes(alone, *moved), *(avals[i] for i in moving))
