@@ -42,10 +42,10 @@ def merge_vmapped_batch(convolve: Convolve) -> Convolve:
     def merging(x: jax.Array, k: jax.Array, call: ConvCall) -> jax.Array:
         if not is_vmapped(x) or is_vmapped(k):
             return convolve(x, k, call)
-        batch, channels, *_ = call.dimensions.lhs_spec
-        if call.batch_groups > 1:
-            x = _batch_groups_to_channels(x, call.batch_groups, batch, channels)
-            call = replace(call, lhs=x.shape, feature_groups=call.batch_groups, batch_groups=1)
+        batch, channels, *_ = call.dimension_numbers.lhs_spec
+        if call.batch_group_count > 1:
+            x = _batch_groups_to_channels(x, call.batch_group_count, batch, channels)
+            call = replace(call, lhs=x.shape, feature_group_count=call.batch_group_count, batch_group_count=1)
 
         @jax.custom_batching.custom_vmap
         def row(x: jax.Array, k: jax.Array) -> jax.Array:
@@ -54,7 +54,7 @@ def merge_vmapped_batch(convolve: Convolve) -> Convolve:
         @row.def_vmap
         def rows(size: int, in_batched: Any, x: jax.Array, k: jax.Array) -> tuple[jax.Array, bool]:
             del in_batched
-            x, out, out_batch = _merge(x, batch), list(call.out), call.dimensions.out_spec[0]
+            x, out, out_batch = _merge(x, batch), list(call.out), call.dimension_numbers.out_spec[0]
             out[out_batch] *= size
             y = merging(x, k, replace(call, lhs=x.shape, out=tuple(out)))
             return _split(y, out_batch, (size, call.out[out_batch])), True
