@@ -19,21 +19,13 @@ MANY_TAPS = 25  # from which on it is
 
 
 class PhaseCut(NamedTuple):
-    """One axis of y cut into d phases.
+    """One axis of y cut into d phases."""
 
-    Args:
-        before: elements put before y, so that phases share as many shifts of x as possible.
-        rest: (p + before) modulo d.
-        first: the least shift of x that feeds any phase.
-        shifts: the number of shifts that feed any.
-        length: the number of elements of a phase.
-    """
-
-    before: int
-    rest: int
-    first: int
-    shifts: int
-    length: int
+    before: int  # elements put before y, so that phases share as many shifts of x as possible
+    rest: int  # (p + before) modulo d
+    first: int  # the least shift of x that feeds any phase
+    shifts: int  # the number of shifts that feed any
+    length: int  # the number of elements of a phase
 
 
 # With s = 1 an output i = d q + f - b, of phase f, meets the taps j with d l = d q + f + r j - (p + b), that is those
