@@ -3,7 +3,7 @@
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial, reduce
 
 import jax
@@ -84,7 +84,7 @@ def copies_by_phase_apply(problem: Problem) -> bool:
 def copies_by_phase(problem: Problem, x: Array, k: Array) -> Array:
     """Return y at stride 1, where x is dilated, each shift of x feeding all phases of the output at once."""
     x, k = _repeat(x, problem.width), k.reshape(*problem.kernel, problem.features)
-    d = problem.lhs_dilation
+    d, ones = problem.lhs_dilation, (1,) * problem.ndim
     quotients = [-(-m // e) for m, e in zip(problem.out, d, strict=True)]
     tables = [_phase_table(*row) for row in zip(d, problem.low, problem.rhs_dilation, problem.kernel, strict=True)]
     low = [max(0, -min(table)) for table in tables]
@@ -97,11 +97,14 @@ def copies_by_phase(problem: Problem, x: Array, k: Array) -> Array:
             fed = itertools.product(*(table[t] for table, t in zip(tables, shifts, strict=True)))
             numbers = jnp.stack([zeros if None in tap else k[tap] for tap in fed])
             shifted = strided_slice(padded, [(p + t, q, 1) for p, t, q in zip(low, shifts, quotients, strict=True)])
-            yield shifted.reshape(problem.batch, *_interleave(quotients, 1), problem.features) * numbers.reshape(
-                1, *_interleave([1] * problem.ndim, *d), problem.features
+            shifted = shifted.reshape(
+                problem.batch, *itertools.chain(*zip(quotients, ones, strict=True)), problem.features
             )
+            yield shifted * numbers.reshape(1, *itertools.chain(*zip(ones, d, strict=True)), problem.features)
 
-    y = sum_parts(parts(), (problem.batch, *_interleave(quotients, *d), problem.features), x.dtype)
+    y = sum_parts(
+        parts(), (problem.batch, *itertools.chain(*zip(quotients, d, strict=True)), problem.features), x.dtype
+    )
     y = y.reshape(problem.batch, *(q * e for q, e in zip(quotients, d, strict=True)), problem.features)
     return strided_slice(y, [(0, m, 1) for m in problem.out])
 
@@ -114,11 +117,6 @@ def _phase_table(d: int, p: int, r: int, taps: int) -> dict[int, list[int | None
         if not rest:
             table.setdefault(t, [None] * d)[f] = j
     return table
-
-
-def _interleave(sizes: Sequence[int], *other: int) -> list[int]:
-    others = other if len(other) == len(sizes) else other * len(sizes)
-    return [n for pair in zip(sizes, others, strict=True) for n in pair]
 
 
 def weight_grad_applies(problem: Problem) -> bool:

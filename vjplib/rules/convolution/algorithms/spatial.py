@@ -15,22 +15,17 @@ Array = jax.Array
 MAX_SUM_TERMS = 128  # beyond, the program of one sum takes longer to compile than it saves
 
 
-def strided_slice(x: Array, bounds: Sequence[tuple[int, int, int]], first: int = 1) -> Array:
-    """Return a strided slice of the spatial axes.
-
-    Args:
-        x: the array.
-        bounds: (start, count, step) for each spatial axis.
-        first: the first spatial axis of x.
+def strided_slice(x: Array, bounds: Sequence[tuple[int, int, int]]) -> Array:
+    """Return a strided slice of the spatial axes, with (start, count, step) for each.
 
     Example:
         >>> strided_slice(jnp.arange(10.0)[None, :, None], [(1, 3, 4)])[0, :, 0].tolist()
         [1.0, 5.0, 9.0]
     """
-    before, rest = x.shape[:first], x.shape[first + len(bounds) :]
-    start = [*(0 for _ in before), *(at if n else 0 for at, n, _ in bounds), *(0 for _ in rest)]
-    limit = [*before, *(at + (n - 1) * step + 1 if n else 0 for at, n, step in bounds), *rest]
-    return lax.slice(x, start, limit, [*(1 for _ in before), *(step for _, _, step in bounds), *(1 for _ in rest)])
+    rest = x.shape[1 + len(bounds) :]
+    start = [0, *(at if n else 0 for at, n, _ in bounds), *(0 for _ in rest)]
+    limit = [x.shape[0], *(at + (n - 1) * step + 1 if n else 0 for at, n, step in bounds), *rest]
+    return lax.slice(x, start, limit, [1, *(step for _, _, step in bounds), *(1 for _ in rest)])
 
 
 def pad(x: Array, pads: Iterable[tuple[int, int] | tuple[int, int, int]], first: int = 1) -> Array:
@@ -73,19 +68,11 @@ def sum_parts(parts: Iterator[Array], shape: Sequence[int], dtype: jnp.dtype) ->
 
 
 class Overlap(NamedTuple):
-    """The elements of y and of x that one tap connects along one axis: two progressions of the same length.
+    """The elements of y and of x that one tap connects along one axis: two progressions of the same length."""
 
-    Args:
-        y: the first index into y.
-        y_step: the step between indices into y.
-        x: the first index into x.
-        x_step: the step between indices into x.
-        length: the length of both progressions.
-    """
-
-    y: int
+    y: int  # the first index into y
     y_step: int
-    x: int
+    x: int  # the first index into x
     x_step: int
     length: int
 
@@ -118,9 +105,9 @@ def overlaps(problem: Problem) -> Iterator[tuple[tuple[int, ...], list[Overlap]]
             yield tap, found
 
 
-def x_of(x: Array, found: Sequence[Overlap], first: int = 1) -> Array:
+def x_of(x: Array, found: Sequence[Overlap]) -> Array:
     """Return the elements of x in an overlap."""
-    return strided_slice(x, [(o.x, o.length, o.x_step) for o in found], first)
+    return strided_slice(x, [(o.x, o.length, o.x_step) for o in found])
 
 
 def y_of(y: Array, found: Sequence[Overlap]) -> Array:
@@ -128,29 +115,14 @@ def y_of(y: Array, found: Sequence[Overlap]) -> Array:
     return strided_slice(y, [(o.y, o.length, o.y_step) for o in found])
 
 
-def spread_to_y(problem: Problem, found: Sequence[Overlap], part: Array, first: int = 1) -> Array:
-    """Return zeros of y's spatial sizes with a part placed at the elements of an overlap.
-
-    Args:
-        problem: the convolution.
-        found: the overlap along the leading spatial axes.
-        part: the values, with `length` elements along each of these axes.
-        first: the first spatial axis of part.
-    """
-    pads = [
-        (o.y, size - 1 - o.y - (o.length - 1) * o.y_step, o.y_step - 1)
-        for o, size in zip(found, problem.out, strict=False)
-    ]
-    return pad(part, pads, first)
+def spread_to_y(problem: Problem, found: Sequence[Overlap], part: Array) -> Array:
+    """Return zeros of y's spatial sizes with a part placed at the elements of an overlap, of the leading axes."""
+    ends = zip(found, problem.out, strict=False)
+    return pad(part, [(o.y, size - 1 - o.y - (o.length - 1) * o.y_step, o.y_step - 1) for o, size in ends])
 
 
 def weave_phases(y: Array, ndim: int) -> Array:
-    """Return (batch, *counts, *phases, features) as (batch, *(counts x phases), features), phases varying faster.
-
-    Args:
-        y: an array with an axis of elements and an axis of phases for each spatial axis.
-        ndim: the number of spatial axes.
-    """
+    """Return (batch, *counts, *phases, features) as (batch, *(counts x phases), features), phases varying faster."""
     batch, *sizes, features = y.shape
     y = jnp.transpose(y, (0, *(axis for i in range(ndim) for axis in (1 + i, 1 + ndim + i)), 1 + 2 * ndim))
     return y.reshape(batch, *(n * d for n, d in zip(sizes[:ndim], sizes[ndim:], strict=True)), features)
