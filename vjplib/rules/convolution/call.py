@@ -200,7 +200,7 @@ class ConvCall:
     def k_from_canonical(self, k: Array) -> Array:
         """Return the inverse of `k_to_canonical`."""
         features, channels, *space = self.dimension_numbers.rhs_spec
-        return jnp.transpose(k, np.argsort((*space, channels, features)))
+        return jnp.transpose(k, np.argsort((*space, channels, features)).tolist())
 
     def out_dtype(self, x: Array) -> Any:
         """Return the dtype of y, where x may be upcast: verification runs a call in float64 too."""
