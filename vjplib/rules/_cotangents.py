@@ -62,10 +62,5 @@ def unbroadcast(g: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def prepend_axes(a: jax.Array, ndim: int) -> jax.Array:
-    """Return a with leading axes of size 1 up to a rank: users can forbid JAX's implicit rank promotion.
-
-    Example:
-        >>> prepend_axes(jnp.ones(3), 2).shape
-        (1, 3)
-    """
+    """Return a with leading axes of size 1 up to a rank: users can forbid JAX's implicit rank promotion."""
     return jnp.expand_dims(a, range(ndim - a.ndim))

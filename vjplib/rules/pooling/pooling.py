@@ -31,10 +31,8 @@ from vjplib.rules.pooling.windows import (
 )
 
 Padding = str | Sequence[tuple[int, int]]
-MAX_POSITIONS = 2**31
-"""The positions along one dimension above which int32 overflows and the call goes to lax."""
-MAX_MEAN_WINDOW = 128
-"""The largest window size along one dimension with a mean of ours: larger ones take long to compile."""
+MAX_POSITIONS = 2**31  # along one dimension, above which int32 overflows and the call goes to lax
+MAX_MEAN_WINDOW = 128  # the largest window size along one dimension with a mean of ours: larger compile for long
 
 # ---------------------------------------------------------------------------------------------------- maximum, minimum
 
@@ -141,20 +139,15 @@ _best.defvjp(fwd_best, bwd_best)
 
 
 def reference_reduce_window_max(
-    operand,
-    window_dimensions,
-    window_strides=None,
-    padding: Padding = "VALID",
-    base_dilation=None,
-    window_dilation=None,
+    operand, window_dimensions, window_strides=None, padding="VALID", base_dilation=None, window_dilation=None
 ):
-    del base_dilation
+    assert base_dilation is None
     windows = _windows(operand.shape, window_dimensions, window_strides, padding, window_dilation)
     elements = _elements(operand, windows, -jnp.inf)
     return jnp.take_along_axis(elements, jnp.argmax(elements, axis=-1, keepdims=True), axis=-1)[..., 0]
 
 
-def jacobian_reduce_window_max(operand, window_dimensions, window_strides=None, padding: Padding = "VALID"):
+def jacobian_reduce_window_max(operand, window_dimensions, window_strides=None, padding="VALID"):
     windows = _windows(operand.shape, window_dimensions, window_strides, padding)
     first = jnp.argmax(_elements(operand, windows, -jnp.inf), axis=-1, keepdims=True)
     place = jnp.take_along_axis(_elements(jnp.arange(operand.size).reshape(operand.shape), windows, -1), first, axis=-1)
@@ -354,7 +347,7 @@ def _counts(windows, shape, count_include_pad):
 # ----------------------------------------------------------------------------------------------------------- arguments
 
 
-def _lax_options(x, window_shape, strides, padding):
+def _lax_options(x, window_shape, strides=None, padding="VALID"):
     """Return flax's arguments as lax's, which have an entry for every dimension, batch and features included."""
     x, window_shape = as_array("inputs", x), integers("window_shape", window_shape)
     spatial = len(window_shape)
@@ -406,16 +399,9 @@ def _elements(x, windows, outside):
 # ------------------------------------------------------------------------------------------------------------- records
 
 
-def _by_lax(reduction, init):
-    def pool(x, window_shape, strides=None, padding="VALID"):
-        return lax.reduce_window(x, init, reduction, *_lax_options(x, window_shape, strides, padding))
-
-    return pool
-
-
-def _mean_by_lax(x, window_shape, strides=None, padding="VALID", count_include_pad=True):
-    options = _lax_options(x, window_shape, strides, padding)
-    count = math.prod(window_shape)
+def _mean_by_lax(x, count_include_pad=True, **window):
+    options = _lax_options(x, **window)
+    count = math.prod(window["window_shape"])
     if not count_include_pad:
         count = lax.reduce_window(jnp.ones((1, *x.shape[1:-1], 1)), 0.0, lax.add, *options)
     return lax.reduce_window(x, 0.0, lax.add, *options) / count
@@ -467,7 +453,9 @@ _EDGES = (
 _MAX_POOL = Rule(
     fn=max_pool,
     reference=reference_max_pool,
-    baselines={"lax.reduce_window": _by_lax(lax.max, -jnp.inf)},
+    baselines={
+        "lax.reduce_window": lambda x, **window: lax.reduce_window(x, -jnp.inf, lax.max, *_lax_options(x, **window))
+    },
     cases=(_ROWS, _DISJOINT, _OVERLAPPING),
     edges=_EDGES,
     bench=(_image(2, 2), _image(3, 2), _sequence(2), _sequence(3)),
@@ -514,7 +502,9 @@ RULES = (
         _MAX_POOL,
         fn=min_pool,
         reference=reference_min_pool,
-        baselines={"lax.reduce_window": _by_lax(lax.min, jnp.inf)},
+        baselines={
+            "lax.reduce_window": lambda x, **window: lax.reduce_window(x, jnp.inf, lax.min, *_lax_options(x, **window))
+        },
         cases=(_ROWS, _SAME),
         jacobian=jacobian_min_pool,
     ),
