@@ -25,18 +25,6 @@ def merge_vmapped_batch(convolve: Convolve) -> Convolve:
     """Return the convolution with an axis that `jax.vmap` maps over x alone merged into the batch.
 
     Inside a mapped gradient, `jax.vmap(jax.grad(f))`, nothing is merged: there each row's kernel cotangent is wanted.
-
-    Example:
-        >>> from vjplib.rules.convolution.call import make_call
-        >>> seen = []
-        >>> def convolve(x, k, call):
-        ...     seen.append(x.shape)
-        ...     return call(x, k)
-        >>> x, k = jnp.ones((5, 3, 1, 8)), jnp.ones((1, 1, 3))
-        >>> call = make_call(x[0], k, window_strides=(1,), padding="SAME")
-        >>> rows = jax.vmap(lambda x: merge_vmapped_batch(convolve)(x, k, call))(x)
-        >>> seen[-1], rows.shape
-        ((15, 1, 8), (5, 3, 1, 8))
     """
 
     @functools.wraps(convolve)

@@ -274,11 +274,6 @@ def make_call(lhs: Any, rhs: Any, *positional: Any, **arguments: Any) -> ConvCal
     """Return the call of `lax.conv_general_dilated` with these arguments, checked; arrays may be abstract.
 
     The arguments that follow lhs and rhs are those of `PARAMETERS`, in this order or by name.
-
-    Example:
-        >>> x, k = jnp.ones((2, 1, 5)), jnp.ones((4, 1, 3))
-        >>> make_call(x, k, window_strides=[2], padding="SAME").out
-        (2, 4, 3)
     """
     arguments |= zip(PARAMETERS, positional, strict=False)
     arguments = convolution_arguments(lhs=lhs, rhs=rhs, **arguments)

@@ -31,17 +31,11 @@ class Algorithm(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The algorithm for each product of a convolution on CPU, and why; XLA's convolution is used elsewhere.
+    """The algorithm for each product of a convolution on CPU, and why; XLA's convolution is used elsewhere."""
 
-    Args:
-        y: the forward.
-        dx: the cotangent of x.
-        dk: the cotangent of the kernel.
-    """
-
-    y: Algorithm
-    dx: Algorithm
-    dk: Algorithm
+    y: Algorithm  # the forward
+    dx: Algorithm  # the cotangent of x
+    dk: Algorithm  # the cotangent of the kernel
 
     def __str__(self) -> str:
         """Return a line for each product, and below it where NaN and infinities spread."""

@@ -138,8 +138,7 @@ def explain_convolution(
         A `Plan` with an algorithm for y, dx and dk, each with a name and a reason; it prints a line for each.
 
     Raises:
-        TypeError: as `conv_general_dilated`.
-        ValueError: as `conv_general_dilated`.
+        TypeError, ValueError: as `conv_general_dilated`.
 
     Example:
         >>> import jax
@@ -180,8 +179,7 @@ def conv(
         (batch, features, *space).
 
     Raises:
-        TypeError: as `conv_general_dilated`.
-        ValueError: as `conv_general_dilated`.
+        TypeError, ValueError: as `conv_general_dilated`.
 
     Example:
         >>> conv(jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 0.0, -1.0]]]), (1,), "SAME").tolist()
@@ -219,8 +217,7 @@ def conv_with_general_padding(
         (batch, features, *space).
 
     Raises:
-        TypeError: as `conv_general_dilated`.
-        ValueError: as `conv_general_dilated`.
+        TypeError, ValueError: as `conv_general_dilated`.
 
     Example:
         >>> x, k = jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 10.0]]])

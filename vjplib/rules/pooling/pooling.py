@@ -130,7 +130,6 @@ def fwd_best(x, windows, smallest):
 #   (g^T J)_l = sum_k sum_i [s i - p + o_k = l] [k(i) = k] g_i
 # a sum over taps of those g_i whose maximum is at the tap, spread s apart and shifted by o_k - p.
 def bwd_best(windows, smallest, res, g):
-    del smallest
     index, x_token = res
     return (like_primal(scatter_to_argmax(index, upcast(g), windows, x_token.aval.shape), x_token),)
 
@@ -139,7 +138,12 @@ _best.defvjp(fwd_best, bwd_best)
 
 
 def reference_reduce_window_max(
-    operand, window_dimensions, window_strides=None, padding="VALID", base_dilation=None, window_dilation=None
+    operand,
+    window_dimensions,
+    window_strides=None,
+    padding: Padding = "VALID",
+    base_dilation=None,
+    window_dilation=None,
 ):
     assert base_dilation is None
     windows = _windows(operand.shape, window_dimensions, window_strides, padding, window_dilation)
@@ -147,7 +151,7 @@ def reference_reduce_window_max(
     return jnp.take_along_axis(elements, jnp.argmax(elements, axis=-1, keepdims=True), axis=-1)[..., 0]
 
 
-def jacobian_reduce_window_max(operand, window_dimensions, window_strides=None, padding="VALID"):
+def jacobian_reduce_window_max(operand, window_dimensions, window_strides=None, padding: Padding = "VALID"):
     windows = _windows(operand.shape, window_dimensions, window_strides, padding)
     first = jnp.argmax(_elements(operand, windows, -jnp.inf), axis=-1, keepdims=True)
     place = jnp.take_along_axis(_elements(jnp.arange(operand.size).reshape(operand.shape), windows, -1), first, axis=-1)
@@ -217,9 +221,7 @@ def min_pool(
         The minima, in inputs' dtype; ties, NaN and residuals are those of `reduce_window_max`.
 
     Raises:
-        TypeError: an argument has a wrong type.
-        ValueError: inputs has too few dimensions, sizes or strides are not positive, strides or padding does not have
-            one entry for each spatial dimension, or padding is an unknown string.
+        TypeError, ValueError: as `max_pool`.
 
     Example:
         >>> min_pool(jnp.array([[3.0], [1.0], [2.0], [5.0]]), (2,), strides=(2,)).tolist()
@@ -347,7 +349,7 @@ def _counts(windows, shape, count_include_pad):
 # ----------------------------------------------------------------------------------------------------------- arguments
 
 
-def _lax_options(x, window_shape, strides=None, padding="VALID"):
+def _lax_options(x, window_shape, strides=None, padding: Padding = "VALID"):
     """Return flax's arguments as lax's, which have an entry for every dimension, batch and features included."""
     x, window_shape = as_array("inputs", x), integers("window_shape", window_shape)
     spatial = len(window_shape)

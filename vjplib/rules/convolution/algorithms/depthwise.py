@@ -27,8 +27,7 @@ from vjplib.rules.convolution.algorithms.spatial import (
 from vjplib.rules.convolution.problem import Problem
 
 Array = jax.Array
-Block = Callable[[int, int, int], Array]
-"""A function of (axis, first, end) that returns this slice of an array."""
+Block = Callable[[int, int, int], Array]  # takes (axis, first, end), and returns this slice of an array
 
 MAX_OWN_PADS = 9  # taps up to which a pad of its own for each is faster than slices of a shared one
 MAX_UNROLLED = 9  # taps up to which their gradients are sums of their own; beyond, a loop over them compiles faster
@@ -144,10 +143,8 @@ def _unrolled_taps(problem: Problem, x: Array, g: Array) -> Array:
 def tap_by_tap(problem: Problem, x: Array, sums: Callable[[Block], Array]) -> Array:
     """Return the sums of each tap, stacked: a loop whose program is that of one tap and reads the padded x in place.
 
-    Args:
-        problem: without lhs_dilation.
-        x: (batch, *size, channels).
-        sums: takes a `Block` of the elements of x that one tap reads, one for each output.
+    `sums` takes a `Block` of the elements of x, (batch, *size, channels) and undilated, that one tap reads, one for
+    each output.
     """
     padded = pad_input(problem, x)
     view, strides = (problem.batch, *problem.out, x.shape[-1]), (1, *problem.strides, 1)

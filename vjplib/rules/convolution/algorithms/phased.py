@@ -33,12 +33,7 @@ class PhaseCut(NamedTuple):
 # convolution at stride 1 of x over the shifts t. Of e = r (k - 1) + 1 places that the taps span, the fewest shifts that
 # reach all are (e - 1) // d + 1; they do if (p + b) mod d is at least (e - 1) mod d, for which there is a b.
 def phase_cut(problem: Problem, axis: int) -> PhaseCut:
-    """Return how one axis of y is cut into phases, at stride 1.
-
-    Example:
-        >>> phase_cut(Problem(1, (5,), 2, (4,), 2, (1,), (2,), (2,), (1,), 1, (10,)), 0)
-        PhaseCut(before=1, rest=1, first=-1, shifts=2, length=6)
-    """
+    """Return how one axis of y is cut into phases, at stride 1."""
     d, p = problem.lhs_dilation[axis], problem.low[axis]
     span, rest = divmod(problem.rhs_dilation[axis] * (problem.kernel[axis] - 1), d)
     before = max(0, rest - p % d)

@@ -16,12 +16,7 @@ MAX_SUM_TERMS = 128  # beyond, the program of one sum takes longer to compile th
 
 
 def strided_slice(x: Array, bounds: Sequence[tuple[int, int, int]]) -> Array:
-    """Return a strided slice of the spatial axes, with (start, count, step) for each.
-
-    Example:
-        >>> strided_slice(jnp.arange(10.0)[None, :, None], [(1, 3, 4)])[0, :, 0].tolist()
-        [1.0, 5.0, 9.0]
-    """
+    """Return a strided slice of the spatial axes, with (start, count, step) for each."""
     rest = x.shape[1 + len(bounds) :]
     start = [0, *(at if n else 0 for at, n, _ in bounds), *(0 for _ in rest)]
     limit = [x.shape[0], *(at + (n - 1) * step + 1 if n else 0 for at, n, step in bounds), *rest]
@@ -31,14 +26,7 @@ def strided_slice(x: Array, bounds: Sequence[tuple[int, int, int]]) -> Array:
 def pad(x: Array, pads: Iterable[tuple[int, int] | tuple[int, int, int]], first: int = 1) -> Array:
     """Return x with zeros around and between the elements of its spatial axes; a negative pad crops.
 
-    Args:
-        x: the array.
-        pads: (low, high) or (low, high, interior) for each spatial axis, or for the leading ones.
-        first: the first spatial axis of x.
-
-    Example:
-        >>> pad(jnp.ones((1, 2, 1)), [(1, -1)])[0, :, 0].tolist()
-        [0.0, 1.0]
+    The pads are (low, high) or (low, high, interior) for each spatial axis, or for the leading ones, `first` on.
     """
     spatial, none = [(low, high, *(interior or (0,))) for low, high, *interior in pads], (0, 0, 0)
     widths = [*[none] * first, *spatial, *[none] * (x.ndim - first - len(spatial))]
@@ -57,12 +45,7 @@ def tap_view(problem: Problem, padded: Array, tap: Sequence[int]) -> Array:
 
 
 def sum_parts(parts: Iterator[Array], shape: Sequence[int], dtype: jnp.dtype) -> Array:
-    """Return the sum of the parts; zeros of this shape and dtype if there are none.
-
-    Example:
-        >>> [sum_parts(iter(parts), (2,), jnp.float32).tolist() for parts in ((), (jnp.ones(2), jnp.ones(2)))]
-        [[0.0, 0.0], [2.0, 2.0]]
-    """
+    """Return the sum of the parts; zeros of this shape and dtype if there are none."""
     first = next(parts, None)
     return jnp.zeros(shape, dtype) if first is None else sum(parts, first)
 
@@ -79,13 +62,7 @@ class Overlap(NamedTuple):
 
 # s i - d l = p - r j: divided by the greatest common divisor of s and d, i is known modulo d and l modulo s.
 def overlap(problem: Problem, axis: int, j: int) -> Overlap:
-    """Return where tap j of one spatial axis connects x and y, for any strides and dilations.
-
-    Example:
-        >>> p = Problem(1, (3,), 2, (3,), 2, (1,), (1,), (2,), (1,), 1, (5,))
-        >>> overlap(p, 0, 0), overlap(p, 0, 1)
-        (Overlap(y=1, y_step=2, x=0, x_step=1, length=2), Overlap(y=0, y_step=2, x=0, x_step=1, length=3))
-    """
+    """Return where tap j of one spatial axis connects x and y, for any strides and dilations."""
     s, d = problem.strides[axis], problem.lhs_dilation[axis]
     offset, common = problem.low[axis] - problem.rhs_dilation[axis] * j, math.gcd(s, d)
     if offset % common:
