@@ -49,10 +49,6 @@ def unbroadcast(g: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
     Broadcasting copies; the transpose of a copy is a sum. So the cotangent of a broadcast argument is the sum of the
     cotangents of its copies, in their dtype.
-
-    Example:
-        >>> unbroadcast(jnp.ones((2, 3)), (3,)).tolist()
-        [2.0, 2.0, 2.0]
     """
     if g.shape == shape:
         return g

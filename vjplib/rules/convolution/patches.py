@@ -1,6 +1,5 @@
 """The patches of x under a convolution's window, as slices; their cotangents are added where the windows overlap."""
 
-import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from vjplib.precision import REAL, upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules._cotangents import aval_token, like_primal
-from vjplib.rules.convolution.algorithms.spatial import pad, pad_input, strided_slice, tap_view
+from vjplib.rules.convolution.algorithms.spatial import interleaved, pad, pad_input, strided_slice, tap_view
 from vjplib.rules.convolution.call import ConvCall, lax_patches, make_call
 from vjplib.rules.convolution.dispatch import by_platform
 from vjplib.rules.convolution.general import CHANNELS_LAST, Padding
@@ -184,7 +183,7 @@ def _positions(problem, axis):
 
 def _tiles(problem, x):
     x = pad_input(problem, x)
-    x = x.reshape(problem.batch, *itertools.chain(*zip(problem.out, problem.kernel, strict=True)), problem.channels)
+    x = x.reshape(problem.batch, *interleaved(problem.out, problem.kernel), problem.channels)
     return jnp.transpose(x, _order(problem)).reshape(problem.batch, *problem.out, problem.features)
 
 

@@ -15,6 +15,7 @@ from vjplib.rules._cotangents import prepend_axes
 from vjplib.rules.convolution.algorithms.spatial import (
     MAX_SUM_TERMS,
     Overlap,
+    interleaved,
     overlap,
     overlaps,
     pad,
@@ -119,7 +120,7 @@ def patches_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
 def _cut_into_patches(problem: Problem, x: Array) -> Array:
     """Return x as (batch, *out, *kernel, channels)."""
     x = pad_input(problem, x)
-    x = x.reshape(problem.batch, *itertools.chain(*zip(problem.out, problem.kernel, strict=True)), problem.channels)
+    x = x.reshape(problem.batch, *interleaved(problem.out, problem.kernel), problem.channels)
     axes = range(1, 2 * problem.ndim + 1)
     return jnp.transpose(x, (0, *axes[::2], *axes[1::2], x.ndim - 1))
 

@@ -13,6 +13,7 @@ from jax import lax
 from vjplib.rules._cotangents import prepend_axes
 from vjplib.rules.convolution.algorithms.spatial import (
     MAX_SUM_TERMS,
+    interleaved,
     overlap,
     overlaps,
     pad,
@@ -56,20 +57,14 @@ def shifted_copies(problem: Problem, x: Array, k: Array) -> Array:
         x, k = x[..., 0], k[..., 0]
     strided = max(problem.strides, default=1) > 1
     own = problem.taps <= MAX_OWN_PADS and (problem.ndim == 1 or strided)
-    parts = _copies_with_own_pads(problem, x, k) if own else _copies_of_one_pad(problem, x, k)
+    if own:
+        copies = ((tap, spread_to_y(problem, found, x_of(x, found))) for tap, found in overlaps(problem))
+    else:
+        padded = pad_input(problem, x)
+        copies = ((tap, tap_view(problem, padded, tap)) for tap in problem.tap_indices)
+    parts = (copy * prepend_axes(k[tap], x.ndim) for tap, copy in copies)
     y = sum_parts(parts, (problem.batch, *problem.out, *x.shape[1 + problem.ndim :]), x.dtype)
     return y.reshape(problem.batch, *problem.out, problem.features)
-
-
-def _copies_with_own_pads(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
-    for tap, found in overlaps(problem):
-        yield spread_to_y(problem, found, x_of(x, found)) * prepend_axes(k[tap], x.ndim)
-
-
-def _copies_of_one_pad(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
-    padded = pad_input(problem, x)
-    for tap in problem.tap_indices:
-        yield tap_view(problem, padded, tap) * prepend_axes(k[tap], x.ndim)
 
 
 def copies_by_phase_apply(problem: Problem) -> bool:
@@ -96,14 +91,10 @@ def copies_by_phase(problem: Problem, x: Array, k: Array) -> Array:
             fed = itertools.product(*(table[t] for table, t in zip(tables, shifts, strict=True)))
             numbers = jnp.stack([zeros if None in tap else k[tap] for tap in fed])
             shifted = strided_slice(padded, [(p + t, q, 1) for p, t, q in zip(low, shifts, quotients, strict=True)])
-            shifted = shifted.reshape(
-                problem.batch, *itertools.chain(*zip(quotients, ones, strict=True)), problem.features
-            )
-            yield shifted * numbers.reshape(1, *itertools.chain(*zip(ones, d, strict=True)), problem.features)
+            shifted = shifted.reshape(problem.batch, *interleaved(quotients, ones), problem.features)
+            yield shifted * numbers.reshape(1, *interleaved(ones, d), problem.features)
 
-    y = sum_parts(
-        parts(), (problem.batch, *itertools.chain(*zip(quotients, d, strict=True)), problem.features), x.dtype
-    )
+    y = sum_parts(parts(), (problem.batch, *interleaved(quotients, d), problem.features), x.dtype)
     y = y.reshape(problem.batch, *(q * e for q, e in zip(quotients, d, strict=True)), problem.features)
     return strided_slice(y, [(0, m, 1) for m in problem.out])
 

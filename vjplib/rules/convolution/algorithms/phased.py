@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vjplib.rules.convolution.algorithms.dense import convolve
-from vjplib.rules.convolution.algorithms.spatial import pad, strided_slice, weave_phases
+from vjplib.rules.convolution.algorithms.spatial import interleaved, pad, strided_slice, weave_phases
 from vjplib.rules.convolution.problem import Problem
 
 Array = jax.Array
@@ -68,13 +68,12 @@ def phases(problem: Problem, x: Array, k: Array) -> Array:
     """Return y at stride 1 by one convolution of the undilated x, whose features are those of all phases of y."""
     cuts = [phase_cut(problem, axis) for axis in range(problem.ndim)]
     inner, n = undilated(problem), problem.ndim
-    pairs = list(zip(inner.kernel, problem.lhs_dilation, strict=True))
     pads = [
         (d - 1 - c.rest, c.shifts * d - (d - 1 - c.rest) - r * (size - 1) - 1, r - 1)
         for c, d, r, size in zip(cuts, problem.lhs_dilation, problem.rhs_dilation, problem.kernel, strict=True)
     ]
     k = pad(k, pads, 0)
-    k = k.reshape(*(size for pair in pairs for size in pair), problem.channels, problem.features)
+    k = k.reshape(*interleaved(inner.kernel, problem.lhs_dilation), problem.channels, problem.features)
     k = lax.rev(k, range(1, 2 * n, 2))
     k = jnp.transpose(k, (*range(0, 2 * n, 2), 2 * n, *range(1, 2 * n, 2), 2 * n + 1))
     y = convolve(inner, x, k.reshape(*inner.kernel, problem.channels, inner.features))

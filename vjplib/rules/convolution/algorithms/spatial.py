@@ -1,5 +1,6 @@
 """Spatial axes of an array: slices, pads and sums, and the overlap of x and y under one tap of the kernel."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -98,8 +99,13 @@ def spread_to_y(problem: Problem, found: Sequence[Overlap], part: Array) -> Arra
     return pad(part, [(o.y, size - 1 - o.y - (o.length - 1) * o.y_step, o.y_step - 1) for o, size in ends])
 
 
+def interleaved(a: Iterable[int], b: Iterable[int]) -> list[int]:
+    """Return the first of a, the first of b, the second of a, and so on."""
+    return [*itertools.chain(*zip(a, b, strict=True))]
+
+
 def weave_phases(y: Array, ndim: int) -> Array:
     """Return (batch, *counts, *phases, features) as (batch, *(counts x phases), features), phases varying faster."""
     batch, *sizes, features = y.shape
-    y = jnp.transpose(y, (0, *(axis for i in range(ndim) for axis in (1 + i, 1 + ndim + i)), 1 + 2 * ndim))
+    y = jnp.transpose(y, (0, *interleaved(range(1, 1 + ndim), range(1 + ndim, 1 + 2 * ndim)), 1 + 2 * ndim))
     return y.reshape(batch, *(n * d for n, d in zip(sizes[:ndim], sizes[ndim:], strict=True)), features)
