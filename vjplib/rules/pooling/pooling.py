@@ -92,12 +92,13 @@ def _reduce_window(operand, smallest, sizes, strides, padding, base_dilation=Non
     )
     initial, reduction = (jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)
     options = (sizes, strides, padding, base_dilation, window_dilation)
-    jax.eval_shape(lambda x: lax.reduce_window(x, initial, reduction, *options), x)  # raises what lax raises
+    y = jax.eval_shape(lambda x: lax.reduce_window(x, initial, reduction, *options), x)  # raises what lax raises
     # XLA:CPU reduces a dilated x wrongly at some sizes (openxla/xla#48714), so x is dilated here.
     if any(d != 1 for d in base_dilation):
         x = lax.pad(x, _worst(x.dtype, smallest), [(0, 0, d - 1) for d in base_dilation])
     windows = _windows(x.shape, sizes, strides, padding, window_dilation)
     if not _has_rule(x, windows):
+        x = lax.stop_gradient(x) if 0 in y.shape else x  # lax cannot differentiate all that reduce to nothing
         return reduce_by_lax(x, windows, initial, reduction, _worst(x.dtype, smallest))
     return _best(x, windows, smallest) if any(dim.pools for dim in windows) else x
 
