@@ -13,12 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from vjplib.compat import is_vmapped
 from vjplib.rules.convolution.call import ConvCall
 
-Convolve = Callable[[jax.Array, jax.Array, ConvCall], jax.Array]
+Convolve = Callable[[Array, Array, ConvCall], Array]
 
 
 def merge_vmapped_batch(convolve: Convolve) -> Convolve:
@@ -28,7 +28,7 @@ def merge_vmapped_batch(convolve: Convolve) -> Convolve:
     """
 
     @functools.wraps(convolve)
-    def merging(x: jax.Array, k: jax.Array, call: ConvCall) -> jax.Array:
+    def merging(x: Array, k: Array, call: ConvCall) -> Array:
         if not is_vmapped(x) or is_vmapped(k):
             return convolve(x, k, call)
         batch, channels, *_ = call.dimension_numbers.lhs_spec
@@ -38,11 +38,11 @@ def merge_vmapped_batch(convolve: Convolve) -> Convolve:
             call = replace(call, lhs=x.shape, feature_group_count=call.batch_group_count, batch_group_count=1)
 
         @jax.custom_batching.custom_vmap
-        def row(x: jax.Array, k: jax.Array) -> jax.Array:
+        def row(x: Array, k: Array) -> Array:
             return convolve(x, k, call)
 
         @row.def_vmap
-        def rows(size: int, in_batched: Any, x: jax.Array, k: jax.Array) -> tuple[jax.Array, bool]:
+        def rows(size: int, in_batched: Any, x: Array, k: Array) -> tuple[Array, bool]:
             del in_batched
             x, out, at = _merge(x, 0, batch), list(call.out), call.dimension_numbers.out_spec[0]
             out[at] *= size
@@ -54,6 +54,6 @@ def merge_vmapped_batch(convolve: Convolve) -> Convolve:
     return merging
 
 
-def _merge(x: jax.Array, axis: int, into: int) -> jax.Array:
+def _merge(x: Array, axis: int, into: int) -> Array:
     """Return x with an axis moved to be the slower part of the axis that then lies at `into`."""
     return lax.collapse(jnp.moveaxis(x, axis, into), into, into + 2)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from vjplib.compat import is_symbolic, no_inline
 from vjplib.rules._arguments import convolution_arguments
@@ -20,7 +20,6 @@ lax_conv_transpose = lax.conv_transpose
 lax_patches = lax.conv_general_dilated_patches
 conv_dimension_numbers = lax.conv_dimension_numbers
 
-Array = jax.Array
 PARAMETERS = (
     *("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers"),
     *("feature_group_count", "batch_group_count", "precision", "preferred_element_type", "out_sharding"),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from vjplib.compat import auto_sharded, is_symbolic, no_inline
 from vjplib.precision import REAL, compute_dtype
@@ -16,7 +16,6 @@ from vjplib.rules.convolution.algorithms import dense, depthwise, grouped, phase
 from vjplib.rules.convolution.call import ConvCall
 from vjplib.rules.convolution.problem import Problem
 
-Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]
 
 

@@ -222,7 +222,9 @@ def min_pool(
         The minima, in inputs' dtype; ties, NaN and residuals are those of `reduce_window_max`.
 
     Raises:
-        TypeError, ValueError: as `max_pool`.
+        TypeError: an argument has a wrong type.
+        ValueError: inputs has too few dimensions, sizes or strides are not positive, strides or padding does not have
+            one entry for each spatial dimension, or padding is an unknown string.
 
     Example:
         >>> min_pool(jnp.array([[3.0], [1.0], [2.0], [5.0]]), (2,), strides=(2,)).tolist()

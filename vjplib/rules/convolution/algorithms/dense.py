@@ -8,7 +8,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from vjplib.compat import is_symbolic
 from vjplib.rules._cotangents import prepend_axes
@@ -29,8 +29,6 @@ from vjplib.rules.convolution.algorithms.spatial import (
 )
 from vjplib.rules.convolution.call import canonical
 from vjplib.rules.convolution.problem import Problem
-
-Array = jax.Array
 
 FEW_CHANNELS = 4  # up to which XLA's gradient for a dilated x is as fast as that of the transposed convolution
 MANY_FEATURES = 16  # from which on a product of patches is faster than XLA's convolution in two dimensions

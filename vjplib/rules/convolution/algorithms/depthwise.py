@@ -6,9 +6,8 @@ import operator
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from vjplib.rules._cotangents import prepend_axes
 from vjplib.rules.convolution.algorithms.spatial import (
@@ -27,7 +26,6 @@ from vjplib.rules.convolution.algorithms.spatial import (
 )
 from vjplib.rules.convolution.problem import Problem
 
-Array = jax.Array
 Block = Callable[[int, int, int], Array]  # takes (axis, first, end), and returns this slice of an array
 
 MAX_OWN_PADS = 9  # taps up to which a pad of its own for each is faster than slices of a shared one

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from vjplib.compat import no_inline
 from vjplib.rules._cotangents import prepend_axes
@@ -15,7 +15,6 @@ from vjplib.rules.convolution.algorithms import depthwise
 from vjplib.rules.convolution.algorithms.spatial import MAX_SUM_TERMS, pad, pad_input, strided_slice, weave_phases
 from vjplib.rules.convolution.problem import Problem
 
-Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]
 
 MAX_LANE_TERMS = 100  # taps times channels of one sum: XLA:CPU no longer vectorises a loop of 144 (10 times slower)

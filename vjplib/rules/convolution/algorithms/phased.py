@@ -4,15 +4,12 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from vjplib.rules.convolution.algorithms.dense import convolve
 from vjplib.rules.convolution.algorithms.spatial import interleaved, pad, strided_slice, weave_phases
 from vjplib.rules.convolution.problem import Problem
-
-Array = jax.Array
 
 FEW_FEATURES = 4  # up to which XLA is slow where x is dilated, if the taps are many
 MANY_TAPS = 25  # from which on it is

@@ -5,13 +5,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from vjplib.rules.convolution.problem import Problem
-
-Array = jax.Array
 
 MAX_SUM_TERMS = 128  # beyond, the program of one sum takes longer to compile than it saves
 
