@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-REAL = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
-"""The dtypes that the rules of convolution and pooling compute; others go to lax."""
+REAL = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)  # what convolution and pooling compute; others go to lax
 
 
 def upcast(x: jax.Array) -> jax.Array:

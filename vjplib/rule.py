@@ -25,7 +25,6 @@ Draw = Callable[[np.random.Generator, tuple[int, ...], Dims], np.ndarray]
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
     """Return standard normal numbers; the draw of an argument given as a plain string."""
-    del dims
     return rng.standard_normal(shape)
 
 
@@ -50,7 +49,6 @@ def index_below(dimension: str) -> Draw:
 
 def random_mask(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
     """Return a boolean mask, True for about two thirds of the elements and for the first of each row."""
-    del dims
     mask = rng.random(shape) < 2 / 3
     mask[..., :1] = True
     return mask
@@ -58,7 +56,6 @@ def random_mask(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) ->
 
 def distribution(rng: np.random.Generator, shape: tuple[int, ...], dims: Dims) -> np.ndarray:
     """Return probability vectors along the last axis, drawn uniformly from the simplex."""
-    del dims
     weights = rng.exponential(size=shape)
     return weights / np.maximum(weights.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
 
@@ -162,31 +159,19 @@ class Edge(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """A function to time at growing sizes, to fit the exponent of its cost.
-
-    Args:
-        fn: a function of arrays.
-        case: the call; its own size of the growing dimension is ignored.
-        sizes: the name of the growing dimension, and at least two sizes.
-    """
+    """A function to time at growing sizes, to fit the exponent of its cost."""
 
     fn: Callable[..., Any]
-    case: Case
-    sizes: tuple[str, tuple[int, ...]]
+    case: Case  # its own size of the growing dimension is ignored
+    sizes: tuple[str, tuple[int, ...]]  # the name of the growing dimension, and at least two sizes
 
 
 class Tail(NamedTuple):
-    """A call whose cotangents are known to full relative accuracy, however small they are.
+    """A call whose cotangents are known to full relative accuracy, however small they are."""
 
-    Args:
-        args: positional arguments; floating ones are cast to the dtype under test, and must be exact in it.
-        g: the cotangent of the output.
-        exact: the cotangent of each floating argument, in float64, computed without cancellation.
-    """
-
-    args: tuple[np.ndarray, ...]
-    g: np.ndarray
-    exact: tuple[np.ndarray, ...]
+    args: tuple[np.ndarray, ...]  # floating ones are cast to the dtype under test, and must be exact in it
+    g: np.ndarray  # the cotangent of the output
+    exact: tuple[np.ndarray, ...]  # that of each floating argument, in float64, computed without cancellation
 
 
 @dataclass(frozen=True)

@@ -400,3 +400,11 @@ def test_windows_of_one_element_that_crop_compile(dtype, padding):
     check(lambda x: vjplib.reduce_window_max(x, (1, 1), None, padding), np.pad(crop, outside, constant_values=worst))
     check(lambda x: vjplib.avg_pool(x[..., None], (1, 1), None, padding)[..., 0], filled(0))
     check(lambda x: vjplib.avg_pool(x[..., None], (1, 1), None, padding, False)[..., 0], filled(np.nan))
+
+
+@pytest.mark.parametrize(("padding", "dilation"), [(((-1, 0),), None), ("VALID", (2,))])
+def test_no_window_at_all_has_a_derivative(padding, dilation):
+    x = jnp.arange(3.0)
+    y, back = jax.vjp(lambda x: vjplib.reduce_window_max(x, (9,), None, padding, None, dilation), x)
+    assert y.shape == (0,)
+    np.testing.assert_array_equal(back(y)[0], np.zeros(3))

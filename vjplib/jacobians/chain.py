@@ -12,23 +12,14 @@ from vjplib.jacobians.dense import Jacobian
 
 
 class Step(NamedTuple):
-    """One product of two Jacobians.
+    """One product of two Jacobians."""
 
-    Args:
-        left: the shape of the left factor.
-        right: the shape of the right factor.
-        product: the shape of their product.
-        multiplications: the number of multiplications.
-        nbytes: the bytes of the product.
-        held: the bytes of all remaining factors, including these two, and of the product, without temporaries.
-    """
-
-    left: tuple[int, int]
+    left: tuple[int, int]  # the shapes of both factors and of their product
     right: tuple[int, int]
     product: tuple[int, int]
     multiplications: int
-    nbytes: int
-    held: int
+    nbytes: int  # of the product
+    held: int  # bytes of all remaining factors, including these two, and of the product, without temporaries
 
 
 @jax.tree_util.register_dataclass

@@ -82,7 +82,6 @@ class Jacobian(ABC):
 
     def _times(self, right: "Jacobian") -> Any:
         """Return self @ right, or NotImplemented to let the right factor choose."""
-        del right
         return NotImplemented
 
     def _times_from_left(self, left: "Jacobian") -> "Jacobian":
@@ -136,12 +135,7 @@ class Dense(Jacobian):
 
 
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return a @ b, summed in float32 or wider at full precision, in the dtype that both promote to.
-
-    Example:
-        >>> matmul(jnp.ones((2, 300), jnp.bfloat16), jnp.ones(300, jnp.bfloat16))
-        Array([300, 300], dtype=bfloat16)
-    """
+    """Return a @ b, summed in float32 or wider at full precision, in the dtype that both promote to."""
     return jnp.matmul(upcast(a), upcast(b), precision="highest").astype(jnp.result_type(a, b))
 
 
@@ -149,11 +143,6 @@ def shape_of(name: str, x: Array, rank: int) -> tuple[int, ...]:
     """Return the shape of an array of a Jacobian, after a check of its rank.
 
     The check runs when a Jacobian is used, not when it is made, because one that `jax.vmap` returns holds a batch.
-
-    Example:
-        >>> shape_of("diagonal", jnp.ones((2, 3)), 1)
-        Traceback (most recent call last):
-        ValueError: diagonal must be of rank 1, got shape (2, 3); for a batch of Jacobians use jax.vmap
     """
     if x.ndim != rank:
         raise ValueError(f"{name} must be of rank {rank}, got shape {x.shape}; for a batch of Jacobians use jax.vmap")

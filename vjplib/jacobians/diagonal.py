@@ -50,10 +50,5 @@ class Diagonal(Jacobian):
 
 
 def scale(x: Float[Array, "..."], d: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return x d elementwise, computed in float32 or wider, in the dtype that both promote to.
-
-    Example:
-        >>> scale(jnp.ones(2, jnp.bfloat16), jnp.full(2, 3, jnp.bfloat16))
-        Array([3, 3], dtype=bfloat16)
-    """
+    """Return x d elementwise, computed in float32 or wider, in the dtype that both promote to."""
     return (upcast(x) * upcast(d)).astype(jnp.result_type(x, d))

@@ -19,13 +19,7 @@ PADDINGS = ("SAME", "SAME_LOWER", "VALID")
 
 
 def as_array(name: str, x: ArrayLike) -> jax.Array:
-    """Return x as an array; numbers, lists and tuples of numbers are converted.
-
-    Example:
-        >>> as_array("x", "text")
-        Traceback (most recent call last):
-        TypeError: x must be an array of numbers, got str 'text'
-    """
+    """Return x as an array; numbers, lists and tuples of numbers are converted."""
     if isinstance(x, jax.Array):
         return x
     try:
@@ -35,12 +29,7 @@ def as_array(name: str, x: ArrayLike) -> jax.Array:
 
 
 def as_inexact(name: str, x: ArrayLike) -> jax.Array:
-    """Return x as an array of a floating or complex dtype: integers and booleans become JAX's default float.
-
-    Example:
-        >>> as_inexact("x", [1, 2]).dtype
-        dtype('float32')
-    """
+    """Return x as an array of a floating or complex dtype: integers and booleans become JAX's default float."""
     array = as_array(name, x)
     if jnp.issubdtype(array.dtype, jnp.inexact):
         return array
@@ -95,12 +84,7 @@ def by_rule(rule: Callable[..., jax.Array], incumbent: Callable[..., jax.Array],
 
 
 def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    """Return the axes that the argument `axis` names (None for all), sorted and non-negative.
-
-    Example:
-        >>> normalize_axes((-1, 0), 3)
-        (0, 2)
-    """
+    """Return the axes that the argument `axis` names (None for all), sorted and non-negative."""
     given: Any = range(ndim) if axis is None else (axis,) if np.ndim(axis) == 0 else axis
     try:
         indices = [operator.index(a) for a in given]
@@ -115,13 +99,7 @@ def normalize_axes(axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ..
 
 
 def broadcast_shapes(**arrays: jax.Array) -> tuple[int, ...]:
-    """Return the shape that the arrays broadcast to.
-
-    Example:
-        >>> broadcast_shapes(x=jnp.ones((2, 3)), y=jnp.ones((4,)))
-        Traceback (most recent call last):
-        ValueError: x and y must broadcast together, got shapes (2, 3) and (4,)
-    """
+    """Return the shape that the arrays broadcast to."""
     try:
         return jnp.broadcast_shapes(*(a.shape for a in arrays.values()))
     except ValueError:
@@ -130,13 +108,7 @@ def broadcast_shapes(**arrays: jax.Array) -> tuple[int, ...]:
 
 
 def broadcast_mask(where: ArrayLike | None, **arguments: ArrayLike) -> tuple[jax.Array, jax.Array | None]:
-    """Return an array, given by name, and a mask, broadcast together; without a mask the array itself and None.
-
-    Example:
-        >>> broadcast_mask(jnp.array([True, False]), x=jnp.ones((3, 3)))
-        Traceback (most recent call last):
-        ValueError: where and x must broadcast together, got shapes (2,) and (3, 3)
-    """
+    """Return an array, given by name, and a mask, broadcast together; without a mask the array itself and None."""
     ((name, given),) = arguments.items()
     x = as_array(name, given)
     if where is None:
@@ -192,13 +164,7 @@ def shaped(name: str, x: Any) -> Any:
 
 
 def integers(name: str, given: Any) -> tuple[Any, ...]:
-    """Return a sequence of integers as a tuple; symbolic dimensions of `jax.export` count as integers.
-
-    Example:
-        >>> integers("window_strides", 2)
-        Traceback (most recent call last):
-        TypeError: window_strides must be a sequence of integers, got 2
-    """
+    """Return a sequence of integers as a tuple; symbolic dimensions of `jax.export` count as integers."""
     try:
         return tuple(map(_index, given))
     except TypeError:
@@ -206,13 +172,7 @@ def integers(name: str, given: Any) -> tuple[Any, ...]:
 
 
 def positive(name: str, given: Any, count: int) -> tuple[Any, ...]:
-    """Return a sequence of `count` positive integers as a tuple; symbolic dimensions count as positive.
-
-    Example:
-        >>> positive("window_strides", (0,), 1)
-        Traceback (most recent call last):
-        ValueError: window_strides must have length 1 and positive entries, got (0,)
-    """
+    """Return a sequence of `count` positive integers as a tuple; symbolic dimensions count as positive."""
     numbers = integers(name, given)
     if len(numbers) != count or any(n < 1 for n in numbers if not is_symbolic_dim(n)):
         raise ValueError(f"{name} must have length {count} and positive entries, got {given!r}")
@@ -220,13 +180,7 @@ def positive(name: str, given: Any, count: int) -> tuple[Any, ...]:
 
 
 def pads(given: Any, count: int) -> str | tuple[tuple[Any, Any], ...]:
-    """Return the argument `padding`: one of lax's strings, in upper or lower case, or a tuple of pairs.
-
-    Example:
-        >>> pads("FULL", 2)
-        Traceback (most recent call last):
-        ValueError: padding must be SAME, SAME_LOWER, VALID or 2 x (low, high), integers, got 'FULL'
-    """
+    """Return the argument `padding`: one of lax's strings, in upper or lower case, or a tuple of pairs."""
     message = f"padding must be {', '.join(PADDINGS)} or {count} x (low, high), integers, got {given!r}"
     if isinstance(given, str) and given.upper() in PADDINGS:
         return given

@@ -49,10 +49,6 @@ def unbroadcast(g: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
     Broadcasting copies; the transpose of a copy is a sum. So the cotangent of a broadcast argument is the sum of the
     cotangents of its copies, in their dtype.
-
-    Example:
-        >>> unbroadcast(jnp.ones((2, 3)), (3,)).tolist()
-        [2.0, 2.0, 2.0]
     """
     if g.shape == shape:
         return g
@@ -62,10 +58,5 @@ def unbroadcast(g: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def prepend_axes(a: jax.Array, ndim: int) -> jax.Array:
-    """Return a with leading axes of size 1 up to a rank: users can forbid JAX's implicit rank promotion.
-
-    Example:
-        >>> prepend_axes(jnp.ones(3), 2).shape
-        (1, 3)
-    """
+    """Return a with leading axes of size 1 up to a rank: users can forbid JAX's implicit rank promotion."""
     return jnp.expand_dims(a, range(ndim - a.ndim))

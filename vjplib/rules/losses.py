@@ -125,9 +125,8 @@ def jacobian_softmax_cross_entropy(logits, labels):
     return Dense((jnp.sum(labels) * y - labels)[None, :]), Dense(-jnp.log(y)[None, :])
 
 
-def _over_classes(where, logits, axis):
+def _over_classes(where, logits, axes):
     """Return the mask with the class axes inserted if it lacks them, as optax does."""
-    axes = normalize_axes(axis, logits.ndim)
     where = as_array("where", where)
     if where.ndim > logits.ndim:
         raise ValueError(f"where must not have more axes than logits, got {where.shape} and {logits.shape}")

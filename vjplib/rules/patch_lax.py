@@ -22,20 +22,12 @@ from vjplib.rules.pooling.pooling import reduce_window_max
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Entry:
-    """One entry into a context, until its exit."""
-
-    def __init__(self) -> None:
-        self.thread = threading.get_ident()
-
-
 # This value, one a thread, is part of the key of JAX's caches: a program traced outside never runs inside.
 _thread_is_inside = jax.make_user_context(default_value=False)
 # Tasks of asyncio share a thread and therefore JAX's value, but each task has its own contextvars.
-_entered_here: ContextVar[tuple[_Entry, ...]] = ContextVar("_entered_here", default=())
+_entered_here: ContextVar[tuple[object, ...]] = ContextVar("_entered_here", default=())
 _lock = threading.RLock()  # reentrant: the garbage collector exits the contexts of abandoned generators
-_entries: set[_Entry] = set()
-"""The entries of all threads and tasks that have not exited."""
+_entries: dict[object, int] = {}  # the thread of each entry, of any thread and task, that has not exited
 _originals: dict[str, Callable[..., Any]] = {}
 _switches: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 
@@ -89,14 +81,14 @@ class use_in_lax:  # noqa: N801 - read as a verb, as contextlib's contexts are
     """
 
     def __init__(self) -> None:
-        self._entered: list[_Entry] = []
+        self._entered: list[object] = []
 
     def __enter__(self) -> None:
-        entry = _Entry()
+        entry = object()
         with _lock:
             if not _entries:
                 _patch()
-            _entries.add(entry)
+            _entries[entry] = threading.get_ident()
             self._entered.append(entry)
         _entered_here.set((*_here(), entry))
         _set_cache_key()
@@ -108,7 +100,7 @@ class use_in_lax:  # noqa: N801 - read as a verb, as contextlib's contexts are
             # An abandoned generator can be closed in any thread or task, which has then entered nothing.
             *_, entry = [entry for entry in self._entered if entry in _here()] or self._entered
             self._entered.remove(entry)
-            _entries.remove(entry)
+            del _entries[entry]
             if not _entries:
                 _unpatch()
         _entered_here.set(_here())
@@ -185,17 +177,16 @@ def _steps(body: Generator[Any, Any, Any] | Coroutine[Any, Any, Any]) -> Generat
 _in_steps = types.coroutine(_steps)
 
 
-def _here() -> tuple[_Entry, ...]:
+def _here() -> tuple[object, ...]:
     """Return the entries of this task and thread that have not exited; contextvars can be copied to other threads."""
     thread = threading.get_ident()
-    return tuple(entry for entry in _entered_here.get() if entry in _entries and entry.thread == thread)
+    return tuple(entry for entry in _entered_here.get() if _entries.get(entry) == thread)
 
 
 def _set_cache_key() -> None:
     """Set the value by which JAX keys this thread's caches."""
-    thread = threading.get_ident()
     with _lock:
-        inside = any(entry.thread == thread for entry in _entries)
+        inside = threading.get_ident() in _entries.values()
     _thread_is_inside(inside).__enter__()  # never exited: contexts may exit in any order
 
 
@@ -234,12 +225,5 @@ def _reduce_window(operand: Any, init_value: Any, computation: Any, *args: Any, 
     return _originals["reduce_window"](operand, init_value, computation, *args, **kwargs)
 
 
-_REPLACEMENTS: dict[str, Callable[..., Any]] = {
-    "conv": conv,
-    "conv_general_dilated": conv_general_dilated,
-    "conv_general_dilated_patches": conv_general_dilated_patches,
-    "conv_transpose": conv_transpose,
-    "conv_with_general_padding": conv_with_general_padding,
-    "reduce_window": _reduce_window,
-}
-"""The replacement of each function of jax.lax."""
+_OURS = (conv, conv_general_dilated, conv_general_dilated_patches, conv_transpose, conv_with_general_padding)
+_REPLACEMENTS = {**{rule.__name__: rule for rule in _OURS}, "reduce_window": _reduce_window}

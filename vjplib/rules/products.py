@@ -160,7 +160,6 @@ def fwd_prod(x, axes, keepdims):
 # One sweep up and one down take 3 n multiplications, against n^2 from the definition.
 #   g^T J = g * others
 def bwd_prod(axes, keepdims, res, g):
-    del keepdims
     (x,) = res
     shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     last = tuple(range(-len(axes), 0))
@@ -210,7 +209,6 @@ def reference_prod(a, axis=None, keepdims=False, initial=None, where=None):
 
 
 def jacobian_prod(x, axis=None, keepdims=False):
-    del axis, keepdims
     others = jnp.where(jnp.eye(x.size, dtype=bool), 1, x)
     return (Dense(jnp.prod(others, axis=1)[None, :]),)
 
@@ -220,7 +218,6 @@ def jacobian_prod(x, axis=None, keepdims=False):
 
 def _near_one(rng, shape, dims):
     """Return factors near 1, so that a product of thousands neither overflows nor underflows."""
-    del dims
     return np.exp(0.02 * rng.standard_normal(shape))
 
 

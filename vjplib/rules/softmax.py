@@ -28,11 +28,6 @@ def max_shifted_exp(
     No exponential overflows, and the largest is 1, so no sum is 0. The shift is not differentiated: it must cancel in
     the caller's result. Where the mask, of x's shape, is False, the exponential is 0; a wholly masked slice has shift 0
     and sum 1.
-
-    Example:
-        >>> e, total, shift = max_shifted_exp(jnp.array([1000.0, 1000.0]), (0,), None)
-        >>> e.tolist(), total.item(), shift.item()
-        ([1.0, 1.0], 2.0, 1000.0)
     """
     shift = jax.lax.stop_gradient(jnp.max(x, axes, keepdims=True, initial=-jnp.inf, where=mask))
     if mask is None:

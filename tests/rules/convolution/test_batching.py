@@ -131,7 +131,7 @@ def test_the_batch_is_found_in_every_layout(layout, rng):
 def test_groups_of_the_batch_become_groups_of_channels(layout, rng):
     names, shape, call = mapped_rows(layout, batch=6, groups=2, rng=rng)
     assert shape == tuple({"N": 15, "C": 6, "W": 8}[n] for n in names[0])
-    assert (call.feature_groups, call.batch_groups) == (2, 1)
+    assert (call.feature_group_count, call.batch_group_count) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_infinities_are_contained_unless_the_algorithm_says_otherwise(name):
     assert algorithm.name == name
     assert algorithm.run is not None
     shapes = (problem.batch, *problem.size, problem.channels), (*problem.kernel, problem.depth, problem.features)
-    run, alone = (jax.jit(partial(f, problem)) for f in (algorithm.run, dense.unpadded))
+    run, alone = (jax.jit(partial(f, problem)) for f in (algorithm.run, dense.tap_products))
     spread = {"x": False, "k": False}
     for infinite, _ in itertools.product(spread, range(8)):
         arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]

@@ -1,6 +1,5 @@
 """One call of `lax.conv_general_dilated`: its static arguments, its canonical layout, and XLA's own convolution."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from vjplib.compat import is_symbolic, no_inline
 from vjplib.rules._arguments import convolution_arguments
@@ -21,7 +20,6 @@ lax_conv_transpose = lax.conv_transpose
 lax_patches = lax.conv_general_dilated_patches
 conv_dimension_numbers = lax.conv_dimension_numbers
 
-Array = jax.Array
 PARAMETERS = (
     *("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers"),
     *("feature_group_count", "batch_group_count", "precision", "preferred_element_type", "out_sharding"),
@@ -32,22 +30,21 @@ PARAMETERS = (
 class ConvCall:
     """The static arguments of one `lax.conv_general_dilated`, and the shapes and dtype of its arrays; hashable.
 
-    `lhs`, `rhs` and `out` are the shapes of x, of the kernel and of y; `dimensions` are the axes of batch, features and
-    space in the three. Strides, padding and dilations have an entry for each spatial dimension, unless padding is a
-    string. `dtype` is that of x and of the kernel; the others are lax's arguments.
+    `lhs`, `rhs` and `out` are the shapes of x, of the kernel and of y, and `dtype` is that of x and of the kernel. The
+    others are lax's arguments: dilations are given, `dimension_numbers` are axes, and only padding may be a string.
     """
 
     lhs: tuple[int, ...]
     rhs: tuple[int, ...]
     out: tuple[int, ...]
-    strides: tuple[int, ...]
+    dtype: Any
+    window_strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...] | str
     lhs_dilation: tuple[int, ...]
     rhs_dilation: tuple[int, ...]
-    dimensions: lax.ConvDimensionNumbers
-    feature_groups: int
-    batch_groups: int
-    dtype: Any
+    dimension_numbers: lax.ConvDimensionNumbers
+    feature_group_count: int = 1
+    batch_group_count: int = 1
     precision: Any = None
     preferred_element_type: Any = None
     out_sharding: Any = None
@@ -59,14 +56,12 @@ class ConvCall:
         slower.
         """
         call = self.within_reach
-        groups = (call.feature_groups, call.batch_groups)
-        options = (call.precision, call.preferred_element_type, call.out_sharding)
-        return lax_convolution(self.pad(x), k, *call.window, *groups, *options)
+        return lax_convolution(self.pad(x), k, **{name: getattr(call, name) for name in PARAMETERS})
 
     @property
     def window(self) -> tuple[Any, Any, Any, Any, Any]:
         """The arguments window_strides to dimension_numbers of lax's functions, in their order."""
-        return self.strides, self.padding, self.lhs_dilation, self.rhs_dilation, self.dimensions
+        return self.window_strides, self.padding, self.lhs_dilation, self.rhs_dilation, self.dimension_numbers
 
     def input_grad(self, g: Array, k: Array, x: Array) -> Array:
         """Return dx by XLA's convolution, as JAX transposes it; only the shape and dtype of x are used."""
@@ -85,7 +80,7 @@ class ConvCall:
             return self.padding
         size, kernel, _ = self._spatial_sizes
         window = [(k - 1) * r + 1 for k, r in zip(kernel, self.rhs_dilation, strict=True)]
-        return tuple(lax.padtype_to_pads(size, window, self.strides, self.padding))
+        return tuple(lax.padtype_to_pads(size, window, self.window_strides, self.padding))
 
     @cached_property
     def within_reach(self) -> "ConvCall":
@@ -93,7 +88,9 @@ class ConvCall:
         if not any(map(any, self.excess)):
             return self
         lhs, padding, dilation = list(self.lhs), list(self.pads), list(self.lhs_dilation)
-        for axis, (at, (low, high, interior)) in enumerate(zip(self.dimensions.lhs_spec[2:], self.excess, strict=True)):
+        for axis, (at, (low, high, interior)) in enumerate(
+            zip(self.dimension_numbers.lhs_spec[2:], self.excess, strict=True)
+        ):
             if (low, high, interior) != (0, 0, 0):
                 lhs[at] = low + (lhs[at] - 1) * (interior + 1) + 1 + high
                 padding[axis], dilation[axis] = (0, 0), 1
@@ -103,21 +100,25 @@ class ConvCall:
     def excess(self) -> tuple[tuple[int, int, int], ...]:
         """The (low, high, interior) pads of each spatial axis of x for `lax.pad`; zeros where XLA:CPU is right."""
         if self.known and not self.empty and self.problem.sprawls:
-            return ((0, 0, 0),) * len(self.strides)
+            return ((0, 0, 0),) * len(self.window_strides)
         low, high = zip(*self.pads, strict=True) if self.pads else ((), ())
-        return tuple(map(excess, *self._spatial_sizes, self.strides, low, high, self.lhs_dilation, self.rhs_dilation))
+        return tuple(
+            map(excess, *self._spatial_sizes, self.window_strides, low, high, self.lhs_dilation, self.rhs_dilation)
+        )
 
     @property
     def _spatial_sizes(self) -> list[list[int]]:
         """The spatial sizes of x, of the kernel and of y."""
-        shapes = zip((self.lhs, self.rhs, self.out), self.dimensions, strict=True)
+        shapes = zip((self.lhs, self.rhs, self.out), self.dimension_numbers, strict=True)
         return [[shape[i] for i in spec[2:]] for shape, spec in shapes]
 
     @cached_property
     def used_taps(self) -> tuple[tuple[int, int], ...]:
         """The taps [first, end) of each spatial axis of the kernel that multiply any element of x."""
         low = (low for low, _ in self.pads)
-        return tuple(map(used_taps, *self._spatial_sizes, self.strides, low, self.lhs_dilation, self.rhs_dilation))
+        return tuple(
+            map(used_taps, *self._spatial_sizes, self.window_strides, low, self.lhs_dilation, self.rhs_dilation)
+        )
 
     @cached_property
     def trimmed(self) -> "ConvCall":
@@ -127,14 +128,16 @@ class ConvCall:
         if not (self.problem.sprawls or self.problem.transposed.sprawls):
             return self
         rhs, padding = list(self.rhs), list(self.pads)
-        for axis, (at, (first, end)) in enumerate(zip(self.dimensions.rhs_spec[2:], self.used_taps, strict=True)):
+        for axis, (at, (first, end)) in enumerate(
+            zip(self.dimension_numbers.rhs_spec[2:], self.used_taps, strict=True)
+        ):
             (low, high), r = padding[axis], self.rhs_dilation[axis]
             padding[axis], rhs[at] = (low - r * first, high - r * (rhs[at] - end)), end - first
         return replace(self, rhs=tuple(rhs), padding=tuple(padding))
 
     def trim(self, k: Array) -> Array:
         """Return the kernel of `trimmed`."""
-        used = dict(zip(self.dimensions.rhs_spec[2:], self.used_taps, strict=True))
+        used = dict(zip(self.dimension_numbers.rhs_spec[2:], self.used_taps, strict=True))
         first, end = zip(*(used.get(i, (0, n)) for i, n in enumerate(k.shape)), strict=True)
         return lax.slice(k, first, end)
 
@@ -142,59 +145,61 @@ class ConvCall:
         """Return x with its excess pads applied: the argument of `within_reach`."""
         if self.within_reach is self:
             return x
-        pads = dict(zip(self.dimensions.lhs_spec[2:], self.excess, strict=True))
+        pads = dict(zip(self.dimension_numbers.lhs_spec[2:], self.excess, strict=True))
         return lax.pad(x, jnp.zeros((), x.dtype), [pads.get(i, (0, 0, 0)) for i in range(x.ndim)])
 
     @property
     def problem(self) -> Problem:
         """The same convolution in canonical layout; groups of the batch become groups of channels."""
         size, kernel, out = self._spatial_sizes
-        batch, channels, *_ = self.dimensions.lhs_spec
+        batch, channels, *_ = self.dimension_numbers.lhs_spec
         return Problem(
-            batch=self.lhs[batch] // self.batch_groups,
+            batch=self.lhs[batch] // self.batch_group_count,
             size=tuple(size),
-            channels=self.lhs[channels] * self.batch_groups,
+            channels=self.lhs[channels] * self.batch_group_count,
             kernel=tuple(kernel),
-            features=self.rhs[self.dimensions.rhs_spec[0]],
+            features=self.rhs[self.dimension_numbers.rhs_spec[0]],
             # A stride over a single output, or a dilation of a single element, has no effect.
-            strides=_steps(self.strides, out),
+            strides=_steps(self.window_strides, out),
             low=tuple(low for low, _ in self.pads),
             lhs_dilation=_steps(self.lhs_dilation, size),
             rhs_dilation=_steps(self.rhs_dilation, kernel),
-            groups=self.feature_groups * self.batch_groups,
+            groups=self.feature_group_count * self.batch_group_count,
             out=tuple(out),
         )
 
     def x_to_canonical(self, x: Array) -> Array:
         """Return x as (batch, *size, channels)."""
-        x = _transposed(x, _channels_last(self.dimensions.lhs_spec))
-        if self.batch_groups == 1:
+        x = _channels_last(x, self.dimension_numbers.lhs_spec)
+        if self.batch_group_count == 1:
             return x
-        x = x.reshape(self.batch_groups, -1, *x.shape[1:])
+        x = x.reshape(self.batch_group_count, -1, *x.shape[1:])
         return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
 
     def x_from_canonical(self, x: Array) -> Array:
         """Return the inverse of `x_to_canonical`."""
-        if self.batch_groups > 1:
-            x = jnp.moveaxis(x.reshape(*x.shape[:-1], self.batch_groups, -1), -2, 0)
+        if self.batch_group_count > 1:
+            x = jnp.moveaxis(x.reshape(*x.shape[:-1], self.batch_group_count, -1), -2, 0)
             x = x.reshape(-1, *x.shape[2:])
-        return _transposed(x, _inverse(_channels_last(self.dimensions.lhs_spec)))
+        return _channels_last(x, self.dimension_numbers.lhs_spec, inverse=True)
 
     def y_to_canonical(self, y: Array) -> Array:
         """Return y as (batch, *out, features)."""
-        return _transposed(y, _channels_last(self.dimensions.out_spec))
+        return _channels_last(y, self.dimension_numbers.out_spec)
 
     def y_from_canonical(self, y: Array) -> Array:
         """Return the inverse of `y_to_canonical`."""
-        return _transposed(y, _inverse(_channels_last(self.dimensions.out_spec)))
+        return _channels_last(y, self.dimension_numbers.out_spec, inverse=True)
 
     def k_to_canonical(self, k: Array) -> Array:
         """Return k as (*kernel, channels / groups, features)."""
-        return jnp.transpose(k, _features_last(self.dimensions.rhs_spec))
+        features, channels, *space = self.dimension_numbers.rhs_spec
+        return jnp.transpose(k, (*space, channels, features))
 
     def k_from_canonical(self, k: Array) -> Array:
         """Return the inverse of `k_to_canonical`."""
-        return jnp.transpose(k, _inverse(_features_last(self.dimensions.rhs_spec)))
+        features, channels, *space = self.dimension_numbers.rhs_spec
+        return jnp.transpose(k, np.argsort((*space, channels, features)).tolist())
 
     def out_dtype(self, x: Array) -> Any:
         """Return the dtype of y, where x may be upcast: verification runs a call in float64 too."""
@@ -208,8 +213,8 @@ class ConvCall:
     @property
     def known(self) -> bool:
         """True if every size except the batch is known while tracing; symbolic sizes of `jax.export` are not."""
-        first = 1 if self.batch_groups == 1 else 0
-        shapes = zip((self.lhs, self.out), self.dimensions[::2], strict=True)
+        first = 1 if self.batch_group_count == 1 else 0
+        shapes = zip((self.lhs, self.out), self.dimension_numbers[::2], strict=True)
         return not is_symbolic(*self.rhs, *(shape[i] for shape, spec in shapes for i in spec[first:]))
 
 
@@ -258,76 +263,42 @@ def canonical(problem: Problem, x: Array, k: Array, padding: str | None = None) 
     """Return y of a problem with one group, by XLA's convolution of canonical arrays; a string stands for its pads."""
     n = problem.ndim
     lhs, rhs = (0, n + 1, *range(1, n + 1)), (n + 1, n, *range(n))
-    call = ConvCall(
-        x.shape,
-        k.shape,
-        (x.shape[0], *problem.out, problem.features),
-        problem.strides,
-        padding or tuple(zip(problem.low, problem.high, strict=True)),
-        problem.lhs_dilation,
-        problem.rhs_dilation,
-        lax.ConvDimensionNumbers(lhs, rhs, lhs),
-        feature_groups=1,
-        batch_groups=1,
-        dtype=x.dtype,
-    )
-    return call(x, k)
+    shapes = (x.shape, k.shape, (x.shape[0], *problem.out, problem.features))
+    pads = padding or tuple(zip(problem.low, problem.high, strict=True))
+    window = (problem.strides, pads, problem.lhs_dilation, problem.rhs_dilation)
+    return ConvCall(*shapes, x.dtype, *window, lax.ConvDimensionNumbers(lhs, rhs, lhs))(x, k)
 
 
 def make_call(lhs: Any, rhs: Any, *positional: Any, **arguments: Any) -> ConvCall:
     """Return the call of `lax.conv_general_dilated` with these arguments, checked; arrays may be abstract.
 
     The arguments that follow lhs and rhs are those of `PARAMETERS`, in this order or by name.
-
-    Example:
-        >>> x, k = jnp.ones((2, 1, 5)), jnp.ones((4, 1, 3))
-        >>> make_call(x, k, window_strides=[2], padding="SAME").out
-        (2, 4, 3)
     """
     arguments |= zip(PARAMETERS, positional, strict=False)
     arguments = convolution_arguments(lhs=lhs, rhs=rhs, **arguments)
     del arguments["lhs"], arguments["rhs"]
     y = jax.eval_shape(partial(lax_convolution, **arguments), lhs, rhs)  # raises what lax raises
     dimensions = conv_dimension_numbers(lhs.shape, rhs.shape, arguments.get("dimension_numbers"))
-    ones, precision = (1,) * len(dimensions.lhs_spec[2:]), arguments.get("precision")
-    return ConvCall(
-        tuple(lhs.shape),
-        tuple(rhs.shape),
-        tuple(y.shape),
-        arguments["window_strides"],
-        arguments["padding"],
-        arguments.get("lhs_dilation") or ones,
-        arguments.get("rhs_dilation") or ones,
-        lax.ConvDimensionNumbers(*map(tuple, dimensions)),
-        operator.index(arguments.get("feature_group_count", 1)),
-        operator.index(arguments.get("batch_group_count", 1)),
-        np.dtype(lhs.dtype),
-        tuple(precision) if isinstance(precision, list) else precision,
-        None if arguments.get("preferred_element_type") is None else y.dtype,
-        arguments.get("out_sharding"),
-    )
+    arguments["dimension_numbers"] = lax.ConvDimensionNumbers(*map(tuple, dimensions))
+    for name in ("lhs_dilation", "rhs_dilation"):
+        arguments[name] = arguments.get(name) or (1,) * (lhs.ndim - 2)
+    if arguments.get("preferred_element_type") is not None:
+        arguments["preferred_element_type"] = y.dtype
+    if isinstance(arguments.get("precision"), list):
+        arguments["precision"] = tuple(arguments["precision"])
+    return ConvCall(tuple(lhs.shape), tuple(rhs.shape), tuple(y.shape), np.dtype(lhs.dtype), **arguments)
 
 
 def _steps(steps: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(step if is_symbolic(n) or n > 1 else 1 for step, n in zip(steps, sizes, strict=True))
 
 
-def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
-    return (spec[0], *spec[2:], spec[1])
-
-
-def _features_last(spec: Sequence[int]) -> tuple[int, ...]:
-    return (*spec[2:], spec[1], spec[0])
-
-
 # A transpose fused into a sum of shifted copies makes it read memory in strides: 130 ms for 20 at 8 x 32 x 96 x 96.
 _apart = no_inline(lax.transpose, static_argnames=("permutation",))
 
 
-def _transposed(x: Array, permutation: tuple[int, ...]) -> Array:
-    """Return x transposed, in a separate call on CPU; x itself if no axis moves."""
+def _channels_last(x: Array, spec: Sequence[int], inverse: bool = False) -> Array:
+    """Return x with its channels moved last, or back, in a separate call on CPU; x itself if no axis moves."""
+    permutation = (spec[0], *spec[2:], spec[1])
+    permutation = tuple(np.argsort(permutation).tolist()) if inverse else permutation
     return x if permutation == tuple(range(x.ndim)) else _apart(x, permutation=permutation)
-
-
-def _inverse(permutation: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.argsort(permutation))

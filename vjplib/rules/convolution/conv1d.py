@@ -208,10 +208,6 @@ def naive_vjp(h, g):
 def sparse_vjp(h, g):
     """g^T J for a kernel h, (k,), and g, (n,), in n k multiplications: the lecture's Algorithm 4, and this backward.
 
-    Example:
-        >>> sparse_vjp(jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, 0.0, 0.0])).tolist()
-        [2.0, 3.0, 0.0]
-
     Source:
         Algorithm 4 of the lecture.
     """

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from vjplib.compat import auto_sharded, is_symbolic, no_inline
 from vjplib.precision import REAL, compute_dtype
@@ -16,40 +16,25 @@ from vjplib.rules.convolution.algorithms import dense, depthwise, grouped, phase
 from vjplib.rules.convolution.call import ConvCall
 from vjplib.rules.convolution.problem import Problem
 
-Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]
 
 
 class Algorithm(NamedTuple):
-    """One way to compute a product of the convolution.
-
-    Args:
-        name: what it does.
-        why: why it is used where it applies.
-        applies: takes a problem; True if the algorithm suits it.
-        run: takes the problem and two canonical arrays, returns the product. None for XLA's convolution.
-        nonfinite: where NaN and infinities reach further than what they are multiplied with; empty for nowhere.
-    """
+    """One way to compute a product of the convolution."""
 
     name: str
-    why: str
+    why: str  # it is used where it applies
     applies: Callable[[Problem], bool]
-    run: Product | None
-    nonfinite: str = ""
+    run: Product | None  # of a problem and two canonical arrays; None for XLA's convolution
+    nonfinite: str = ""  # where NaN and infinities reach further than what they are multiplied with
 
 
 class Plan(NamedTuple):
-    """The algorithm for each product of a convolution on CPU, and why; XLA's convolution is used elsewhere.
+    """The algorithm for each product of a convolution on CPU, and why; XLA's convolution is used elsewhere."""
 
-    Args:
-        y: the forward.
-        dx: the cotangent of x.
-        dk: the cotangent of the kernel.
-    """
-
-    y: Algorithm
-    dx: Algorithm
-    dk: Algorithm
+    y: Algorithm  # the forward
+    dx: Algorithm  # the cotangent of x
+    dk: Algorithm  # the cotangent of the kernel
 
     def __str__(self) -> str:
         """Return a line for each product, and below it where NaN and infinities spread."""
@@ -75,30 +60,41 @@ def weight_grad_of_problem(problem: Problem, x: Array, g: Array) -> Array:
 
 
 XLA = Algorithm("XLA's convolution", "no known algorithm is faster here", lambda problem: True, None)
-
 SPRAWLING = XLA._replace(
     why="pads or dilations so large that x cannot be padded, and too many taps to multiply one by one",
     applies=lambda problem: problem.sprawls,
 )
+UNPADDED = Algorithm(
+    "places alone",
+    "pads or dilations so large that x cannot be padded: each tap multiplies only the elements it reaches",
+    dense.unpadded_applies,
+    dense.tap_products,
+)
+ONE_TAP = UNPADDED._replace(
+    name="a matrix product",
+    why="one tap: no window, all positions at once",
+    applies=dense.one_tap_applies,
+)
+PATCHES = Algorithm(
+    "a matrix product of patches",
+    "windows that do not overlap: x cut into patches is already a matrix",
+    dense.patches_apply,
+    dense.patches,
+    PADDING,
+)
+SLABS = Algorithm(
+    "a convolution of fewer dimensions a tap",
+    "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
+    dense.slabs_apply,
+    dense.slabs,
+    PADDING,
+)
 
 FORWARD: tuple[Algorithm, ...] = (
-    Algorithm(
-        "places alone",
-        "pads or dilations so large that x cannot be padded: each tap multiplies only the elements it reaches",
-        dense.unpadded_applies,
-        dense.unpadded,
-    ),
+    UNPADDED,
     SPRAWLING,
-    Algorithm(
-        "a matrix product", "one tap: no window, all positions at once", dense.tap_products_apply, dense.tap_products
-    ),
-    Algorithm(
-        "a matrix product of patches",
-        "windows that do not overlap: x cut into patches is already a matrix",
-        dense.patches_apply,
-        dense.patches,
-        PADDING,
-    ),
+    ONE_TAP,
+    PATCHES,
     Algorithm(
         "a matrix product for all of y",
         "x has one spatial position: each output uses at most one tap",
@@ -146,13 +142,7 @@ FORWARD: tuple[Algorithm, ...] = (
         dense.planes_apply,
         dense.planes,
     ),
-    Algorithm(
-        "a convolution of fewer dimensions a tap",
-        "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
-        dense.slabs_apply,
-        dense.slabs,
-        PADDING,
-    ),
+    SLABS,
     Algorithm(
         "shifted copies of each channel of a group",
         "few channels and taps a group: one sum reads the window of each output, no product with other groups",
@@ -164,7 +154,7 @@ FORWARD: tuple[Algorithm, ...] = (
         "dense convolutions of blocks of groups",
         "XLA runs groups one by one: a block of 32 features, zero between its groups, runs at full speed",
         grouped.blocks_apply,
-        grouped.blocks(forward_of_problem),
+        functools.partial(grouped.blocks, forward_of_problem),
         f"{PADDING}; {GROUPS}",
     ),
     XLA,
@@ -172,25 +162,10 @@ FORWARD: tuple[Algorithm, ...] = (
 """For y, and for dx, which is the y of the transposed problem: the first that applies is used."""
 
 WEIGHT_GRAD: tuple[Algorithm, ...] = (
-    Algorithm(
-        "places alone",
-        "pads or dilations so large that x cannot be padded: each tap multiplies only the elements it reaches",
-        dense.unpadded_applies,
-        dense.unpadded_weight_grad,
-    ),
+    UNPADDED._replace(run=dense.tap_products_weight_grad),
     SPRAWLING,
-    Algorithm(
-        "a matrix product",
-        "one tap: no window, all positions at once",
-        dense.tap_products_apply,
-        dense.tap_products_weight_grad,
-    ),
-    Algorithm(
-        "a matrix product of patches",
-        "windows that do not overlap: x cut into patches is already a matrix",
-        dense.patches_apply,
-        dense.patches_weight_grad,
-    ),
+    ONE_TAP._replace(run=dense.tap_products_weight_grad),
+    PATCHES._replace(run=dense.patches_weight_grad, nonfinite=""),
     Algorithm(
         "a row a tap",
         "one channel, and three dimensions or many features: the elements that a tap reads are a row of a matrix",
@@ -209,12 +184,7 @@ WEIGHT_GRAD: tuple[Algorithm, ...] = (
         depthwise.weight_grad_applies,
         depthwise.weight_grad,
     ),
-    Algorithm(
-        "a convolution of fewer dimensions a tap",
-        "XLA convolves two dimensions well and three slowly: the first is summed over, or part of the batch",
-        dense.slabs_weight_grad_apply,
-        dense.slabs_weight_grad,
-    ),
+    SLABS._replace(applies=dense.slabs_weight_grad_apply, run=dense.slabs_weight_grad, nonfinite=""),
     Algorithm(
         "a product and a sum a tap and channel of a group",
         "few channels a group: less is read than matrix products between all groups would multiply",
@@ -225,7 +195,7 @@ WEIGHT_GRAD: tuple[Algorithm, ...] = (
         "dense gradients of blocks of groups",
         "XLA runs groups one by one, a hundred times slower; of a block's gradient the part within groups is kept",
         grouped.blocks_apply,
-        grouped.blocks_weight_grad(weight_grad_of_problem),
+        functools.partial(grouped.blocks_weight_grad, weight_grad_of_problem),
     ),
     XLA,
 )
@@ -240,8 +210,7 @@ EXCHANGED = Algorithm(
 """For dk if no entry of `WEIGHT_GRAD` applies to the problem or to its transpose."""
 
 
-TYPICAL_BATCH = 32
-"""The batch size assumed where it is symbolic under `jax.export`; each algorithm computes any batch."""
+TYPICAL_BATCH = 32  # assumed where it is symbolic under `jax.export`; each algorithm computes any batch
 
 
 def _sized(problem: Problem) -> Problem:
@@ -261,8 +230,7 @@ def weight_grad_algorithm(problem: Problem) -> Algorithm:
     if direct is not XLA:
         return direct
     mirror = next(algorithm for algorithm in WEIGHT_GRAD if algorithm.applies(problem.transposed))
-    run = mirror.run
-    if run is None:
+    if (run := mirror.run) is None:
         return EXCHANGED if EXCHANGED.applies(problem) else XLA
     return mirror._replace(run=lambda p, x, g: p.transposed.transposed_kernel(run(p.transposed, g, x)))
 

@@ -16,7 +16,6 @@ from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, shaped
 from vjplib.rules._cotangents import like_primal
 from vjplib.rules.convolution.batching import merge_vmapped_batch
-from vjplib.rules.convolution.bench_shapes import SHAPES
 from vjplib.rules.convolution.call import ConvCall, lax_convolution, make_call
 from vjplib.rules.convolution.dispatch import Plan, forward, input_grad, plan, weight_grad
 
@@ -139,8 +138,7 @@ def explain_convolution(
         A `Plan` with an algorithm for y, dx and dk, each with a name and a reason; it prints a line for each.
 
     Raises:
-        TypeError: as `conv_general_dilated`.
-        ValueError: as `conv_general_dilated`.
+        TypeError, ValueError: as `conv_general_dilated`.
 
     Example:
         >>> import jax
@@ -181,8 +179,7 @@ def conv(
         (batch, features, *space).
 
     Raises:
-        TypeError: as `conv_general_dilated`.
-        ValueError: as `conv_general_dilated`.
+        TypeError, ValueError: as `conv_general_dilated`.
 
     Example:
         >>> conv(jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 0.0, -1.0]]]), (1,), "SAME").tolist()
@@ -220,8 +217,7 @@ def conv_with_general_padding(
         (batch, features, *space).
 
     Raises:
-        TypeError: as `conv_general_dilated`.
-        ValueError: as `conv_general_dilated`.
+        TypeError, ValueError: as `conv_general_dilated`.
 
     Example:
         >>> x, k = jnp.array([[[1.0, 2.0, 3.0]]]), jnp.array([[[1.0, 10.0]]])
@@ -273,24 +269,56 @@ def reference(
 CHANNELS_LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 
-def _general(*inputs, space=2, label="", **kwargs: Any):
+def _general(x, k, groups=1, label="", **kwargs: Any):
     """Return a case of `conv_general_dilated`, channels last, with SAME padding unless kwargs say otherwise."""
+    space = len(k.split()) - 2
     given = {"window_strides": (1,) * space, "padding": "SAME", "dimension_numbers": CHANNELS_LAST[space]}
-    return Case(inputs, {}, given | kwargs, growth=False, label=label)
+    grouped = {"feature_group_count": groups} if groups > 1 else {}
+    return Case((x, k), {}, given | grouped | kwargs, growth=False, label=label)
 
 
 def _edge(name, x, **kwargs):
-    return Edge(name, (x, np.ones((3, 1, 2))), _general(space=1, feature_group_count=2, **kwargs).kwargs)
-
-
-_SAME = {"window_strides": (1,), "padding": "SAME"}
-_SQUARE = ("8 128 28 28", "64 128 2 2")
+    return Edge(name, (x, np.ones((3, 1, 2))), _general("", "3 1 2", 2, **kwargs).kwargs)
 
 
 def _padded(padding, lhs_dilation=None):
     strides = (1,) * len(padding)
     return {"window_strides": strides, "padding": padding, "lhs_dilation": lhs_dilation, "rhs_dilation": None}
 
+
+_SAME = {"window_strides": (1,), "padding": "SAME"}
+_SHAPES = (  # of open issues of JAX, and of common networks
+    _general("8 1024 256", "4 1 256", 256, label="depthwise 1-D k4"),
+    _general("8 1024 256", "31 1 256", 256, label="depthwise 1-D k31"),
+    _general("8 1024 256", "3 1 256", 256, label="depthwise 1-D k3 dilation 8 (jax#26266)", rhs_dilation=(8,)),
+    _general("8 1024 256", "4 1 256", 256, label="depthwise 1-D k4 stride 2", window_strides=(2,)),
+    _general("32 1024 512", "5 1 512", 512, label="depthwise 1-D k5 (jax#13800)"),
+    _general("1 124 124 256", "3 3 1 256", 256, label="depthwise 2-D k3 (jax#23713)"),
+    _general("8 56 56 64", "3 3 1 64", 64, label="depthwise 2-D k3"),
+    _general("8 56 56 64", "3 3 1 64", 64, label="depthwise 2-D k3 dilation 2", rhs_dilation=(2, 2)),
+    _general("8 28 28 32", "3 3 1 64", 32, label="depthwise 2-D k3, 2 features a channel"),
+    _general("8 56 56 64", "5 5 1 64", 64, label="depthwise 2-D k5"),
+    _general("8 56 56 96", "7 7 1 96", 96, label="depthwise 2-D k7"),
+    _general("8 112 112 64", "3 3 1 64", 64, label="depthwise 2-D k3 stride 2", window_strides=(2, 2)),
+    _general("8 28 28 128", "3 3 32 128", 4, label="grouped 3x3, 4 groups"),
+    _general("8 28 28 128", "3 3 4 128", 32, label="grouped 3x3, 32 groups"),
+    _general("8 28 28 128", "3 3 4 128", 32, label="grouped 3x3, 32 groups, stride 2", window_strides=(2, 2)),
+    _general("1 1000000 1", "3 1 1", label="one channel n=1e6 k3"),
+    _general("1 1000000 1", "15 1 1", label="one channel n=1e6 k15"),
+    _general("1 10000000 1", "3 1 1", label="one channel n=1e7 k3"),
+    _general("8 56 56 64", "1 1 64 64", label="dense 1x1"),
+    _general("8 28 28 64", "3 3 64 64", label="dense 3x3, 64 channels"),
+    _general("8 14 14 256", "3 3 256 256", label="dense 3x3, 256 channels"),
+    _general("8 56 56 64", "3 3 64 128", label="dense 3x3 stride 2", window_strides=(2, 2)),
+    _general("8 224 224 3", "7 7 3 64", label="stem 7x7 stride 2", window_strides=(2, 2)),
+    _general(
+        "8 224 224 3",
+        "16 16 3 384",
+        label="patch embedding 16x16 (jax#23085)",
+        window_strides=(16, 16),
+        padding="VALID",
+    ),
+)
 
 RULES = (
     Rule(
@@ -302,14 +330,14 @@ RULES = (
             Case(
                 ("n h w c", "3 2 1 c"),
                 {"n": 2, "h": 5, "w": 7, "c": 3},
-                _general(feature_group_count=3).kwargs,
+                _general("", "3 2 1 3", 3).kwargs,
                 fixed=("c",),
             ),
-            _general("2 7 3", "4 1 6", space=1, window_strides=(2,), padding="SAME_LOWER", feature_group_count=3),
-            _general("2 5 6 8", "3 3 4 6", window_strides=(2, 1), feature_group_count=2),
+            _general("2 7 3", "4 1 6", 3, window_strides=(2,), padding="SAME_LOWER"),
+            _general("2 5 6 8", "3 3 4 6", 2, window_strides=(2, 1)),
             _general("2 3 4 3", "3 2 3 5", padding=((2, 1), (1, -1)), lhs_dilation=(2, 3)),
             _general("4 3 5 7", "6 3 2 3", padding="VALID", dimension_numbers=None, batch_group_count=2),
-            _general("1 9 1", "3 1 1", space=1, rhs_dilation=(2,)),
+            _general("1 9 1", "3 1 1", rhs_dilation=(2,)),
         ),
         edges=(
             _edge("an infinity", np.array([[[np.inf, 1.0], [1.0, 1.0], [2.0, 0.0]]])),
@@ -317,9 +345,7 @@ RULES = (
             _edge("no output", np.ones((1, 2, 2)), padding="VALID"),
             _edge("empty batch", np.ones((0, 4, 2))),
         ),
-        bench=tuple(
-            _general(x, k, label=label, space=len(k.split()) - 2, **arguments) for label, x, k, arguments in SHAPES
-        ),
+        bench=_SHAPES,
         residual_bytes=lambda n, h, w, c: 4 * (n * h * w * c + 6 * c),
         reason="lax's convolution; on CPU depthwise, grouped and transposed many times faster, and right at any pad",
         source="Example 4.2, generalised",
@@ -344,7 +370,12 @@ RULES = (
         cases=(Case(("n 5 m", "2 5 3"), {"n": 2, "m": 7}, _padded(((1, 2),), (2,))),),
         edges=(Edge("a cropping pad", (np.ones((1, 1, 5)), np.ones((1, 1, 2))), _padded(((-1, -1),))),),
         bench=(
-            Case(_SQUARE, {}, _padded(((1, 1),) * 2, (2, 2)), label="transposed 2x2s2, channels first (jax#23783)"),
+            Case(
+                ("8 128 28 28", "64 128 2 2"),
+                {},
+                _padded(((1, 1),) * 2, (2, 2)),
+                label="transposed 2x2s2, channels first (jax#23783)",
+            ),
         ),
         residual_bytes=lambda n, m: 4 * (5 * n * m + 30),
         reason="conv_general_dilated of dilated, padded arrays by a shorter name",

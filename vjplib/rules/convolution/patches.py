@@ -1,6 +1,7 @@
 """The patches of x under a convolution's window, as slices; their cotangents are added where the windows overlap."""
 
 import math
+import operator
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from vjplib.precision import REAL, upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules._cotangents import aval_token, like_primal
-from vjplib.rules.convolution.algorithms.spatial import pad, strided_slice, tap_view
+from vjplib.rules.convolution.algorithms.spatial import interleaved, pad, pad_input, strided_slice, tap_view
 from vjplib.rules.convolution.call import ConvCall, lax_patches, make_call
 from vjplib.rules.convolution.dispatch import by_platform
 from vjplib.rules.convolution.general import CHANNELS_LAST, Padding
@@ -150,8 +151,7 @@ def _from_slices(problem, g):
     for i, tap in enumerate(problem.tap_indices):
         axes = zip(problem.rhs_dilation, tap, problem.out, problem.strides, lengths, strict=True)
         parts.append(pad(g[..., i], [(r * j, n - r * j - (m - 1) * s - 1, s - 1) for r, j, m, s, n in axes]))
-    padded = sum(parts[1:], parts[0])
-    x = pad(padded, [(-p, -q) for p, q in zip(problem.low, problem.high, strict=True)])
+    x = _crop(problem, sum(parts[1:], parts[0]))
     return strided_slice(x, [(0, n, d) for n, d in zip(problem.size, problem.lhs_dilation, strict=True)])
 
 
@@ -182,20 +182,20 @@ def _positions(problem, axis):
 
 
 def _tiles(problem, x):
-    x = pad(x, [(p, m * k - n - p, 0) for p, m, k, n in _axes(problem)])
-    x = x.reshape(problem.batch, *(n for _, m, k, _ in _axes(problem) for n in (m, k)), problem.channels)
+    x = pad_input(problem, x)
+    x = x.reshape(problem.batch, *interleaved(problem.out, problem.kernel), problem.channels)
     return jnp.transpose(x, _order(problem)).reshape(problem.batch, *problem.out, problem.features)
 
 
 def _from_tiles(problem, g):
     g = g.reshape(problem.batch, *problem.out, problem.channels, *problem.kernel)
     g = lax.transpose(g, np.argsort(_order(problem)))
-    g = g.reshape(problem.batch, *(m * k for _, m, k, _ in _axes(problem)), problem.channels)
-    return pad(g, [(-p, n + p - m * k, 0) for p, m, k, n in _axes(problem)])
+    g = g.reshape(problem.batch, *map(operator.mul, problem.out, problem.kernel), problem.channels)
+    return _crop(problem, g)
 
 
-def _axes(problem):
-    return list(zip(problem.low, problem.out, problem.kernel, problem.size, strict=True))
+def _crop(problem, padded):
+    return pad(padded, [(-p, -q) for p, q in zip(problem.low, problem.high, strict=True)])
 
 
 def _order(problem):

@@ -11,8 +11,7 @@ from jax import lax
 
 Sizes = tuple[int, ...]
 
-MAX_PADDED = 2**26
-"""Elements of one padded row of x, beyond which no algorithm pads it unless the arrays themselves are large."""
+MAX_PADDED = 2**26  # elements of a padded row of x, beyond which it is padded only if the arrays are as large
 
 
 @dataclass(frozen=True)
@@ -23,19 +22,6 @@ class Problem:
     y (batch, *out, features). Within a group, y sums over channels as well. The three indices play the same part:
     reading the equation for l, given i and j, is the cotangent of x; reading it for j, given i and l, is that of k.
 
-    Args:
-        batch: rows of x.
-        size: spatial sizes of x.
-        channels: of x.
-        kernel: spatial sizes of k.
-        features: channels of y.
-        strides: s.
-        low: p, the zeros before x; negative to crop.
-        lhs_dilation: d.
-        rhs_dilation: r.
-        groups: the number of groups that channels and features are divided into.
-        out: spatial sizes of y, which fix the zeros after x.
-
     Example:
         >>> p = Problem(1, (5,), 2, (3,), 2, (2,), (1,), (1,), (1,), 2, (3,))
         >>> p.transposed.size, p.transposed.out, p.transposed.strides, p.transposed.lhs_dilation
@@ -43,16 +29,16 @@ class Problem:
     """
 
     batch: int
-    size: Sizes
+    size: Sizes  # of x
     channels: int
     kernel: Sizes
     features: int
-    strides: Sizes
-    low: Sizes
-    lhs_dilation: Sizes
-    rhs_dilation: Sizes
+    strides: Sizes  # s
+    low: Sizes  # p, the zeros before x; negative to crop
+    lhs_dilation: Sizes  # d
+    rhs_dilation: Sizes  # r
     groups: int
-    out: Sizes
+    out: Sizes  # of y, which fix the zeros after x
 
     @property
     def ndim(self) -> int:

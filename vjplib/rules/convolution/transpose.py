@@ -69,7 +69,7 @@ def conv_transpose(
     theirs = lambda lhs, rhs: lax_conv_transpose(lhs, rhs, strides, padding, rhs_dilation, *options)  # noqa: E731
     jax.eval_shape(theirs, lhs, rhs)  # raises what lax raises
     if dimension_numbers is None:
-        space = {0: "", 1: "H", 2: "HW", 3: "HWD"}[lhs.ndim - 2]
+        space = "HWD"[: lhs.ndim - 2]
         dimension_numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
     dimensions = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     spatial = dimensions.rhs_spec[2:]
@@ -92,10 +92,8 @@ def _transposed_padding(window: int, stride: int, padding: Any) -> tuple[int, in
             return low, window + stride - 2 - low
         case "VALID":
             return window - 1, stride - 1 + max(window - stride, 0)
-        case low, high:
-            return window - 1 - low, window - 1 - high
-        case _:
-            raise ValueError(f"padding must be SAME, VALID or pairs (low, high), got {padding!r}")
+    low, high = padding  # lax has refused other strings
+    return window - 1 - low, window - 1 - high
 
 
 def reference(lhs, rhs, strides, padding):

@@ -31,10 +31,8 @@ from vjplib.rules.pooling.windows import (
 )
 
 Padding = str | Sequence[tuple[int, int]]
-MAX_POSITIONS = 2**31
-"""The positions along one dimension above which int32 overflows and the call goes to lax."""
-MAX_MEAN_WINDOW = 128
-"""The largest window size along one dimension with a mean of ours: larger ones take long to compile."""
+MAX_POSITIONS = 2**31  # along one dimension, above which int32 overflows and the call goes to lax
+MAX_MEAN_WINDOW = 128  # the largest window size along one dimension with a mean of ours: larger compile for long
 
 # ---------------------------------------------------------------------------------------------------- maximum, minimum
 
@@ -94,12 +92,13 @@ def _reduce_window(operand, smallest, sizes, strides, padding, base_dilation=Non
     )
     initial, reduction = (jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max)
     options = (sizes, strides, padding, base_dilation, window_dilation)
-    jax.eval_shape(lambda x: lax.reduce_window(x, initial, reduction, *options), x)  # raises what lax raises
+    y = jax.eval_shape(lambda x: lax.reduce_window(x, initial, reduction, *options), x)  # raises what lax raises
     # XLA:CPU reduces a dilated x wrongly at some sizes (openxla/xla#48714), so x is dilated here.
     if any(d != 1 for d in base_dilation):
         x = lax.pad(x, _worst(x.dtype, smallest), [(0, 0, d - 1) for d in base_dilation])
     windows = _windows(x.shape, sizes, strides, padding, window_dilation)
     if not _has_rule(x, windows):
+        x = lax.stop_gradient(x) if 0 in y.shape else x  # lax cannot differentiate all that reduce to nothing
         return reduce_by_lax(x, windows, initial, reduction, _worst(x.dtype, smallest))
     return _best(x, windows, smallest) if any(dim.pools for dim in windows) else x
 
@@ -132,7 +131,6 @@ def fwd_best(x, windows, smallest):
 #   (g^T J)_l = sum_k sum_i [s i - p + o_k = l] [k(i) = k] g_i
 # a sum over taps of those g_i whose maximum is at the tap, spread s apart and shifted by o_k - p.
 def bwd_best(windows, smallest, res, g):
-    del smallest
     index, x_token = res
     return (like_primal(scatter_to_argmax(index, upcast(g), windows, x_token.aval.shape), x_token),)
 
@@ -148,7 +146,7 @@ def reference_reduce_window_max(
     base_dilation=None,
     window_dilation=None,
 ):
-    del base_dilation
+    assert base_dilation is None
     windows = _windows(operand.shape, window_dimensions, window_strides, padding, window_dilation)
     elements = _elements(operand, windows, -jnp.inf)
     return jnp.take_along_axis(elements, jnp.argmax(elements, axis=-1, keepdims=True), axis=-1)[..., 0]
@@ -354,7 +352,7 @@ def _counts(windows, shape, count_include_pad):
 # ----------------------------------------------------------------------------------------------------------- arguments
 
 
-def _lax_options(x, window_shape, strides, padding):
+def _lax_options(x, window_shape, strides=None, padding: Padding = "VALID"):
     """Return flax's arguments as lax's, which have an entry for every dimension, batch and features included."""
     x, window_shape = as_array("inputs", x), integers("window_shape", window_shape)
     spatial = len(window_shape)
@@ -406,16 +404,9 @@ def _elements(x, windows, outside):
 # ------------------------------------------------------------------------------------------------------------- records
 
 
-def _by_lax(reduction, init):
-    def pool(x, window_shape, strides=None, padding="VALID"):
-        return lax.reduce_window(x, init, reduction, *_lax_options(x, window_shape, strides, padding))
-
-    return pool
-
-
-def _mean_by_lax(x, window_shape, strides=None, padding="VALID", count_include_pad=True):
-    options = _lax_options(x, window_shape, strides, padding)
-    count = math.prod(window_shape)
+def _mean_by_lax(x, count_include_pad=True, **window):
+    options = _lax_options(x, **window)
+    count = math.prod(window["window_shape"])
     if not count_include_pad:
         count = lax.reduce_window(jnp.ones((1, *x.shape[1:-1], 1)), 0.0, lax.add, *options)
     return lax.reduce_window(x, 0.0, lax.add, *options) / count
@@ -467,7 +458,9 @@ _EDGES = (
 _MAX_POOL = Rule(
     fn=max_pool,
     reference=reference_max_pool,
-    baselines={"lax.reduce_window": _by_lax(lax.max, -jnp.inf)},
+    baselines={
+        "lax.reduce_window": lambda x, **window: lax.reduce_window(x, -jnp.inf, lax.max, *_lax_options(x, **window))
+    },
     cases=(_ROWS, _DISJOINT, _OVERLAPPING),
     edges=_EDGES,
     bench=(_image(2, 2), _image(3, 2), _sequence(2), _sequence(3)),
@@ -514,7 +507,9 @@ RULES = (
         _MAX_POOL,
         fn=min_pool,
         reference=reference_min_pool,
-        baselines={"lax.reduce_window": _by_lax(lax.min, jnp.inf)},
+        baselines={
+            "lax.reduce_window": lambda x, **window: lax.reduce_window(x, jnp.inf, lax.min, *_lax_options(x, **window))
+        },
         cases=(_ROWS, _SAME),
         jacobian=jacobian_min_pool,
     ),

@@ -18,12 +18,9 @@ from jax.typing import ArrayLike
 
 from vjplib.compat import no_inline
 
-MAX_UNROLLED = 9
-"""The most taps, and the most phases, that are written out in one loop over the result."""
-MAX_FILLED = 4
-"""The most taps of disjoint windows along the last axis that are filled; more are scattered."""
-MAX_PASS = 16
-"""The most taps of one pass: a longer window is covered by several passes, as windows of windows."""
+MAX_UNROLLED = 9  # the most taps, and the most phases, that are written out in one loop over the result
+MAX_FILLED = 4  # the most taps of disjoint windows along the last axis that are filled; more are scattered
+MAX_PASS = 16  # the most taps of one pass: a longer window is covered by several passes, as windows of windows
 
 
 class WindowDim(NamedTuple):
@@ -69,8 +66,7 @@ class WindowDim(NamedTuple):
         return starts[:, None] + np.arange(self.size) * self.dilation
 
 
-Windows = tuple[WindowDim, ...]
-"""One `WindowDim` for each dimension of the input."""
+Windows = tuple[WindowDim, ...]  # one for each dimension of the input
 
 
 def taps(windows: Windows) -> int:
@@ -81,16 +77,6 @@ def taps(windows: Windows) -> int:
 def output_shape(windows: Windows, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of an array with one number a window."""
     return tuple(dim.outputs(n) for dim, n in zip(windows, shape, strict=True))
-
-
-def index_dtype(windows: Windows) -> Any:
-    """Return the smallest unsigned dtype that counts a window's elements.
-
-    Example:
-        >>> index_dtype((WindowDim(size=16), WindowDim(size=16))), index_dtype((WindowDim(size=257),))
-        (dtype('uint8'), dtype('uint16'))
-    """
-    return np.min_scalar_type(taps(windows) - 1)
 
 
 # ---------------------------------------------------------------------------------------- from elements to their window
@@ -210,18 +196,21 @@ _passes_no_inline = no_inline(_best_of_passes, static_argnames=("steps", "smalle
 def argmax_window(x: Array, windows: Windows, smallest: bool, indexed: bool) -> tuple[Array, Array | None]:
     """Return the largest or smallest element of each window, and its row-major index in the window, or None.
 
-    The index has `index_dtype`. Padding is -inf, for a minimum inf. Ties go to the first element, and a window's first
-    NaN wins over all its numbers.
+    The index has the smallest unsigned dtype that counts a window's elements. Padding is -inf, for a minimum inf. Ties
+    go to the first element, and a window's first NaN wins over all its numbers.
     """
     static = {
         "steps": tuple(passes(windows, x.shape, MAX_PASS)),
         "smallest": smallest,
-        "dtype": index_dtype(windows) if indexed else None,
+        "dtype": np.min_scalar_type(taps(windows) - 1) if indexed else None,
     }
     cpu = _passes_no_inline if taps(windows) <= MAX_UNROLLED else partial(_best_of_passes, best_of_pass=_pass_no_inline)
-    elsewhere = (
-        partial(_best_of_passes, **static) if indexed else partial(_best_by_lax, windows=windows, smallest=smallest)
-    )
+
+    def elsewhere(x: Array) -> tuple[Array, Array | None]:
+        if indexed:
+            return _best_of_passes(x, **static)
+        return reduce_by_lax(x, windows, *((jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max))), None
+
     return lax.platform_dependent(x, cpu=partial(cpu, **static), default=elsewhere)
 
 
@@ -236,10 +225,6 @@ def reduce_by_lax(
     return lax.reduce_window(
         x, initial, reduction, sizes, strides, tuple(zip(low, high, strict=True)), window_dilation=dilation
     )
-
-
-def _best_by_lax(x: Array, windows: Windows, smallest: bool) -> tuple[Array, None]:
-    return reduce_by_lax(x, windows, *((jnp.inf, lax.min) if smallest else (-jnp.inf, lax.max))), None
 
 
 @partial(jax.jit, static_argnames=("windows",))

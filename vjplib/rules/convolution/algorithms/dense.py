@@ -1,5 +1,6 @@
 """Dense convolutions: matrix products, of taps or patches, and sums of convolutions of fewer dimensions."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -7,15 +8,17 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from vjplib.compat import is_symbolic
 from vjplib.rules._cotangents import prepend_axes
 from vjplib.rules.convolution.algorithms.spatial import (
     MAX_SUM_TERMS,
     Overlap,
+    interleaved,
     overlap,
     overlaps,
+    pad,
     pad_input,
     spread_to_y,
     strided_slice,
@@ -26,8 +29,6 @@ from vjplib.rules.convolution.algorithms.spatial import (
 )
 from vjplib.rules.convolution.call import canonical
 from vjplib.rules.convolution.problem import Problem
-
-Array = jax.Array
 
 FEW_CHANNELS = 4  # up to which XLA's gradient for a dilated x is as fast as that of the transposed convolution
 MANY_FEATURES = 16  # from which on a product of patches is faster than XLA's convolution in two dimensions
@@ -58,52 +59,41 @@ def unpadded_applies(problem: Problem) -> bool:
     return problem.sprawls and problem.taps <= MAX_SUM_TERMS
 
 
-def unpadded(problem: Problem, x: Array, k: Array) -> Array:
-    """Return y of any problem, groups included, from the overlaps of each tap alone: x is not padded."""
-    k = k.reshape(*problem.kernel, problem.depth, problem.groups, problem.width)
-
-    def part(tap: Sequence[int], found: Sequence[Overlap]) -> Array:
-        product = jnp.einsum("...gd,dgw->...gw", _by_group(problem, x_of(x, found)), k[tap])
-        return spread_to_y(problem, found, product.reshape(*product.shape[:-2], problem.features))
-
-    parts = (part(tap, found) for tap, found in overlaps(problem))
-    return sum_parts(parts, (problem.batch, *problem.out, problem.features), x.dtype)
-
-
-def unpadded_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
-    """Return dk of any problem, groups included, from the overlaps of each tap alone."""
-    by_tap, zeros = dict(overlaps(problem)), jnp.zeros((problem.depth, problem.groups, problem.width), x.dtype)
-
-    def part(found: Sequence[Overlap]) -> Array:
-        return jnp.einsum("...gd,...gw->dgw", _by_group(problem, x_of(x, found)), _by_group(problem, y_of(g, found)))
-
-    parts = [part(by_tap[tap]) if tap in by_tap else zeros for tap in problem.tap_indices]
-    return jnp.stack(parts).reshape(*problem.kernel, problem.depth, problem.features)
-
-
-def _by_group(problem: Problem, a: Array) -> Array:
-    return a.reshape(*a.shape[:-1], problem.groups, -1)
-
-
-def tap_products_apply(problem: Problem) -> bool:
+def one_tap_applies(problem: Problem) -> bool:
     """Return True for a single tap, in more than one dimension or with a stride: one matrix product."""
     return _dense(problem) and problem.taps == 1 and (problem.ndim > 1 or _strided_or_dilated(problem))
 
 
 def tap_products(problem: Problem, x: Array, k: Array) -> Array:
-    """Return y as a sum over taps, each a matrix product of the elements of x that the tap reads."""
-    parts = (spread_to_y(problem, found, x_of(x, found) @ k[tap]) for tap, found in overlaps(problem))
+    """Return y as a sum over taps, each a matrix product of the elements of x that it reads: x is not padded."""
+
+    def product(x: Array, k: Array) -> Array:
+        if problem.groups == 1:
+            return x @ k
+        by_group = k.reshape(problem.depth, problem.groups, problem.width)
+        y = jnp.einsum("...gd,dgw->...gw", _by_group(problem, x), by_group)
+        return y.reshape(*y.shape[:-2], problem.features)
+
+    parts = (spread_to_y(problem, found, product(x_of(x, found), k[tap])) for tap, found in overlaps(problem))
     return sum_parts(parts, (problem.batch, *problem.out, problem.features), x.dtype)
 
 
 def tap_products_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
     """Return dk, each tap's part of it a matrix product of the elements of x and y that the tap connects."""
-    by_tap = dict(overlaps(problem))
-    zeros = jnp.zeros((problem.channels, problem.features), x.dtype)
-    parts = [
-        _contract(x_of(x, by_tap[tap]), y_of(g, by_tap[tap])) if tap in by_tap else zeros for tap in problem.tap_indices
-    ]
-    return jnp.stack(parts).reshape(*problem.kernel, problem.channels, problem.features)
+
+    def product(x: Array, g: Array) -> Array:
+        if problem.groups == 1:
+            return _contract(x, g)
+        return jnp.einsum("...gd,...gw->dgw", _by_group(problem, x), _by_group(problem, g))
+
+    shape = (problem.depth, problem.features)
+    by_tap = {tap: product(x_of(x, found), y_of(g, found)).reshape(shape) for tap, found in overlaps(problem)}
+    parts = [by_tap.get(tap, jnp.zeros(shape, x.dtype)) for tap in problem.tap_indices]
+    return jnp.stack(parts).reshape(*problem.kernel, *shape)
+
+
+def _by_group(problem: Problem, a: Array) -> Array:
+    return a.reshape(*a.shape[:-1], problem.groups, -1)
 
 
 def patches_apply(problem: Problem) -> bool:
@@ -116,10 +106,8 @@ def patches_apply(problem: Problem) -> bool:
 
 def patches(problem: Problem, x: Array, k: Array) -> Array:
     """Return y as one matrix product of x cut into patches."""
-    cut, taps = _cut_into_patches(problem, x), range(problem.ndim + 1)
-    return lax.dot_general(
-        cut, k, dimension_numbers=((tuple(range(cut.ndim - len(taps), cut.ndim)), tuple(taps)), ((), ()))
-    )
+    cut, n = _cut_into_patches(problem, x), problem.ndim
+    return lax.dot_general(cut, k, (((*range(n + 1, 2 * n + 2),), (*range(n + 1),)), ((), ())))
 
 
 def patches_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
@@ -130,10 +118,9 @@ def patches_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
 def _cut_into_patches(problem: Problem, x: Array) -> Array:
     """Return x as (batch, *out, *kernel, channels)."""
     x = pad_input(problem, x)
-    sizes = [size for pair in zip(problem.out, problem.kernel, strict=True) for size in pair]
-    x = x.reshape(problem.batch, *sizes, problem.channels)
-    order = [0, *range(1, 2 * problem.ndim, 2), *range(2, 2 * problem.ndim + 1, 2), 2 * problem.ndim + 1]
-    return jnp.transpose(x, order)
+    x = x.reshape(problem.batch, *interleaved(problem.out, problem.kernel), problem.channels)
+    axes = range(1, 2 * problem.ndim + 1)
+    return jnp.transpose(x, (0, *axes[::2], *axes[1::2], x.ndim - 1))
 
 
 def single_position_applies(problem: Problem) -> bool:
@@ -144,13 +131,9 @@ def single_position_applies(problem: Problem) -> bool:
 # With the one place l = 0 the equation reads r j = p - s i: the dilated kernel backwards, every s-th place of it.
 def single_position(problem: Problem, x: Array, k: Array) -> Array:
     """Return y as one matrix product of x and the taps, in the order in which the outputs use them."""
-    pads = []
-    for s, p, r, taps, m in zip(
-        problem.strides, problem.low, problem.rhs_dilation, problem.kernel, problem.out, strict=True
-    ):
-        low = p - r * (taps - 1)
-        pads.append((low, s * (m - 1) - p, r - 1))
-    used = lax.pad(lax.rev(k, range(problem.ndim)), jnp.zeros((), k.dtype), [*pads, (0, 0, 0), (0, 0, 0)])
+    fields = (problem.strides, problem.low, problem.rhs_dilation, problem.kernel, problem.out)
+    pads = [(p - r * (taps - 1), s * (m - 1) - p, r - 1) for s, p, r, taps, m in zip(*fields, strict=True)]
+    used = pad(lax.rev(k, range(problem.ndim)), pads, 0)
     used = lax.slice(used, (0,) * used.ndim, used.shape, (*problem.strides, 1, 1))
     used = jnp.moveaxis(used, -2, 0).reshape(problem.channels, -1)
     return (x.reshape(problem.batch, -1) @ used).reshape(problem.batch, *problem.out, problem.features)
@@ -240,13 +223,15 @@ def planes(problem: Problem, x: Array, k: Array) -> Array:
     x = jnp.moveaxis(x, (-1, 0), (0, -1)) if batch_last else jnp.moveaxis(x, -1, 0)
     table = jnp.swapaxes(k.reshape(problem.taps, problem.channels, problem.features), 1, 2)
     products = jnp.tensordot(table, x, 1)
-    first = 1 if batch_last else 2  # the first spatial axis of one tap's products
-    parts = (
-        spread_to_y(problem, found, x_of(products[_flat_index(problem, tap)], found, first), first)
-        for tap, found in overlaps(problem)
-    )
+
+    def part(tap: Sequence[int], found: Sequence[Overlap]) -> Array:
+        def place(x: Array) -> Array:
+            return spread_to_y(problem, found, x_of(x, found))
+
+        return (place if batch_last else jax.vmap(place))(products[_flat_index(problem, tap)])
+
     lengths = (*problem.out, problem.batch) if batch_last else (problem.batch, *problem.out)
-    y = sum_parts(parts, (problem.features, *lengths), x.dtype)
+    y = sum_parts(itertools.starmap(part, overlaps(problem)), (problem.features, *lengths), x.dtype)
     return jnp.moveaxis(y, (0, -1), (-1, 0)) if batch_last else jnp.moveaxis(y, 0, -1)
 
 
@@ -318,17 +303,8 @@ def slabs_weight_grad(problem: Problem, x: Array, g: Array) -> Array:
 
 
 def _without_first_axis(problem: Problem, count: int) -> Problem:
-    return replace(
-        problem,
-        batch=problem.batch * count,
-        size=problem.size[1:],
-        kernel=problem.kernel[1:],
-        strides=problem.strides[1:],
-        low=problem.low[1:],
-        lhs_dilation=problem.lhs_dilation[1:],
-        rhs_dilation=problem.rhs_dilation[1:],
-        out=problem.out[1:],
-    )
+    fields = ("size", "kernel", "strides", "low", "lhs_dilation", "rhs_dilation", "out")
+    return replace(problem, batch=problem.batch * count, **{name: getattr(problem, name)[1:] for name in fields})
 
 
 def _as_batch(x: Array, first: int, step: int, count: int) -> Array:

@@ -3,16 +3,16 @@
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial, reduce
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from vjplib.rules._cotangents import prepend_axes
 from vjplib.rules.convolution.algorithms.spatial import (
     MAX_SUM_TERMS,
+    interleaved,
     overlap,
     overlaps,
     pad,
@@ -26,9 +26,7 @@ from vjplib.rules.convolution.algorithms.spatial import (
 )
 from vjplib.rules.convolution.problem import Problem
 
-Array = jax.Array
-Block = Callable[[int, int, int], Array]
-"""A function of (axis, first, end) that returns this slice of an array."""
+Block = Callable[[int, int, int], Array]  # takes (axis, first, end), and returns this slice of an array
 
 MAX_OWN_PADS = 9  # taps up to which a pad of its own for each is faster than slices of a shared one
 MAX_UNROLLED = 9  # taps up to which their gradients are sums of their own; beyond, a loop over them compiles faster
@@ -57,20 +55,14 @@ def shifted_copies(problem: Problem, x: Array, k: Array) -> Array:
         x, k = x[..., 0], k[..., 0]
     strided = max(problem.strides, default=1) > 1
     own = problem.taps <= MAX_OWN_PADS and (problem.ndim == 1 or strided)
-    parts = _copies_with_own_pads(problem, x, k) if own else _copies_of_one_pad(problem, x, k)
+    if own:
+        copies = ((tap, spread_to_y(problem, found, x_of(x, found))) for tap, found in overlaps(problem))
+    else:
+        padded = pad_input(problem, x)
+        copies = ((tap, tap_view(problem, padded, tap)) for tap in problem.tap_indices)
+    parts = (copy * prepend_axes(k[tap], x.ndim) for tap, copy in copies)
     y = sum_parts(parts, (problem.batch, *problem.out, *x.shape[1 + problem.ndim :]), x.dtype)
     return y.reshape(problem.batch, *problem.out, problem.features)
-
-
-def _copies_with_own_pads(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
-    for tap, found in overlaps(problem):
-        yield spread_to_y(problem, found, x_of(x, found)) * prepend_axes(k[tap], x.ndim)
-
-
-def _copies_of_one_pad(problem: Problem, x: Array, k: Array) -> Iterator[Array]:
-    padded = pad_input(problem, x)
-    for tap in problem.tap_indices:
-        yield tap_view(problem, padded, tap) * prepend_axes(k[tap], x.ndim)
 
 
 def copies_by_phase_apply(problem: Problem) -> bool:
@@ -84,7 +76,7 @@ def copies_by_phase_apply(problem: Problem) -> bool:
 def copies_by_phase(problem: Problem, x: Array, k: Array) -> Array:
     """Return y at stride 1, where x is dilated, each shift of x feeding all phases of the output at once."""
     x, k = _repeat(x, problem.width), k.reshape(*problem.kernel, problem.features)
-    d = problem.lhs_dilation
+    d, ones = problem.lhs_dilation, (1,) * problem.ndim
     quotients = [-(-m // e) for m, e in zip(problem.out, d, strict=True)]
     tables = [_phase_table(*row) for row in zip(d, problem.low, problem.rhs_dilation, problem.kernel, strict=True)]
     low = [max(0, -min(table)) for table in tables]
@@ -97,11 +89,10 @@ def copies_by_phase(problem: Problem, x: Array, k: Array) -> Array:
             fed = itertools.product(*(table[t] for table, t in zip(tables, shifts, strict=True)))
             numbers = jnp.stack([zeros if None in tap else k[tap] for tap in fed])
             shifted = strided_slice(padded, [(p + t, q, 1) for p, t, q in zip(low, shifts, quotients, strict=True)])
-            yield shifted.reshape(problem.batch, *_interleave(quotients, 1), problem.features) * numbers.reshape(
-                1, *_interleave([1] * problem.ndim, *d), problem.features
-            )
+            shifted = shifted.reshape(problem.batch, *interleaved(quotients, ones), problem.features)
+            yield shifted * numbers.reshape(1, *interleaved(ones, d), problem.features)
 
-    y = sum_parts(parts(), (problem.batch, *_interleave(quotients, *d), problem.features), x.dtype)
+    y = sum_parts(parts(), (problem.batch, *interleaved(quotients, d), problem.features), x.dtype)
     y = y.reshape(problem.batch, *(q * e for q, e in zip(quotients, d, strict=True)), problem.features)
     return strided_slice(y, [(0, m, 1) for m in problem.out])
 
@@ -114,11 +105,6 @@ def _phase_table(d: int, p: int, r: int, taps: int) -> dict[int, list[int | None
         if not rest:
             table.setdefault(t, [None] * d)[f] = j
     return table
-
-
-def _interleave(sizes: Sequence[int], *other: int) -> list[int]:
-    others = other if len(other) == len(sizes) else other * len(sizes)
-    return [n for pair in zip(sizes, others, strict=True) for n in pair]
 
 
 def weight_grad_applies(problem: Problem) -> bool:
@@ -146,10 +132,8 @@ def _unrolled_taps(problem: Problem, x: Array, g: Array) -> Array:
 def tap_by_tap(problem: Problem, x: Array, sums: Callable[[Block], Array]) -> Array:
     """Return the sums of each tap, stacked: a loop whose program is that of one tap and reads the padded x in place.
 
-    Args:
-        problem: without lhs_dilation.
-        x: (batch, *size, channels).
-        sums: takes a `Block` of the elements of x that one tap reads, one for each output.
+    `sums` takes a `Block` of the elements of x, (batch, *size, channels) and undilated, that one tap reads, one for
+    each output.
     """
     padded = pad_input(problem, x)
     view, strides = (problem.batch, *problem.out, x.shape[-1]), (1, *problem.strides, 1)

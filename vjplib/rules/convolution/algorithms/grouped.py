@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from vjplib.compat import no_inline
 from vjplib.rules._cotangents import prepend_axes
@@ -15,7 +15,6 @@ from vjplib.rules.convolution.algorithms import depthwise
 from vjplib.rules.convolution.algorithms.spatial import MAX_SUM_TERMS, pad, pad_input, strided_slice, weave_phases
 from vjplib.rules.convolution.problem import Problem
 
-Array = jax.Array
 Product = Callable[[Problem, Array, Array], Array]
 
 MAX_LANE_TERMS = 100  # taps times channels of one sum: XLA:CPU no longer vectorises a loop of 144 (10 times slower)
@@ -137,38 +136,22 @@ def blocks_apply(problem: Problem) -> bool:
     return problem.groups > 1 and problem.depth > 1
 
 
-def blocks(dense: Product) -> Product:
-    """Return an algorithm for y that makes neighbouring groups one, with a kernel that is zero between them.
-
-    Args:
-        dense: returns y of a problem of one group.
-    """
-
-    def run(problem: Problem, x: Array, k: Array) -> Array:
-        parts = (
-            dense(replace(part, groups=1), x[..., xs], _between_groups(part, k[..., ys]))
-            for part, xs, ys in _parts(problem, _groups_in_block(problem))
-        )
-        return jnp.concatenate(list(parts), axis=-1)
-
-    return run
+def blocks(dense: Product, problem: Problem, x: Array, k: Array) -> Array:
+    """Return y by `dense`, for one group: neighbouring groups become one, with a kernel that is zero between them."""
+    parts = [
+        dense(replace(part, groups=1), x[..., xs], _between_groups(part, k[..., ys]))
+        for part, xs, ys in _parts(problem, _groups_in_block(problem))
+    ]
+    return jnp.concatenate(parts, axis=-1)
 
 
-def blocks_weight_grad(dense: Product) -> Product:
-    """Return an algorithm for dk that computes a block between all its channels and features, and keeps its groups'.
-
-    Args:
-        dense: returns dk of a problem of one group.
-    """
-
-    def run(problem: Problem, x: Array, g: Array) -> Array:
-        parts = (
-            _within_groups(part, dense(replace(part, groups=1), x[..., xs], g[..., ys]))
-            for part, xs, ys in _parts(problem, _groups_in_block(problem))
-        )
-        return jnp.concatenate(list(parts), axis=-1)
-
-    return run
+def blocks_weight_grad(dense: Product, problem: Problem, x: Array, g: Array) -> Array:
+    """Return dk by `dense`, for one group, between all channels and features of a block; that within groups is kept."""
+    parts = [
+        _within_groups(part, dense(replace(part, groups=1), x[..., xs], g[..., ys]))
+        for part, xs, ys in _parts(problem, _groups_in_block(problem))
+    ]
+    return jnp.concatenate(parts, axis=-1)
 
 
 def _groups_in_block(problem: Problem) -> int:

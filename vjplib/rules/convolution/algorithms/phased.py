@@ -4,36 +4,25 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from vjplib.rules.convolution.algorithms.dense import convolve
-from vjplib.rules.convolution.algorithms.spatial import pad, strided_slice, weave_phases
+from vjplib.rules.convolution.algorithms.spatial import interleaved, pad, strided_slice, weave_phases
 from vjplib.rules.convolution.problem import Problem
-
-Array = jax.Array
 
 FEW_FEATURES = 4  # up to which XLA is slow where x is dilated, if the taps are many
 MANY_TAPS = 25  # from which on it is
 
 
 class PhaseCut(NamedTuple):
-    """One axis of y cut into d phases.
+    """One axis of y cut into d phases."""
 
-    Args:
-        before: elements put before y, so that phases share as many shifts of x as possible.
-        rest: (p + before) modulo d.
-        first: the least shift of x that feeds any phase.
-        shifts: the number of shifts that feed any.
-        length: the number of elements of a phase.
-    """
-
-    before: int
-    rest: int
-    first: int
-    shifts: int
-    length: int
+    before: int  # elements put before y, so that phases share as many shifts of x as possible
+    rest: int  # (p + before) modulo d
+    first: int  # the least shift of x that feeds any phase
+    shifts: int  # the number of shifts that feed any
+    length: int  # the number of elements of a phase
 
 
 # With s = 1 an output i = d q + f - b, of phase f, meets the taps j with d l = d q + f + r j - (p + b), that is those
@@ -41,12 +30,7 @@ class PhaseCut(NamedTuple):
 # convolution at stride 1 of x over the shifts t. Of e = r (k - 1) + 1 places that the taps span, the fewest shifts that
 # reach all are (e - 1) // d + 1; they do if (p + b) mod d is at least (e - 1) mod d, for which there is a b.
 def phase_cut(problem: Problem, axis: int) -> PhaseCut:
-    """Return how one axis of y is cut into phases, at stride 1.
-
-    Example:
-        >>> phase_cut(Problem(1, (5,), 2, (4,), 2, (1,), (2,), (2,), (1,), 1, (10,)), 0)
-        PhaseCut(before=1, rest=1, first=-1, shifts=2, length=6)
-    """
+    """Return how one axis of y is cut into phases, at stride 1."""
     d, p = problem.lhs_dilation[axis], problem.low[axis]
     span, rest = divmod(problem.rhs_dilation[axis] * (problem.kernel[axis] - 1), d)
     before = max(0, rest - p % d)
@@ -81,13 +65,12 @@ def phases(problem: Problem, x: Array, k: Array) -> Array:
     """Return y at stride 1 by one convolution of the undilated x, whose features are those of all phases of y."""
     cuts = [phase_cut(problem, axis) for axis in range(problem.ndim)]
     inner, n = undilated(problem), problem.ndim
-    pairs = list(zip(inner.kernel, problem.lhs_dilation, strict=True))
     pads = [
         (d - 1 - c.rest, c.shifts * d - (d - 1 - c.rest) - r * (size - 1) - 1, r - 1)
         for c, d, r, size in zip(cuts, problem.lhs_dilation, problem.rhs_dilation, problem.kernel, strict=True)
     ]
     k = pad(k, pads, 0)
-    k = k.reshape(*(size for pair in pairs for size in pair), problem.channels, problem.features)
+    k = k.reshape(*interleaved(inner.kernel, problem.lhs_dilation), problem.channels, problem.features)
     k = lax.rev(k, range(1, 2 * n, 2))
     k = jnp.transpose(k, (*range(0, 2 * n, 2), 2 * n, *range(1, 2 * n, 2), 2 * n + 1))
     y = convolve(inner, x, k.reshape(*inner.kernel, problem.channels, inner.features))

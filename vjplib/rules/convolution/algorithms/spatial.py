@@ -1,49 +1,30 @@
 """Spatial axes of an array: slices, pads and sums, and the overlap of x and y under one tap of the kernel."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from vjplib.rules.convolution.problem import Problem
-
-Array = jax.Array
 
 MAX_SUM_TERMS = 128  # beyond, the program of one sum takes longer to compile than it saves
 
 
-def strided_slice(x: Array, bounds: Sequence[tuple[int, int, int]], first: int = 1) -> Array:
-    """Return a strided slice of the spatial axes.
-
-    Args:
-        x: the array.
-        bounds: (start, count, step) for each spatial axis.
-        first: the first spatial axis of x.
-
-    Example:
-        >>> strided_slice(jnp.arange(10.0)[None, :, None], [(1, 3, 4)])[0, :, 0].tolist()
-        [1.0, 5.0, 9.0]
-    """
-    before, rest = x.shape[:first], x.shape[first + len(bounds) :]
-    start = [*(0 for _ in before), *(at if n else 0 for at, n, _ in bounds), *(0 for _ in rest)]
-    limit = [*before, *(at + (n - 1) * step + 1 if n else 0 for at, n, step in bounds), *rest]
-    return lax.slice(x, start, limit, [*(1 for _ in before), *(step for _, _, step in bounds), *(1 for _ in rest)])
+def strided_slice(x: Array, bounds: Sequence[tuple[int, int, int]]) -> Array:
+    """Return a strided slice of the spatial axes, with (start, count, step) for each."""
+    rest = x.shape[1 + len(bounds) :]
+    start = [0, *(at if n else 0 for at, n, _ in bounds), *(0 for _ in rest)]
+    limit = [x.shape[0], *(at + (n - 1) * step + 1 if n else 0 for at, n, step in bounds), *rest]
+    return lax.slice(x, start, limit, [1, *(step for _, _, step in bounds), *(1 for _ in rest)])
 
 
 def pad(x: Array, pads: Iterable[tuple[int, int] | tuple[int, int, int]], first: int = 1) -> Array:
     """Return x with zeros around and between the elements of its spatial axes; a negative pad crops.
 
-    Args:
-        x: the array.
-        pads: (low, high) or (low, high, interior) for each spatial axis, or for the leading ones.
-        first: the first spatial axis of x.
-
-    Example:
-        >>> pad(jnp.ones((1, 2, 1)), [(1, -1)])[0, :, 0].tolist()
-        [0.0, 1.0]
+    The pads are (low, high) or (low, high, interior) for each spatial axis, or for the leading ones, `first` on.
     """
     spatial, none = [(low, high, *(interior or (0,))) for low, high, *interior in pads], (0, 0, 0)
     widths = [*[none] * first, *spatial, *[none] * (x.ndim - first - len(spatial))]
@@ -62,43 +43,24 @@ def tap_view(problem: Problem, padded: Array, tap: Sequence[int]) -> Array:
 
 
 def sum_parts(parts: Iterator[Array], shape: Sequence[int], dtype: jnp.dtype) -> Array:
-    """Return the sum of the parts; zeros of this shape and dtype if there are none.
-
-    Example:
-        >>> [sum_parts(iter(parts), (2,), jnp.float32).tolist() for parts in ((), (jnp.ones(2), jnp.ones(2)))]
-        [[0.0, 0.0], [2.0, 2.0]]
-    """
+    """Return the sum of the parts; zeros of this shape and dtype if there are none."""
     first = next(parts, None)
     return jnp.zeros(shape, dtype) if first is None else sum(parts, first)
 
 
 class Overlap(NamedTuple):
-    """The elements of y and of x that one tap connects along one axis: two progressions of the same length.
+    """The elements of y and of x that one tap connects along one axis: two progressions of the same length."""
 
-    Args:
-        y: the first index into y.
-        y_step: the step between indices into y.
-        x: the first index into x.
-        x_step: the step between indices into x.
-        length: the length of both progressions.
-    """
-
-    y: int
+    y: int  # the first index into y
     y_step: int
-    x: int
+    x: int  # the first index into x
     x_step: int
     length: int
 
 
 # s i - d l = p - r j: divided by the greatest common divisor of s and d, i is known modulo d and l modulo s.
 def overlap(problem: Problem, axis: int, j: int) -> Overlap:
-    """Return where tap j of one spatial axis connects x and y, for any strides and dilations.
-
-    Example:
-        >>> p = Problem(1, (3,), 2, (3,), 2, (1,), (1,), (2,), (1,), 1, (5,))
-        >>> overlap(p, 0, 0), overlap(p, 0, 1)
-        (Overlap(y=1, y_step=2, x=0, x_step=1, length=2), Overlap(y=0, y_step=2, x=0, x_step=1, length=3))
-    """
+    """Return where tap j of one spatial axis connects x and y, for any strides and dilations."""
     s, d = problem.strides[axis], problem.lhs_dilation[axis]
     offset, common = problem.low[axis] - problem.rhs_dilation[axis] * j, math.gcd(s, d)
     if offset % common:
@@ -118,9 +80,9 @@ def overlaps(problem: Problem) -> Iterator[tuple[tuple[int, ...], list[Overlap]]
             yield tap, found
 
 
-def x_of(x: Array, found: Sequence[Overlap], first: int = 1) -> Array:
+def x_of(x: Array, found: Sequence[Overlap]) -> Array:
     """Return the elements of x in an overlap."""
-    return strided_slice(x, [(o.x, o.length, o.x_step) for o in found], first)
+    return strided_slice(x, [(o.x, o.length, o.x_step) for o in found])
 
 
 def y_of(y: Array, found: Sequence[Overlap]) -> Array:
@@ -128,29 +90,19 @@ def y_of(y: Array, found: Sequence[Overlap]) -> Array:
     return strided_slice(y, [(o.y, o.length, o.y_step) for o in found])
 
 
-def spread_to_y(problem: Problem, found: Sequence[Overlap], part: Array, first: int = 1) -> Array:
-    """Return zeros of y's spatial sizes with a part placed at the elements of an overlap.
+def spread_to_y(problem: Problem, found: Sequence[Overlap], part: Array) -> Array:
+    """Return zeros of y's spatial sizes with a part placed at the elements of an overlap, of the leading axes."""
+    ends = zip(found, problem.out, strict=False)
+    return pad(part, [(o.y, size - 1 - o.y - (o.length - 1) * o.y_step, o.y_step - 1) for o, size in ends])
 
-    Args:
-        problem: the convolution.
-        found: the overlap along the leading spatial axes.
-        part: the values, with `length` elements along each of these axes.
-        first: the first spatial axis of part.
-    """
-    pads = [
-        (o.y, size - 1 - o.y - (o.length - 1) * o.y_step, o.y_step - 1)
-        for o, size in zip(found, problem.out, strict=False)
-    ]
-    return pad(part, pads, first)
+
+def interleaved(a: Iterable[int], b: Iterable[int]) -> list[int]:
+    """Return the first of a, the first of b, the second of a, and so on."""
+    return [*itertools.chain(*zip(a, b, strict=True))]
 
 
 def weave_phases(y: Array, ndim: int) -> Array:
-    """Return (batch, *counts, *phases, features) as (batch, *(counts x phases), features), phases varying faster.
-
-    Args:
-        y: an array with an axis of elements and an axis of phases for each spatial axis.
-        ndim: the number of spatial axes.
-    """
+    """Return (batch, *counts, *phases, features) as (batch, *(counts x phases), features), phases varying faster."""
     batch, *sizes, features = y.shape
-    y = jnp.transpose(y, (0, *(axis for i in range(ndim) for axis in (1 + i, 1 + ndim + i)), 1 + 2 * ndim))
+    y = jnp.transpose(y, (0, *interleaved(range(1, 1 + ndim), range(1 + ndim, 1 + 2 * ndim)), 1 + 2 * ndim))
     return y.reshape(batch, *(n * d for n, d in zip(sizes[:ndim], sizes[ndim:], strict=True)), features)
