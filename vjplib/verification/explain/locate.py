@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -93,19 +94,19 @@ def _factor(search: Search, moves: np.ndarray, at: Sequence[int]) -> Explanation
     named = tuple(f"cotangent of {search.subject.names[i]}" for i in at)
     if not program.places:
         return Explanation("", named, reason="the backward has no differentiable equation, and lacks no single term")
-    error = search.error(0, search.draws[0].given, mask)
-    moved = (search.weights[:, None] * moves)[mask]
+    error = search.error(0, mask)
+    moved = (moves / search.sizes[:, None])[mask]
     lengths = np.einsum("ei,ei->i", moved, moved)
     steps = np.divide(error @ moved, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
     unexplained = np.linalg.norm(error[:, None] - moved * steps, axis=0) / np.linalg.norm(error)
 
-    def scaled(i: int, number: int = 0) -> np.ndarray:
+    def scaled(i: int, number: int = 0) -> list[Any]:
         theta = search.ones.at[i].add(steps[i])
-        return np.asarray(search.cotangents(theta, search.draws[number].inputs))
+        return [search.cotangents(theta, search.draws[number].inputs)]
 
     # What is not linear in its factor, as a residual used twice, is seen only when the factor is tried.
     for i in np.argsort(unexplained, kind="stable")[:TRIED]:
-        tried = np.linalg.norm(search.error(0, scaled(i), mask)) / np.linalg.norm(error)
+        tried = np.linalg.norm(search.error(0, mask, scaled(i))) / np.linalg.norm(error)
         unexplained[i] = max(unexplained[i], tried)
     best = int(np.argmin(unexplained))
     alike = np.flatnonzero(
@@ -169,7 +170,7 @@ def _meaning(search: Search, equation: int, factor: float, at: Sequence[int]) ->
     for text, _ in named:
         n = math.copysign(sizes.get(text, 1.0), factor)
         theta = there.ones.at[equation].set(n if abs(factor) > 1 else 1 / n)
-        corrected = np.asarray(there.cotangents(theta, draw.inputs))
+        corrected = [there.cotangents(theta, draw.inputs)]
         if there.holds(lambda _, corrected=corrected: corrected, there.mask(at)):
             held.append(text)
     own = [text for text in held if any(f"{name}'s" in text for name in first)] or held[:1]
