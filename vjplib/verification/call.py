@@ -110,7 +110,7 @@ class CallUnderTest:
     @cached_property
     def differentiable(self) -> tuple[int, ...]:
         """The positions of the differentiated leaves among all leaves of the arguments."""
-        return tuple(i for i, leaf in enumerate(self._flat[0]) if _is_inexact(leaf))
+        return tuple(i for i, leaf in enumerate(self._flat[0]) if is_inexact(leaf))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -138,6 +138,10 @@ class CallUnderTest:
         """Return the positional arguments with these differentiated leaves in place."""
         own = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
         return unwrap(jax.tree.unflatten(self._flat[1], combine(own, self.differentiable, leaves)))
+
+    def whole(self, leaves: Sequence[Any]) -> Any:
+        """Return the function's output, integers and structure included."""
+        return self.fn(*self.rebuild(leaves), **self.kwargs)
 
     def pull(self, f: Callable[..., Leaves]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
         """Return the function of leaves and output cotangents that gives a flat f's outputs and cotangents."""
@@ -274,6 +278,28 @@ class CallUnderTest:
         base = self.base.at(args, kwargs, case) if self.base is not None else None
         return replace(self, args=args, kwargs=kwargs, case=case, base=base)
 
+    def resized(self, sizes: Mapping[str, int], case: str = "") -> Self | None:
+        """Return the call with other sizes, its numbers repeated or cut off; None where function or oracle refuses."""
+        if self.resize is None or not sizes:
+            return None
+        smaller = any(n < self.sizes[name] for name, n in sizes.items())
+
+        def fill(value: Any, aval: Any) -> Any:
+            if np.shape(value) == aval.shape and not smaller:
+                return value
+            new = np.resize(np.asarray(value), aval.shape)
+            inside = smaller and new.size and np.issubdtype(new.dtype, np.integer)
+            return new % max(1, min(aval.shape, default=1)) if inside else new  # integers may index an axis
+
+        try:
+            avals, drawn = self.resize(sizes)
+            args = jax.tree.map(fill, self.args, avals)
+            kwargs = {**self.kwargs, **{k: fill(self.kwargs[k], aval) for k, aval in drawn.items()}}
+            other = replace(self, args=args, kwargs=kwargs, case=case or self.case, base=None)
+            return other if other.runs else None
+        except Exception:  # a function may refuse, in whatever way, sizes that nobody called it with
+            return None
+
 
 def attempt(run: Callable[[], T]) -> T | Exception:
     """Return what run returns, or what it raises: a function under examination may raise anything."""
@@ -292,13 +318,14 @@ def attempt_all(run: Callable[[Sequence[str]], Mapping[str, Any]], names: Sequen
     return {name: found if isinstance(found, Exception) else found[name] for name, found in alone.items()}
 
 
-def _is_inexact(leaf: Any) -> bool:
+def is_inexact(leaf: Any) -> bool:
+    """Return True for floating and complex numbers."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def inexact(tree: Any) -> Leaves:
     """Return the floating and complex leaves of a pytree."""
-    return tuple(filter(_is_inexact, jax.tree.leaves(tree)))
+    return tuple(filter(is_inexact, jax.tree.leaves(tree)))
 
 
 def unwrap(args: Sequence[Any]) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vjplib.compat import CustomVJP, holds_custom_vjp, is_symbolic_zero, perturbed, symbolic_zero_of
 from vjplib.verification.avals import Mismatch, aval_of, avals_of, cotangent_mismatches, output_mismatches
-from vjplib.verification.call import CallUnderTest, Static, combine, parameters
+from vjplib.verification.call import CallUnderTest, Static, combine, is_inexact, parameters
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import raised, rules_called
 from vjplib.verification.report import Finding, describe_error, failed, finding, noted, passed
@@ -37,7 +37,7 @@ def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Fi
         if any(own.dtype != leaf.dtype for own, leaf in zip(given, subject.leaves(jnp.dtype(dtype)), strict=True)):
             yield from _avals(subject, jnp.dtype(dtype))
     try:
-        jax.eval_shape(lambda ls: _whole(subject, ls), subject.leaves())
+        jax.eval_shape(lambda ls: subject.whole(ls), subject.leaves())
     except Exception:  # `_avals` has reported it
         return
     yield from _closure(subject)
@@ -48,7 +48,7 @@ def _avals(subject: CallUnderTest, dtype: Any) -> Iterator[Finding]:
     at = "as called" if dtype is None else f"in {dtype}"
     leaves = subject.leaves(dtype)
     try:
-        primal = jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
+        primal = jax.eval_shape(lambda ls: subject.whole(ls), leaves)
     except Exception as refusal:  # functions raise what they like for arguments that they refuse
         level, trap = ("fail", raised(subject, refusal)) if dtype is None else ("note", "")
         yield finding(level, "raises", f"refuses to run {at}: {describe_error(refusal)}", trap=trap)
@@ -89,14 +89,9 @@ def _trap_of_dtype(mismatch: Mismatch) -> str:
     return "weak-type" if mismatch.given.weak else "cotangent-dtype"
 
 
-def _whole(subject: CallUnderTest, leaves: Any) -> Any:
-    """Return the function's output, integers and structure included."""
-    return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
-
-
 def _pulled(subject: CallUnderTest) -> Any:
     def run(leaves: Any) -> Any:
-        y, back = jax.vjp(lambda *ls: _whole(subject, ls), *leaves)
+        y, back = jax.vjp(lambda *ls: subject.whole(ls), *leaves)
         return y, back(jax.tree.map(_cotangent_like, y))
 
     return run
@@ -104,7 +99,7 @@ def _pulled(subject: CallUnderTest) -> Any:
 
 def _cotangent_like(y: Any) -> Any:
     shape, dtype = jnp.shape(y), jnp.result_type(y)
-    return jnp.ones(shape, dtype) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(shape, jax.dtypes.float0)
+    return jnp.ones(shape, dtype) if is_inexact(y) else np.zeros(shape, jax.dtypes.float0)
 
 
 def _nondiff(subject: CallUnderTest) -> Iterator[Finding]:
@@ -126,7 +121,7 @@ def _nondiff(subject: CallUnderTest) -> Iterator[Finding]:
 
 
 def _closure(subject: CallUnderTest) -> Iterator[Finding]:
-    constants = [c for c in jax.make_jaxpr(lambda ls: _whole(subject, ls))(subject.leaves()).consts if np.size(c) > 1]
+    constants = [c for c in jax.make_jaxpr(lambda ls: subject.whole(ls))(subject.leaves()).consts if np.size(c) > 1]
     given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
     for c in constants:
         if id(c) not in given and jnp.issubdtype(c.dtype, jnp.inexact):
@@ -137,7 +132,7 @@ def _closure(subject: CallUnderTest) -> Iterator[Finding]:
 def _raw(subject: CallUnderTest) -> Iterator[Finding]:
     """Compare each custom_vjp's own cotangents with its arguments, before JAX converts them."""
     leaves = subject.leaves()
-    if not holds_custom_vjp(jax.make_jaxpr(lambda ls: _whole(subject, ls))(leaves)):
+    if not holds_custom_vjp(jax.make_jaxpr(lambda ls: subject.whole(ls))(leaves)):
         return
     calls = rules_called(subject)
     for rule, args, kwargs in calls:
@@ -164,7 +159,7 @@ def _raw_one(
         ys, tree = jax.tree.flatten(y)
         gs = [
             symbolic_zero_of(a)
-            if rule.symbolic_zeros and ((alone is not None and i != alone) or _whole_number(a))
+            if rule.symbolic_zeros and ((alone is not None and i != alone) or not is_inexact(a))
             else _cotangent_like(a)
             for i, a in enumerate(ys)
         ]
@@ -185,7 +180,7 @@ def _raw_one(
     leaves = jax.tree.leaves(y)
     for alone in range(len(leaves)) if rule.symbolic_zeros and len(leaves) > 1 else ():
         try:
-            if not _whole_number(leaves[alone]):
+            if is_inexact(leaves[alone]):
                 backward(alone)
         except Exception as error:  # whatever the backward raises is the finding
             message = (
@@ -194,12 +189,8 @@ def _raw_one(
             yield failed("raises", message, trap="symbolic-zeros")
 
 
-def _whole_number(a: Any) -> bool:
-    return not jnp.issubdtype(jnp.result_type(a), jnp.inexact)
-
-
 def _raw_cotangent(name: str, x: Any, dx: Any) -> Iterator[Finding]:
-    if dx is None and any(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(x)):
+    if dx is None and any(map(is_inexact, jax.tree.leaves(x))):
         yield noted("the backward returns None, a zero cotangent", name)
     for m in cotangent_mismatches(avals_of(x), dx):
         returns = f"the backward returns {m.given}"

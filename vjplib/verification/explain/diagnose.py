@@ -37,18 +37,14 @@ _tokens = itertools.count()
 
 def rules_called(subject: CallUnderTest) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
     """Return the parts, the arguments and the keyword arguments of each custom_vjp that the call calls."""
-
-    def whole(leaves: Leaves) -> Any:
-        return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
-
     leaves = subject.leaves()
     with recorded_custom_vjps() as calls:
         try:
             with jax.disable_jit():  # jit does not call again a function that it has traced before
-                jax.eval_shape(whole, leaves)
+                jax.eval_shape(lambda ls: subject.whole(ls), leaves)
         except Exception:  # a while loop, for one, cannot run without jit
             del calls[:]
-            jax.eval_shape(whole, leaves)
+            jax.eval_shape(lambda ls: subject.whole(ls), leaves)
         return list(calls)
 
 

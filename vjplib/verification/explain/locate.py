@@ -156,7 +156,7 @@ def _meaning(search: Search, equation: int, factor: float, at: Sequence[int]) ->
     named = [(text, n) for text, n in _sizes(subject, first) if math.isclose(n, times, rel_tol=1e-6) and times != 1]
     if not named:
         return ""
-    other = shrink.resized(subject, {k: n + 1 + i for i, (k, n) in enumerate(sorted(subject.sizes.items()))})
+    other = subject.resized({k: n + 1 + i for i, (k, n) in enumerate(sorted(subject.sizes.items()))})
     if other is None:
         return named[0][0] if times >= TELLING else ""
     leaves = other.leaves(np.float64)
