@@ -21,14 +21,12 @@ SMALL = 100_000  # elements
 SCALES = (1.0, 1e-3, 30.0)  # factors of the inputs at which values are compared
 
 
+@jax.tree_util.register_static
 class Static:
     """An argument that is no array, such as an axis or a function: a pytree without leaves."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-
-jax.tree_util.register_pytree_node(Static, lambda static: ((), static), lambda static, _: static)
 
 
 class Answers(NamedTuple):
@@ -97,11 +95,6 @@ class CallUnderTest:
     def oracle(self) -> Callable[..., Leaves]:
         """The reference, or the function's primal with every custom rule stripped, flat."""
         return strip_custom_rules(self.call) if self.reference is None else self.flat(self.reference)
-
-    @property
-    def baseline(self) -> Callable[..., Leaves]:
-        """The function that residuals are compared with, flat."""
-        return self.oracle if self.compared is None else self.flat(self.compared)
 
     @cached_property
     def _flat(self) -> tuple[list[Any], Any]:

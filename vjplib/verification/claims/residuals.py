@@ -60,7 +60,7 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
     """Yield one finding, on the call in float32."""
     leaves = subject.leaves(np.float32)
     ours = residual_bytes(subject.call, *leaves)
-    theirs = residual_bytes(subject.baseline, *leaves)
+    theirs = residual_bytes(subject.flat(subject.compared) if subject.compared else subject.oracle, *leaves)
     unused, claimed = unused_bytes(subject.call, *leaves), subject.residuals
     message = f"keeps {ours:,} bytes, autodiff {theirs:,}"
     message += f"; {unused:,} of them the backward never uses" if unused else ""

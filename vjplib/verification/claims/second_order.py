@@ -11,7 +11,7 @@ import numpy as np
 from vjplib.compat import x64
 from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all, normal_of
 from vjplib.verification.claim import Claim
-from vjplib.verification.explain.diagnose import lower_precision, optimizes_remat, raised
+from vjplib.verification.explain.diagnose import lower_precision, passes_of, raised
 from vjplib.verification.oracle import DRAWS, roundings
 from vjplib.verification.report import Finding, describe_error, failed, noted, passed
 from vjplib.verification.tolerance import SLACK, relative_gap, size_of
@@ -103,7 +103,7 @@ def _is_rounding(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs, sc
 
 def _refusal(subject: CallUnderTest, mode: str, error: Exception) -> Finding:
     if subject.order_two:
-        trap = "optimize-remat" if optimizes_remat(subject) else raised(subject, error)
+        trap = "optimize-remat" if any(rule.optimize_remat for rule in passes_of(subject)) else raised(subject, error)
         return failed("raises", f"{mode} raises {describe_error(error)}", trap=trap)
     return passed(f"{mode} is refused, as declared, by {describe_error(error)}")
 

@@ -68,7 +68,7 @@ def raised(subject: CallUnderTest, error: Exception) -> str:
         return "residual-is-no-array"
     if "float0" in text:
         return "integers"
-    rules = _rules(subject)
+    rules = passes_of(subject)
     if ("SymbolicZero" in text or "CustomVJPPrimal" in text) and any(rule.symbolic_zeros for rule in rules):
         return "symbolic-zeros"
     if isinstance(error, jax.errors.UnexpectedTracerError):
@@ -76,7 +76,7 @@ def raised(subject: CallUnderTest, error: Exception) -> str:
     return ""
 
 
-def _rules(subject: CallUnderTest) -> list[CustomVJP]:
+def passes_of(subject: CallUnderTest) -> list[CustomVJP]:
     """Return the custom_vjps that the call calls, none if it raises."""
     called = attempt(lambda: rules_called(subject))
     return [] if isinstance(called, Exception) else [rule for rule, _, _ in called]
@@ -117,11 +117,6 @@ def _reached(value: Any, depth: int) -> Iterator[Any]:
         yield from _reached(item, depth - 1)
 
 
-def optimizes_remat(subject: CallUnderTest) -> bool:
-    """Return True if a custom_vjp that the call calls was defined with optimize_remat=True."""
-    return any(rule.optimize_remat for rule in _rules(subject))
-
-
 def refused_by_jax(run: Callable[[], Any], error: Exception) -> bool:
     """Return True if `run` raises the same error with passes that cannot be wrong in place of every custom_vjp's.
 
@@ -149,11 +144,6 @@ def refused_by_jax(run: Callable[[], Any], error: Exception) -> bool:
     except Exception as other:  # whatever JAX raises
         return seen and type(other) is type(error) and str(other) == str(error)
     return False
-
-
-def takes_symbolic_zeros(subject: CallUnderTest) -> bool:
-    """Return True if a custom_vjp that the call calls was defined with symbolic_zeros=True."""
-    return any(rule.symbolic_zeros for rule in _rules(subject))
 
 
 def values(subject: CallUnderTest, leaves: Leaves, gs: Leaves, found: Answers) -> dict[str, str]:
@@ -239,7 +229,7 @@ def _has_equal_axes(leaves: Leaves, gs: Leaves, o: np.ndarray) -> bool:
     return any(a.ndim > o.ndim and a.shape.count(n) > 1 for a in (*leaves, *gs) for n in o.shape if n > 1)
 
 
-def casts(jaxpr: Any, bits: int) -> Iterator[str]:
+def _casts(jaxpr: Any, bits: int) -> Iterator[str]:
     """Yield the floating dtypes of fewer bits that a program, or one inside it, casts to."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "convert_element_type":
@@ -247,18 +237,18 @@ def casts(jaxpr: Any, bits: int) -> Iterator[str]:
             if jnp.issubdtype(new, jnp.inexact) and jnp.issubdtype(old, jnp.inexact) and jnp.finfo(new).bits < bits:
                 yield new.name
         for _, inner, _ in programs(eqn.params):
-            yield from casts(inner, bits)
+            yield from _casts(inner, bits)
 
 
 def _casts_lower(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> bool:
     """Return True if the passes, and not the oracle, cast to a lower precision than that of the arguments."""
-    ours = jax.make_jaxpr(subject.pull(subject.call))(leaves, gs)
+    made = [jax.make_jaxpr(subject.pull(subject.call))(leaves, gs)]
     if subject.undifferentiable is None:
-        theirs = jax.make_jaxpr(subject.pull(subject.oracle))(leaves, gs)
+        made.append(jax.make_jaxpr(subject.pull(subject.oracle))(leaves, gs))
     else:
-        theirs = jax.make_jaxpr(subject.oracle)(*leaves)
+        made.append(jax.make_jaxpr(subject.oracle)(*leaves))
     bits = min(jnp.finfo(a.dtype).bits for a in leaves)
-    lower, allowed = (set(casts(unclose(program)[0], bits)) for program in (ours, theirs))
+    lower, allowed = (set(_casts(unclose(program)[0], bits)) for program in made)
     return bool(lower - allowed)
 
 
