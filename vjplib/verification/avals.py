@@ -104,3 +104,8 @@ def cotangent_mismatches(argument: tuple[Any, tuple[Aval | None, ...]], cotangen
             yield Mismatch("shape" if dx.shape != x.shape else "dtype", dx, x)
         elif dx.weak:
             yield Mismatch("weak", dx, x)
+
+
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Return True if a shape broadcasts to another."""
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))

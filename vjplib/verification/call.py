@@ -1,6 +1,7 @@
 """CallUnderTest: a function and one call of it, flattened to the leaves that can be differentiated."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import fast_compile_options, programs, strip_custom_rules, unclose, x64
+from vjplib.compat import cost_of, fast_compile_options, programs, strip_custom_rules, unclose, x64
 from vjplib.rule import Tail
 from vjplib.verification.report import describe_error
 from vjplib.verification.tolerance import HALF_THE_DIGITS
@@ -234,6 +235,21 @@ class CallUnderTest:
         ours, theirs = (describe_error(p) if isinstance(p, Exception) else p for p in both)
         return ours, theirs
 
+    @cached_property
+    def too_large(self) -> str | None:
+        """Why the call does not fit into free memory, or None; the call is traced and not computed."""
+        if any(isinstance(program, str | None) for program in self.traced):  # the claims report what fn raises
+            return None
+        largest = [cost_of(unclose(program)[0]).largest for program in self.traced]
+        needed, free = 8 * max(largest), _free_memory()  # bytes, in float64
+        if needed <= free / 2:
+            return None
+        whose = "the function" if largest[0] >= largest[1] else "autodiff of the reference"
+        return (
+            f"{whose} forms an array of {max(largest):,} elements, {needed / 1e9:.0f} GB in float64, and "
+            f"{free / 1e9:.0f} GB are free: nothing was computed"
+        )
+
     @property
     def undifferentiable(self) -> str | None:
         """Why JAX cannot differentiate the oracle, or None; None too where the function itself does not run."""
@@ -292,6 +308,15 @@ class CallUnderTest:
             return other if other.runs else None
         except Exception:  # a function may refuse, in whatever way, sizes that nobody called it with
             return None
+
+
+def _free_memory() -> float:
+    """Return the bytes of free memory, infinity where the system has no /proc/meminfo."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf
 
 
 def attempt(run: Callable[[], T]) -> T | Exception:

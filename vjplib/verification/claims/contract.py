@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import CustomVJP, holds_custom_vjp, is_symbolic_zero, perturbed, symbolic_zero_of
-from vjplib.verification.avals import Mismatch, aval_of, avals_of, cotangent_mismatches, output_mismatches
-from vjplib.verification.call import CallUnderTest, Static, combine, is_inexact, parameters
+from vjplib.verification.avals import Mismatch, aval_of, avals_of, broadcasts, cotangent_mismatches, output_mismatches
+from vjplib.verification.call import CallUnderTest, Static, attempt, combine, is_inexact, parameters
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import raised, rules_called
 from vjplib.verification.report import Finding, describe_error, failed, finding, noted, passed
@@ -36,12 +36,11 @@ def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Fi
         given = subject.leaves()
         if any(own.dtype != leaf.dtype for own, leaf in zip(given, subject.leaves(jnp.dtype(dtype)), strict=True)):
             yield from _avals(subject, jnp.dtype(dtype))
-    try:
-        jax.eval_shape(lambda ls: subject.whole(ls), subject.leaves())
-    except Exception:  # `_avals` has reported it
-        return
-    yield from _closure(subject)
-    yield from _raw(subject)
+    program = attempt(lambda: jax.make_jaxpr(lambda ls: subject.whole(ls))(subject.leaves()))
+    if not isinstance(program, Exception):  # which `_avals` has reported
+        yield from _closure(subject, program.consts)
+        if holds_custom_vjp(program):
+            yield from _raw(subject)
 
 
 def _avals(subject: CallUnderTest, dtype: Any) -> Iterator[Finding]:
@@ -53,8 +52,13 @@ def _avals(subject: CallUnderTest, dtype: Any) -> Iterator[Finding]:
         level, trap = ("fail", raised(subject, refusal)) if dtype is None else ("note", "")
         yield finding(level, "raises", f"refuses to run {at}: {describe_error(refusal)}", trap=trap)
         return
+
+    def pulled(leaves: Any) -> Any:
+        y, back = jax.vjp(lambda *ls: subject.whole(ls), *leaves)
+        return y, back(jax.tree.map(_cotangent_like, y))
+
     try:
-        forward, dxs = jax.eval_shape(_pulled(subject), leaves)
+        forward, dxs = jax.eval_shape(pulled, leaves)
     except Exception as error:  # whatever the passes raise is the finding
         if dtype is not None and (isinstance(error, NotImplementedError) or "does not accept dtype" in str(error)):
             yield noted(f"a function that the backward calls refuses to run {at}: {describe_error(error)}")
@@ -89,14 +93,6 @@ def _trap_of_dtype(mismatch: Mismatch) -> str:
     return "weak-type" if mismatch.given.weak else "cotangent-dtype"
 
 
-def _pulled(subject: CallUnderTest) -> Any:
-    def run(leaves: Any) -> Any:
-        y, back = jax.vjp(lambda *ls: subject.whole(ls), *leaves)
-        return y, back(jax.tree.map(_cotangent_like, y))
-
-    return run
-
-
 def _cotangent_like(y: Any) -> Any:
     shape, dtype = jnp.shape(y), jnp.result_type(y)
     return jnp.ones(shape, dtype) if is_inexact(y) else np.zeros(shape, jax.dtypes.float0)
@@ -120,20 +116,16 @@ def _nondiff(subject: CallUnderTest) -> Iterator[Finding]:
             yield failed("raises", message, trap="array-in-nondiff")
 
 
-def _closure(subject: CallUnderTest) -> Iterator[Finding]:
-    constants = [c for c in jax.make_jaxpr(lambda ls: subject.whole(ls))(subject.leaves()).consts if np.size(c) > 1]
+def _closure(subject: CallUnderTest, constants: Sequence[Any]) -> Iterator[Finding]:
     given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
     for c in constants:
-        if id(c) not in given and jnp.issubdtype(c.dtype, jnp.inexact):
+        if np.size(c) > 1 and id(c) not in given and is_inexact(c):
             message = f"closes over an array, {aval_of(c)}: no gradient can reach it; make it an argument if one should"
             yield noted(message)
 
 
 def _raw(subject: CallUnderTest) -> Iterator[Finding]:
     """Compare each custom_vjp's own cotangents with its arguments, before JAX converts them."""
-    leaves = subject.leaves()
-    if not holds_custom_vjp(jax.make_jaxpr(lambda ls: subject.whole(ls))(leaves)):
-        return
     calls = rules_called(subject)
     for rule, args, kwargs in calls:
         yield from _raw_one(subject, rule, args, kwargs)
@@ -200,19 +192,12 @@ def _raw_cotangent(name: str, x: Any, dx: Any) -> Iterator[Finding]:
         elif m.kind == "integer":
             message = f"{returns} for an argument of {m.wanted.dtype}: it must be None or float0"
             yield failed("wrong_aval", message, name, trap="integers")
-        elif m.kind == "shape" and _broadcasts(m.wanted.shape, m.given.shape):
+        elif m.kind == "shape" and broadcasts(m.wanted.shape, m.given.shape):
             message = f"{returns} for an argument of shape {m.wanted.shape}"
             yield failed("wrong_aval", message, name, trap="broadcast-not-summed")
         elif m.kind == "weak":
             message = f"{returns}: JAX compiles a function of it again that it has compiled for the argument"
             yield noted(message, name, trap="weak-type")
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, to) == to
-    except ValueError:
-        return False
 
 
 def _struct(a: Any) -> jax.ShapeDtypeStruct:

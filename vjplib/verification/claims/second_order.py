@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all, normal_of
+from vjplib.verification.call import CallUnderTest, attempt, attempt_all, normal_of
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import lower_precision, passes_of, raised
 from vjplib.verification.oracle import DRAWS, roundings
@@ -31,7 +31,7 @@ def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
         leaves = subject.leaves(np.float64)
         gs, directions = subject.cotangents(leaves, 1), subject.cotangents(leaves, 2)
         rng = np.random.default_rng((subject.seed, 4))
-        point = (leaves, gs, tuple(normal_of(rng, a.shape, a.dtype) for a in leaves), directions)
+        point = ((leaves, gs), tuple(normal_of(rng, a.shape, a.dtype) for a in leaves), directions)
         pulls = (subject.pull(subject.call), subject.pull(subject.oracle))
         modes = []
         for mode, second in _MODES.items():
@@ -68,7 +68,7 @@ def _judged(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs) -> Find
     finding = _compare(subject, mode, pairs)
     if finding.level == "pass":
         return finding
-    leaves, gs, *_ = point
+    leaves, gs = point[0]
     first = subject.answers_at(leaves, gs)
     scale = max(*map(size_of, first.true_dxs), *roundings(subject, leaves, gs))
     finding = _compare(subject, mode, pairs, scale)
@@ -108,17 +108,11 @@ def _refusal(subject: CallUnderTest, mode: str, error: Exception) -> Finding:
     return passed(f"{mode} is refused, as declared, by {describe_error(error)}")
 
 
-def _backwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves, directions: Leaves) -> Any:
-    del directions
-    _, back = jax.vjp(lambda x, g: pull(x, g)[1], xs, gs)
-    return back(tangents)
-
-
-def _forwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves, directions: Leaves) -> Any:
-    return jax.jvp(pull, (xs, gs), (tangents, directions))[1]  # of the outputs too, as in jax.hessian
-
-
-_MODES = {_REVERSE: _backwards, _FORWARD: _forwards}
+_MODES: dict[str, Callable[..., Any]] = {
+    _REVERSE: lambda pull, at, tangents, directions: jax.vjp(lambda *p: pull(*p)[1], *at)[1](tangents),
+    # of the outputs too, as in jax.hessian
+    _FORWARD: lambda pull, at, tangents, directions: jax.jvp(pull, at, (tangents, directions))[1],
+}
 
 
 def _compare(subject: CallUnderTest, mode: str, pairs: Pairs, scale: float = 0.0) -> Finding:

@@ -47,13 +47,9 @@ def check(subject: CallUnderTest, eager: bool = True) -> Iterator[Finding]:
         pull, truth = subject.pull(subject.call), [subject.pullback(*pair) for pair in pairs]
         if eager:
             for name, pair in (("NumPy arguments, not jitted", host[0]), ("not jitted", pairs[0])):
-                yield _judged(subject, name, attempt(lambda pair=pair: _host(pull(*pair))), truth[0])
+                yield _judged(subject, name, attempt(lambda pair=pair: jax.device_get(pull(*pair))), truth[0])
         yield _bitwise(truth[0], subject.pullback(*pairs[0]))
         yield from _together(subject, dict(_variants(subject, pull, pairs, truth, eager)))
-
-
-def _host(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, tree)
 
 
 def _variants(
@@ -121,7 +117,7 @@ def _each(subject: CallUnderTest, variants: dict[str, _Variant]) -> Iterator[tup
         else:
             yield name, _judged(subject, name, refusal, None)
     results = attempt_all(
-        lambda names: _host(subject.compiled(lambda: {n: variants[n].run() for n in names})()), traced
+        lambda names: jax.device_get(subject.compiled(lambda: {n: variants[n].run() for n in names})()), traced
     )
     for name, result in results.items():
         yield name, _judged(subject, name, result, variants[name].expected, variants[name].part)

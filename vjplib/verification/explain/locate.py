@@ -66,13 +66,7 @@ def another_draw(subject: CallUnderTest, draw: Draw) -> Draw | None:
 
 
 def locate(subject: CallUnderTest, draw: Draw, wrong: Sequence[int]) -> list[Explanation]:
-    """Return the corrections that make wrong cotangents right, or why there is none.
-
-    Args:
-        subject: what to examine, its function JAX-differentiable once.
-        draw: the numbers at which the cotangents are wrong, in float64.
-        wrong: the numbers of the cotangents that are.
-    """
+    """Return the corrections that make wrong cotangents right, or why there is none."""
     program = with_factors(subject, draw.leaves, draw.gs)
     if len(program.places) > MOST:
         return [Explanation(reason=f"the backward has more than {MOST} equations: no place was looked for")]

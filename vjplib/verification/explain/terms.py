@@ -20,6 +20,7 @@ import numpy as np
 from jax.core import Tracer
 
 from vjplib.compat import bind_eqn
+from vjplib.verification.avals import broadcasts
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.explain.diagnose import rules_called
 from vjplib.verification.explain.program import Draw, Search, backward_equations, place_of
@@ -42,12 +43,7 @@ class Value(NamedTuple):
 
 
 def missing(search: Search, i: int) -> Explanation | None:
-    """Return what is missing where the cotangent of leaf i is wrong, or None.
-
-    Args:
-        search: the errors, at two draws or more.
-        i: the number of a cotangent that is wrong.
-    """
+    """Return what is missing where the cotangent of leaf i is wrong, or None."""
     values, end = _values(search, i)
     return _product(search, i, values) or _term(search, i, values, end)
 
@@ -145,7 +141,7 @@ def _product(search: Search, i: int, values: Sequence[Value]) -> Explanation | N
     tried = 0
     for (number, k, eqn, a), value, inverse in itertools.product(_operands(search), values, (False, True)):
         v = value.at[0]
-        if not _fits(v.shape, a.shape) or (inverse and not np.all(v)):
+        if not broadcasts(v.shape, a.shape) or (inverse and not np.all(v)):
             continue
         tried += 1
         if tried > TRIES:
@@ -244,7 +240,7 @@ def _term(search: Search, i: int, values: Sequence[Value], end: Place | None) ->
         return None
     pairs = itertools.combinations_with_replacement(values, 2)
     products = [Sum(()), *(Sum((v,)) for v in values), *(Sum((v, w)) for v, w in pairs if _compatible(v, w))]
-    left = [p for p in products if _fits(p.at(0).shape, shape)]
+    left = [p for p in products if broadcasts(p.at(0).shape, shape)]
     right = [Sum(())]
     elements = 0
     for p in products[1:]:
@@ -254,12 +250,14 @@ def _term(search: Search, i: int, values: Sequence[Value], end: Place | None) ->
         long = [axis for axis, n in enumerate(at.shape) if n > 1]
         for count in range(1, len(long) + 1):
             for axes in itertools.combinations(long, count):
-                fitting = [s for s in (Sum(p.values, axes), Sum(p.values, axes, True)) if _fits(s.at(0).shape, shape)]
+                fitting = [
+                    s for s in (Sum(p.values, axes), Sum(p.values, axes, True)) if broadcasts(s.at(0).shape, shape)
+                ]
                 elements += at.size
                 if elements > ELEMENTS:
                     return None
                 right += fitting[:1]
-        if len(p.values) == 1 and _fits(at.shape, shape):
+        if len(p.values) == 1 and broadcasts(at.shape, shape):
             right.append(p)
     rng = np.random.default_rng((search.subject.seed, 8))
     size = truth[0].size
@@ -287,11 +285,6 @@ def _term(search: Search, i: int, values: Sequence[Value], end: Place | None) ->
 def _compatible(v: Value, w: Value) -> bool:
     """Return whether two values can be multiplied."""
     return all(1 in (n, m) or n == m for n, m in zip(v.at[0].shape[::-1], w.at[0].shape[::-1], strict=False))
-
-
-def _fits(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    """Return whether a shape broadcasts to another."""
-    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))
 
 
 def _cost(left: Sum, right: Sum) -> tuple[int, int]:
