@@ -79,11 +79,7 @@ def output_mismatches(primal: Any, forward: Any) -> Iterator[Mismatch]:
 
 
 def cotangent_mismatches(argument: tuple[Any, tuple[Aval | None, ...]], cotangent: Any) -> Iterator[Mismatch]:
-    """Yield where a cotangent does not fit its argument; None, for zeros, fits any argument and any subtree of one.
-
-    Args:
-        argument: its `avals_of`.
-        cotangent: what the backward returns for it.
+    """Yield where a cotangent does not fit an argument, given by its `avals_of`; None, for zeros, fits any subtree.
 
     Example:
         >>> list(cotangent_mismatches(avals_of(jnp.ones(3, jnp.float16)), jnp.ones(3)))

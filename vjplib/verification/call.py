@@ -126,7 +126,7 @@ class CallUnderTest:
     def complex(self) -> bool:
         """True if a differentiated argument or output is complex."""
         leaves = self.leaves()
-        return any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in (*leaves, *self.outputs(leaves)))
+        return any(map(np.iscomplexobj, (*leaves, *self.outputs(leaves))))
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """Return the positional arguments with these differentiated leaves in place."""
@@ -175,6 +175,11 @@ class CallUnderTest:
         """Return standard normal cotangents of the outputs, in their dtypes."""
         rng = np.random.default_rng((self.seed, 1, seed))
         return tuple(normal_of(rng, y.shape, y.dtype) for y in self.outputs(leaves))
+
+    def point(self, dtype: Any = None, seed: int = 0, scale: float = 1.0) -> tuple[Leaves, Leaves]:
+        """Return the leaves, as `leaves` does, and `cotangents` there."""
+        leaves = self.leaves(dtype, scale)
+        return leaves, self.cotangents(leaves, seed)
 
     @cached_property
     def answers(self) -> Callable[[Leaves, Leaves], "Answers"]:

@@ -39,8 +39,7 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
 
 
 def _examined(subject: CallUnderTest) -> Finding:
-    leaves = subject.leaves(np.float64)
-    program = with_factors(subject, leaves, subject.cotangents(leaves))
+    program = with_factors(subject, *subject.point(np.float64))
     inside = [i for i, backward in enumerate(program.backward) if backward]
     count = len(inside)
     if not inside:

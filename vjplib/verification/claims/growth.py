@@ -30,10 +30,8 @@ PARTS = ("largest", "operations")  # of a cost
 def check(subject: CallUnderTest, compiled: bool = True) -> Iterator[Finding]:
     """Yield a finding for each dimension.
 
-    Args:
-        subject: the call under test; its `resize` makes it at other sizes.
-        compiled: whether to compile at larger sizes too and measure the temporary bytes, and to trace autodiff even
-            where the rule grows in proportion at most, so that a plot shows both.
+    If `compiled`, the call is also compiled at larger sizes and its temporary bytes measured, and autodiff traced even
+    where the rule grows in proportion at most, so that a plot shows both.
     """
     if subject.resize is None or not subject.sizes:
         yield noted("the call has no dimension to enlarge")

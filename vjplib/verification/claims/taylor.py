@@ -75,8 +75,7 @@ def check(subject: CallUnderTest, always: bool = True) -> Iterator[Finding]:
 
 def _point(subject: CallUnderTest, dtype: Any) -> tuple[Leaves, Leaves, Leaves]:
     """Return leaves, output cotangents and the function's own cotangents."""
-    leaves = subject.leaves(dtype)
-    gs = subject.cotangents(leaves, 3)
+    leaves, gs = subject.point(dtype, 3)
     return leaves, gs, subject.pullback(leaves, gs)[1]
 
 

@@ -27,13 +27,11 @@ def check(
     """
     typical: Leaves | None = None
     for at in filter(None, (subject, original)):
-        given = at.leaves(np.float32)
-        magnitude = typical_magnitude(at, given, at.cotangents(given))
+        magnitude = typical_magnitude(at, *at.point(np.float32))
         typical = magnitude if typical is None else larger(typical, magnitude)
     errors: dict[str, list[tuple[Error, str]]] = {}
     for scale in scales:
-        leaves = subject.leaves(np.float32, scale)
-        for name, e in compare(subject, leaves, subject.cotangents(leaves), typical):
+        for name, e in compare(subject, *subject.point(np.float32, scale=scale), typical):
             errors.setdefault(name, []).append((e, f"inputs times {scale:g}"))
     exact, traps = _in_float64(subject, original)
     for name, found in errors.items():
@@ -77,20 +75,18 @@ def _in_float64(subject: CallUnderTest, original: CallUnderTest | None = None) -
     """Return the findings of `in_float64`, and the trap behind each output and cotangent, by its name in findings."""
     traps: dict[str, str] = {}
     with x64():
-        leaves = subject.leaves(np.float64)
-        gs = subject.cotangents(leaves)
+        leaves, gs = subject.point(np.float64)
         found = subject.answers_at(leaves, gs)
         gaps = [relative_gap(r, o) for r, o in found.pairs]
         if max(gaps, default=0.0) > HALF_THE_DIGITS:
             sizes = roundings(subject, leaves, gs)
             if original is not None:
-                given = original.leaves(np.float64)
-                sizes = map(max, sizes, roundings(original, given, original.cotangents(given)))
+                sizes = map(max, sizes, roundings(original, *original.point(np.float64)))
             gaps = [relative_gap(r, o, size) for (r, o), size in zip(found.pairs, sizes, strict=True)]
         noise = [0.0] * len(gaps)
         if subject.ratio(max(gaps, default=0.0)) > 1:
             traps = diagnose.values(subject, leaves, gs, found)
-            draws = evaluate_oracle(subject, leaves, gs, subject.eps / 2).draws
+            _, draws = evaluate_oracle(subject, leaves, gs, subject.eps / 2)
             noise = [SLACK * max(size_of(d[i]) for d in draws) for i in range(len(gaps))]
     names = [*(f"output {i}" for i in range(len(gs))), *(f"cotangent of {name}" for name in subject.names)]
     findings = []
@@ -111,8 +107,7 @@ def _in_float64(subject: CallUnderTest, original: CallUnderTest | None = None) -
 def right(subject: CallUnderTest) -> bool:
     """Return True if the primal and every cotangent equal the oracle's, in float64 to half the digits."""
     with x64():
-        leaves = subject.leaves(np.float64)
-        found = subject.answers_at(leaves, subject.cotangents(leaves))
+        found = subject.answers_at(*subject.point(np.float64))
     pairs = [*zip(found.primal, found.true_ys, strict=True), *found.pairs]
     return all(subject.ratio(relative_gap(r, o)) <= 1 for r, o in pairs)
 
@@ -133,10 +128,10 @@ def compare(
     reach = reach_of(leaves)
 
     def errors(unit: float) -> list[tuple[str, Error]]:
-        oracle = evaluate_oracle(subject, leaves, gs, unit, tied)
-        draws = list(zip(*oracle.draws, strict=True))
+        truth, moved = evaluate_oracle(subject, leaves, gs, unit, tied)
+        draws = list(zip(*moved, strict=True))
         return [
-            (name, error(r, oracle.values[i], autodiff[i], draws[i], unit, typical[i] if typical else None, reach))
+            (name, error(r, truth[i], autodiff[i], draws[i], unit, typical[i] if typical else None, reach))
             for name, (i, r) in zip(names, rows, strict=True)
         ]
 

@@ -85,9 +85,7 @@ def passes_of(subject: CallUnderTest) -> list[CustomVJP]:
 def _leaked(subject: CallUnderTest, rules: list[CustomVJP]) -> str:
     """Return the trap of a tracer that left its trace: by a value that a pass closes over, or by one that it writes."""
     before = _closed_over(rules)
-    leaves = subject.leaves()
-    gs = subject.cotangents(leaves)
-    attempt(lambda: jax.eval_shape(subject.pull(subject.call), leaves, gs))
+    attempt(lambda: jax.eval_shape(subject.pull(subject.call), *subject.point()))
     if [*map(id, before)] != [*map(id, _closed_over(rules))]:
         return "hidden-state"
     return "closed-over-value" if any(isinstance(v, Tracer) for v in before) else ""

@@ -34,8 +34,7 @@ def explain(subject: CallUnderTest) -> tuple[Explanation, ...]:
     One explanation covers all wrong cotangents if one correction does; else each has its own.
     """
     with x64():
-        leaves = subject.leaves(np.float64)
-        draw = draw_at(subject, leaves, subject.cotangents(leaves))
+        draw = draw_at(subject, *subject.point(np.float64))
         gaps = [relative_gap(r, o) for r, o in zip(draw.given, draw.truth, strict=True)]
         wrong = [i for i, gap in enumerate(gaps) if gap > subject.digits(gap)]
         if not wrong or not all(np.isfinite(o).all() for o in draw.truth):
@@ -153,8 +152,7 @@ def _meaning(search: Search, equation: int, factor: float, at: Sequence[int]) ->
     other = subject.resized({k: n + 1 + i for i, (k, n) in enumerate(sorted(subject.sizes.items()))})
     if other is None:
         return named[0][0] if times >= TELLING else ""
-    leaves = other.leaves(np.float64)
-    draw = draw_at(other, leaves, other.cotangents(leaves))
+    draw = draw_at(other, *other.point(np.float64))
     program = with_factors(other, draw.leaves, draw.gs)
     if [p.primitive for p in program.places] != [p.primitive for p in search.program.places]:
         return named[0][0] if times >= TELLING else ""

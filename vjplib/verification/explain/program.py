@@ -121,14 +121,7 @@ def _scalable(output: Any) -> bool:
 
 
 class Draw(NamedTuple):
-    """Numbers at which the cotangents are compared.
-
-    Args:
-        leaves: the differentiated leaves, in float64.
-        gs: the output cotangents.
-        given: the cotangents of the function under examination.
-        truth: the oracle's.
-    """
+    """Leaves and output cotangents in float64, with the cotangents of the function and of the oracle there."""
 
     leaves: Leaves
     gs: Leaves

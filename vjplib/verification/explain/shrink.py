@@ -54,8 +54,7 @@ def smallest(subject: CallUnderTest) -> str:
     """Return source that shows outputs or cotangents off the oracle's by more than rounding, empty where none is."""
     for scale in SCALES[:1] if subject.hurried else SCALES:
         with x64():
-            leaves = subject.leaves(np.float64, scale)
-            if source := counterexample(subject, leaves, subject.cotangents(leaves)):
+            if source := counterexample(subject, *subject.point(np.float64, scale=scale)):
                 return source
     return ""
 
@@ -63,11 +62,7 @@ def smallest(subject: CallUnderTest) -> str:
 def counterexample(subject: CallUnderTest, leaves: Leaves, gs: Leaves, arguments: Sequence[str] = ()) -> str:
     """Return source that shows the failure at such numbers on a few, empty where none was found.
 
-    Args:
-        subject: what was examined.
-        leaves: the differentiated leaves.
-        gs: the output cotangents.
-        arguments: what is to be shown wrong, such as "cotangent of x"; empty for whatever is.
+    `arguments` name what is to be shown wrong, such as "cotangent of x"; empty for whatever is.
     """
     wrong = [len(gs) + i for i, name in enumerate(subject.names) if f"cotangent of {name}" in arguments] or None
     with x64():
@@ -117,8 +112,7 @@ def _smaller(point: _Point, budget: _Budget) -> _Point:
 def _at_sizes(point: _Point, sizes: dict[str, int]) -> _Point | None:
     if (other := point.subject.resized(sizes)) is None:
         return None
-    leaves = other.leaves(np.float64)
-    found = attempt(lambda: _failing(other, leaves, other.cotangents(leaves), (point.wrong,)))
+    found = attempt(lambda: _failing(other, *other.point(np.float64), (point.wrong,)))
     return None if isinstance(found, Exception) else found  # at sizes that nobody called it with it may raise
 
 

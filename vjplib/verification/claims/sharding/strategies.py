@@ -13,6 +13,7 @@ size, so an array whose size it divides has the data in it. Such an array may be
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -111,7 +112,7 @@ class _Strategies:
     def alone(self, f: Callable[..., Leaves]) -> Any:
         """Return outputs and cotangents on one device."""
         run = jax.jit(self.by_compiler(f), compiler_options=fast_compile_options())
-        return jax.tree.map(np.asarray, run(self.data.arrays, self.gs))
+        return jax.device_get(run(self.data.arrays, self.gs))
 
     def placed(self, kind: AxisType) -> tuple[Any, Any]:
         """Return a mesh, and the arrays and cotangents on it."""
@@ -251,10 +252,7 @@ class _Strategies:
 
 
 _KINDS = (AxisType.Auto, AxisType.Explicit)
-
-
-def _psum(y: Any) -> Any:
-    return lax.psum(y, AXIS)
+_psum = partial(lax.psum, axis_name=AXIS)
 
 
 def _spec(axis: Any) -> P:
