@@ -332,13 +332,19 @@ def attempt(run: Callable[[], T]) -> T | Exception:
         return error
 
 
-def attempt_all(run: Callable[[Sequence[str]], Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Return the results of run(names) by name; if that raises, of each name alone its result or what it raises."""
+def attempt_all(
+    run: Callable[[Sequence[str]], Mapping[str, Any]], traces: Mapping[str, Callable[[], Any]]
+) -> dict[str, Any]:
+    """Return the results of run(names) by name, all that can be traced at once, and what the others raise.
+
+    If run raises, each name is tried alone.
+    """
+    raised = {name: error for name, trace in traces.items() if isinstance(error := attempt(trace), Exception)}
+    names = [name for name in traces if name not in raised]
     results = attempt(lambda: run(names)) if names else {}
-    if not isinstance(results, Exception):
-        return dict(results)
-    alone = {name: attempt(lambda name=name: run([name])) for name in names}
-    return {name: found if isinstance(found, Exception) else found[name] for name, found in alone.items()}
+    if isinstance(results, Exception):
+        results = {name: attempt(lambda name=name: run([name])[name]) for name in names}
+    return {**raised, **results}
 
 
 def is_inexact(leaf: Any) -> bool:

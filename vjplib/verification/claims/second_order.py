@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import CallUnderTest, attempt, attempt_all, normal_of
+from vjplib.verification.call import CallUnderTest, attempt_all, normal_of
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import lower_precision, passes_of, raised
 from vjplib.verification.oracle import DRAWS, roundings
@@ -33,29 +33,26 @@ def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
         rng = np.random.default_rng((subject.seed, 4))
         point = ((leaves, gs), tuple(normal_of(rng, a.shape, a.dtype) for a in leaves), directions)
         pulls = (subject.pull(subject.call), subject.pull(subject.oracle))
-        modes = []
-        for mode, second in _MODES.items():
-            only_lowered = mode == _FORWARD and not forwards
-            program = jax.jit(lambda p, second=second: second(pulls[0], *p))
+        only_lowered = {_FORWARD} if subject.order_two and not forwards else set()
+
+        def traced(mode: str) -> Any:
+            program = jax.jit(lambda p: _MODES[mode](pulls[0], *p))
             # JAX refuses forward mode of a custom_vjp as late as it lowers the program.
-            refusal = attempt(partial(program.lower if only_lowered else program.trace, point))
-            if isinstance(refusal, Exception):
-                yield _refusal(subject, mode, refusal)
-            elif only_lowered and subject.order_two:
-                yield passed(f"{mode} is not refused")
-            else:
-                modes.append(mode)
+            return (program.trace if forwards or mode == _REVERSE else program.lower)(point)
 
         def second_order(modes: Sequence[str]) -> Any:
-            run = subject.compiled(lambda p: {m: [_MODES[m](pull, *p) for pull in pulls] for m in modes})
-            return jax.tree.map(np.asarray, run(point))
+            ran = [mode for mode in modes if mode not in only_lowered]
+            run = subject.compiled(lambda p: {mode: [_MODES[mode](pull, *p) for pull in pulls] for mode in ran})
+            return dict.fromkeys(modes) | (jax.device_get(run(point)) if ran else {})
 
         # Some refuse as late as they are compiled.
-        for mode, found in attempt_all(second_order, modes).items():
+        for mode, found in attempt_all(second_order, {mode: partial(traced, mode) for mode in _MODES}).items():
             if isinstance(found, Exception):
                 yield _refusal(subject, mode, found)
             elif not subject.order_two:
                 yield failed("not_refused", f"{mode} is declared to be refused, yet runs")
+            elif mode in only_lowered:
+                yield passed(f"{mode} is not refused")
             else:
                 yield _judged(subject, mode, point, list(zip(*map(jax.tree.leaves, found), strict=True)))
 

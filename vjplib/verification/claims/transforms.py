@@ -96,31 +96,26 @@ def _lazily(f: Callable[..., Any], *args: Any) -> Callable[[], Any]:
 
 
 def _together(subject: CallUnderTest, variants: dict[str, _Variant]) -> Iterator[Finding]:
-    """Yield the finding on each transform; a vmap that fails only over some of the arguments has a trap of its own."""
-    findings = dict(_each(subject, variants))
+    """Yield the finding on each transform, all compiled as one program.
+
+    A vmap that fails only over some of the arguments has a trap of its own.
+    """
+    results = attempt_all(
+        lambda names: jax.device_get(subject.compiled(lambda: {n: variants[n].run() for n in names})()),
+        {name: partial(jax.eval_shape, variant.run) for name, variant in variants.items()},
+    )
+    findings = {}
+    for name, result in results.items():
+        run, expected, part = variants[name]
+        if isinstance(result, Exception) and refused_by_jax(run, result):
+            findings[name] = noted(f"{name}: raises {describe_error(result)}; so does JAX for any rule")
+        else:
+            findings[name] = _judged(subject, name, result, expected, part)
     whole = f"vmap over {', '.join(subject.names)}"
     for name, found in findings.items():
         partly = found.level == "fail" and not found.trap and name.startswith("vmap") and name != whole
         unbatched = partly and findings[whole].level == "pass"
         yield replace(found, trap="unbatched-residuals") if unbatched else found
-
-
-def _each(subject: CallUnderTest, variants: dict[str, _Variant]) -> Iterator[tuple[str, Finding]]:
-    """Compile all transforms as one program; one that cannot be traced is reported and left out."""
-    traced = []
-    for name, variant in variants.items():
-        refusal = attempt(partial(jax.eval_shape, variant.run))
-        if not isinstance(refusal, Exception):
-            traced.append(name)
-        elif refused_by_jax(variant.run, refusal):
-            yield name, noted(f"{name}: raises {describe_error(refusal)}; so does JAX for any rule")
-        else:
-            yield name, _judged(subject, name, refusal, None)
-    results = attempt_all(
-        lambda names: jax.device_get(subject.compiled(lambda: {n: variants[n].run() for n in names})()), traced
-    )
-    for name, result in results.items():
-        yield name, _judged(subject, name, result, variants[name].expected, variants[name].part)
 
 
 def _judged(subject: CallUnderTest, name: str, result: Any, expected: Any, part: bool = False) -> Finding:
