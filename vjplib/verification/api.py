@@ -274,11 +274,8 @@ def _array(leaf: Any) -> Any:
 def _resized(arrays: Any, sizes: Mapping[str, int], changed: Mapping[str, int]) -> tuple[Any, dict[str, Any]]:
     """Return the shapes and dtypes of arrays with some sizes changed: axes of one size count as one dimension."""
     new = {n: changed.get(name, n) for name, n in sizes.items()}
-
-    def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(tuple(new.get(n, n) for n in np.shape(leaf)), jnp.result_type(leaf))
-
-    return jax.tree.map(struct, arrays), {}
+    shape = lambda leaf: tuple(new.get(n, n) for n in np.shape(leaf))  # noqa: E731
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(shape(leaf), jnp.result_type(leaf)), arrays), {}
 
 
 def _described(arrays: Any) -> str:

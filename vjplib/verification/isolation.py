@@ -100,8 +100,7 @@ def detect_side_effects(functions: tuple[Callable[..., Any], ...], findings: lis
     """
     heard = _Overheard(sys.stdout)
     spaces = {id(space): space for f in functions for space in _globals_of(f)}
-    variables = {key: dict(space) for key, space in spaces.items()}
-    lengths = {key: {name: _length(value) for name, value in space.items()} for key, space in variables.items()}
+    modules = [(s, dict(s), {name: _length(value) for name, value in s.items()}) for s in spaces.values()]
     numpy_state, python_state = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
     environment, options, folder = dict(os.environ), settings(), os.getcwd()
     stdout, sys.stdout = sys.stdout, heard  # type: ignore[assignment]  # it passes the rest on
@@ -133,9 +132,9 @@ def detect_side_effects(functions: tuple[Callable[..., Any], ...], findings: lis
             os.environ.clear()
             os.environ.update(environment)
             findings.append(_changed(f"changes the environment: {', '.join(changed)}"))
-        for key, space in spaces.items():
-            changed = _differences(variables[key], dict(space))
-            changed += [name for name, n in lengths[key].items() if name not in changed and _length(space[name]) != n]
+        for space, variables, lengths in modules:
+            changed = _differences(variables, dict(space))
+            changed += [name for name, n in lengths.items() if name not in changed and _length(space[name]) != n]
             if changed:
                 message = f"sets global variables of {space.get('__name__', 'its module')}: {', '.join(changed)}"
                 findings.append(noted(message, claim="transforms", code="side_effect"))

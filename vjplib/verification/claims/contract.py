@@ -26,9 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
     """Yield findings on the avals of the primal, of the forward pass and of the cotangents that the backward returns.
 
-    Args:
-        subject: what to examine.
-        dtypes: in which to trace it, beside those of the call.
+    The call is traced in its own dtypes and in `dtypes`.
     """
     yield from _nondiff(subject)
     yield from _avals(subject, None)
@@ -38,9 +36,19 @@ def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Fi
             yield from _avals(subject, jnp.dtype(dtype))
     program = attempt(lambda: jax.make_jaxpr(lambda ls: subject.whole(ls))(subject.leaves()))
     if not isinstance(program, Exception):  # which `_avals` has reported
-        yield from _closure(subject, program.consts)
-        if holds_custom_vjp(program):
-            yield from _raw(subject)
+        given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
+        for c in program.consts:
+            if np.size(c) > 1 and id(c) not in given and is_inexact(c):
+                yield noted(
+                    f"closes over an array, {aval_of(c)}: no gradient can reach it; make it an argument if one should"
+                )
+        if holds_custom_vjp(program):  # whose own cotangents count, before JAX converts them
+            calls = rules_called(subject)
+            for rule, args, kwargs in calls:
+                yield from _raw(subject, rule, args, kwargs)
+            if not calls:
+                message = "the backward of a custom_vjp inside jit was not seen as it is"
+                yield noted(f"{message}, before JAX fits it to the arguments")
 
 
 def _avals(subject: CallUnderTest, dtype: Any) -> Iterator[Finding]:
@@ -116,32 +124,13 @@ def _nondiff(subject: CallUnderTest) -> Iterator[Finding]:
             yield failed("raises", message, trap="array-in-nondiff")
 
 
-def _closure(subject: CallUnderTest, constants: Sequence[Any]) -> Iterator[Finding]:
-    given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
-    for c in constants:
-        if np.size(c) > 1 and id(c) not in given and is_inexact(c):
-            message = f"closes over an array, {aval_of(c)}: no gradient can reach it; make it an argument if one should"
-            yield noted(message)
-
-
-def _raw(subject: CallUnderTest) -> Iterator[Finding]:
-    """Compare each custom_vjp's own cotangents with its arguments, before JAX converts them."""
-    calls = rules_called(subject)
-    for rule, args, kwargs in calls:
-        yield from _raw_one(subject, rule, args, kwargs)
-    if not calls:
-        message = "the backward of a custom_vjp inside jit was not seen as it is, before JAX fits it to the arguments"
-        yield noted(message)
-
-
-def _raw_one(
-    subject: CallUnderTest, rule: CustomVJP, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[Finding]:
+def _raw(subject: CallUnderTest, rule: CustomVJP, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Finding]:
     bound = inspect.signature(rule.primal).bind(*args, **kwargs)
     bound.apply_defaults()
     values = list(bound.args)
     names = parameters(rule.primal, len(values))
-    avals = [v if i in rule.static else jax.tree.map(_struct, v) for i, v in enumerate(values)]
+    struct = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))  # noqa: E731
+    avals = [v if i in rule.static else jax.tree.map(struct, v) for i, v in enumerate(values)]
     nondiff = [v for i, v in enumerate(avals) if i in rule.static]
     moving = [i for i in range(len(avals)) if i not in rule.static]
 
@@ -198,10 +187,6 @@ def _raw_cotangent(name: str, x: Any, dx: Any) -> Iterator[Finding]:
         elif m.kind == "weak":
             message = f"{returns}: JAX compiles a function of it again that it has compiled for the argument"
             yield noted(message, name, trap="weak-type")
-
-
-def _struct(a: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
 
 
 CLAIM = Claim(

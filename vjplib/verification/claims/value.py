@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 
@@ -14,7 +14,16 @@ from vjplib.verification.explain.jacobian_picture import jacobians
 from vjplib.verification.explain.locate import explain
 from vjplib.verification.oracle import evaluate_oracle, larger, roundings, typical_magnitude
 from vjplib.verification.report import Finding, Level, finding, noted, skipped
-from vjplib.verification.tolerance import HALF_THE_DIGITS, SLACK, Error, error, reach_of, relative_gap, size_of, unit_of
+from vjplib.verification.tolerance import (
+    HALF_THE_DIGITS,
+    SLACK,
+    Error,
+    error,
+    relative_gap,
+    size_of,
+    to_float64,
+    unit_of,
+)
 
 
 def check(
@@ -25,10 +34,8 @@ def check(
     The results of the original call, which this one was derived from, are of typical magnitude too: along an axis of
     one element everything may cancel.
     """
-    typical: Leaves | None = None
-    for at in filter(None, (subject, original)):
-        magnitude = typical_magnitude(at, *at.point(np.float32))
-        typical = magnitude if typical is None else larger(typical, magnitude)
+    calls = filter(None, (subject, original))
+    typical = reduce(larger, [typical_magnitude(at, *at.point(np.float32)) for at in calls])
     errors: dict[str, list[tuple[Error, str]]] = {}
     for scale in scales:
         for name, e in compare(subject, *subject.point(np.float32, scale=scale), typical):
@@ -125,7 +132,7 @@ def compare(
     differentiated = [f"{name} of the forward pass" for name in outputs]
     names = [*outputs, *differentiated, *(f"cotangent of {name}" for name in subject.names)]
     rows = [*enumerate(found.primal), *enumerate((*found.ys, *found.dxs))]
-    reach = reach_of(leaves)
+    reach = max([1.0, *(size_of(to_float64(a)) for a in leaves)])
 
     def errors(unit: float) -> list[tuple[str, Error]]:
         truth, moved = evaluate_oracle(subject, leaves, gs, unit, tied)

@@ -30,17 +30,13 @@ def _at_other_sizes(subject: CallUnderTest, effort: str) -> Iterator[Finding]:
         for size in sorted(({1, n + 1} if effort == "standard" else {1, 2, 3, n - 1, n + 1, n + 2, 2 * n}) - {0, n}):
             if size < n and integers:  # they may be indices into the axis
                 continue
-            if (other := _at_size(subject, name, size)) is not None:
+            if (other := subject.resized({name: size}, f"{name} made {size}")) is not None:
                 found[size] = _values(other, subject)
         trap = _trap_of_sizes(subject, name, n, {size: not _fails(findings) for size, findings in found.items()})
         for findings in found.values():
             yield from _with_trap(findings, trap)
         if trap and not any(map(_fails, found.values())):
             yield failed("wrong_value", f"right where {name} are of another parity", trap=trap)
-
-
-def _at_size(subject: CallUnderTest, name: str, size: int) -> CallUnderTest | None:
-    return subject.resized({name: size}, f"{name} made {size}")
 
 
 def _fails(findings: list[Finding]) -> bool:
@@ -59,7 +55,7 @@ def _trap_of_sizes(subject: CallUnderTest, name: str, n: int, right: Mapping[int
     if len({good for size, good in right.items() if size > 1}) == 1:
         return ""
     for size in {n + 2, n + 3} - set(right):
-        if (other := _at_size(subject, name, size)) is None:
+        if (other := subject.resized({name: size}, f"{name} made {size}")) is None:
             return ""
         right[size] = value.right(other)
     parity = [good == (right[n] == ((size - n) % 2 == 0)) for size, good in right.items() if size > 1]
