@@ -149,13 +149,14 @@ def _meaning(search: Search, equation: int, factor: float, at: Sequence[int]) ->
     named = [(text, n) for text, n in _sizes(subject, first) if math.isclose(n, times, rel_tol=1e-6) and times != 1]
     if not named:
         return ""
+    unsure = named[0][0] if times >= TELLING else ""
     other = subject.resized({k: n + 1 + i for i, (k, n) in enumerate(sorted(subject.sizes.items()))})
     if other is None:
-        return named[0][0] if times >= TELLING else ""
+        return unsure
     draw = draw_at(other, *other.point(np.float64))
     program = with_factors(other, draw.leaves, draw.gs)
     if [p.primitive for p in program.places] != [p.primitive for p in search.program.places]:
-        return named[0][0] if times >= TELLING else ""
+        return unsure
     there = Search(other, program, (draw,), search.wrong)
     sizes = dict(_sizes(other, first))
     held = []

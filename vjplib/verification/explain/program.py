@@ -141,13 +141,9 @@ def draw_at(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> Draw:
 
 
 class Search:
-    """The errors of one call at two draws, and whether a correction removes those of some cotangents.
+    """The errors of one call at all draws, and whether a correction removes those of some cotangents at each.
 
-    Args:
-        subject: the call under examination.
-        program: its pullback with a factor on each equation.
-        draws: where a correction must hold; the first is where it is looked for.
-        wrong: the numbers of the cotangents that are wrong.
+    It is looked for at the first draw. `wrong` are the numbers of the cotangents that are wrong.
     """
 
     def __init__(

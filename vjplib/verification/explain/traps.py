@@ -6,12 +6,7 @@ PAGE = "docs/traps.md"
 
 
 class Trap(NamedTuple):
-    """A known mistake.
-
-    Args:
-        words: what is wrong, for a report.
-        remedy: what to do, in a line.
-    """
+    """A known mistake in words, for a report, and its remedy in a line."""
 
     words: str
     remedy: str
