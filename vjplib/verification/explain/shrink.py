@@ -6,6 +6,7 @@ much, they are not taken.
 """
 
 import inspect
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -38,16 +39,10 @@ class _Point(NamedTuple):
     wrong: int
 
 
-class _Budget:
-    """What may still be tried, until the time is over."""
-
-    def __init__(self, count: int, end: float) -> None:
-        self.count, self.end = count, end
-
-    def spend(self) -> bool:
-        """Count a try; return True if it may begin."""
-        self.count -= 1
-        return self.count >= 0 and time.perf_counter() < self.end
+def _budget(count: int, end: float) -> Callable[[], bool]:
+    """Return a function to be called before each try: True for as many as may begin, until the time is over."""
+    tries = itertools.count(1)
+    return lambda: next(tries) <= count and time.perf_counter() < end
 
 
 def smallest(subject: CallUnderTest) -> str:
@@ -70,8 +65,8 @@ def counterexample(subject: CallUnderTest, leaves: Leaves, gs: Leaves, arguments
         if point is None:
             return ""
         end = time.perf_counter() + SECONDS
-        point = _smaller(point, _Budget(SHAPES[subject.hurried], end))
-        return _source(_simpler(point, _Budget(EVALUATIONS[subject.hurried], end)))
+        point = _smaller(point, _budget(SHAPES[subject.hurried], end))
+        return _source(_simpler(point, _budget(EVALUATIONS[subject.hurried], end)))
 
 
 def _compared(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> list[tuple[float, np.ndarray, np.ndarray]]:
@@ -97,13 +92,13 @@ def _failing(subject: CallUnderTest, leaves: Leaves, gs: Leaves, among: Sequence
     return None
 
 
-def _smaller(point: _Point, budget: _Budget) -> _Point:
+def _smaller(point: _Point, may_try: Callable[[], bool]) -> _Point:
     """Return the failure with all axes shortened while it stays, then with each axis alone."""
     best, sizes = point, dict(point.subject.sizes)
     for names in (list(sizes), *([name] for name in sizes)):
         for n in (1, 2, 3):
             short = sizes | {name: min(n, sizes[name]) for name in names}
-            if short != sizes and budget.spend() and (found := _at_sizes(point, short)):
+            if short != sizes and may_try() and (found := _at_sizes(point, short)):
                 best, sizes = found, short
                 break
     return best
@@ -116,7 +111,7 @@ def _at_sizes(point: _Point, sizes: dict[str, int]) -> _Point | None:
     return None if isinstance(found, Exception) else found  # at sizes that nobody called it with it may raise
 
 
-def _simpler(point: _Point, budget: _Budget) -> _Point:
+def _simpler(point: _Point, may_try: Callable[[], bool]) -> _Point:
     """Return the failure with one-hot cotangents and arguments of few digits, most of them one or zero, if it stays."""
     count = len(point.gs)
 
@@ -124,7 +119,7 @@ def _simpler(point: _Point, budget: _Budget) -> _Point:
         nonlocal point
         arrays = [*point.gs, *point.leaves]
         arrays[i] = a.astype(arrays[i].dtype)
-        found = budget.spend() and _failing(point.subject, tuple(arrays[count:]), tuple(arrays[:count]), (point.wrong,))
+        found = may_try() and _failing(point.subject, tuple(arrays[count:]), tuple(arrays[:count]), (point.wrong,))
         point = found or point
         return bool(found)
 
