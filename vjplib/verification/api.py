@@ -15,7 +15,7 @@ from vjplib.rule import Case, Rule
 from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax
 from vjplib.verification.claim import Claim, Effort
 from vjplib.verification.isolation import TIME_LIMIT, as_finding, detect_side_effects, run_with_timeout
-from vjplib.verification.registry import CLAIMS, order, resolve, selected
+from vjplib.verification.registry import order, selected
 from vjplib.verification.report import Finding, Report
 from vjplib.verification.runner import Job, Runner
 
@@ -98,14 +98,14 @@ def verify(
         options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
         subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, hurried=hurried, **options)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
-    return _report(_name(fn), findings, run, start, claims)
+    return _report(_name(fn), findings, run, start, chosen)
 
 
 def _report(
-    name: str, findings: Sequence[Finding], run: Runner, start: float, claims: Sequence[str | Claim] | None
+    name: str, findings: Sequence[Finding], run: Runner, start: float, chosen: Sequence[tuple[Claim, Any]]
 ) -> Report:
-    """Return a report with the side effects that were seen, if they are of the selected claims."""
-    names = CLAIMS if claims is None else [claim.name for claim in resolve(claims) or ()]
+    """Return a report with the side effects that were seen, if they are of the chosen claims."""
+    names = [claim.name for claim, _ in chosen]
     outside = [f for f in run.outside if f.claim in names]
     ordered = sorted([*findings, *outside], key=lambda f: order(f.claim))
     return Report(name, tuple(ordered), time.perf_counter() - start)
@@ -226,7 +226,7 @@ def verify_part(
             if claim.named and effort != "quick":
                 jobs += [Job(claim, partial(claim.named, edges=edges), first_case) for edges in groups.values()]
         findings = run.all(jobs)
-    return _report(rule.name, findings, run, start, whole)
+    return _report(rule.name, findings, run, start, selected(effort, whole))
 
 
 def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTest:
@@ -274,11 +274,8 @@ def _array(leaf: Any) -> Any:
 def _resized(arrays: Any, sizes: Mapping[str, int], changed: Mapping[str, int]) -> tuple[Any, dict[str, Any]]:
     """Return the shapes and dtypes of arrays with some sizes changed: axes of one size count as one dimension."""
     new = {n: changed.get(name, n) for name, n in sizes.items()}
-
-    def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(tuple(new.get(n, n) for n in np.shape(leaf)), jnp.result_type(leaf))
-
-    return jax.tree.map(struct, arrays), {}
+    shape = lambda leaf: tuple(new.get(n, n) for n in np.shape(leaf))  # noqa: E731
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(shape(leaf), jnp.result_type(leaf)), arrays), {}
 
 
 def _described(arrays: Any) -> str:

@@ -76,11 +76,7 @@ def output_mismatches(primal: Any, forward: Any) -> Iterator[Mismatch]:
 
 
 def cotangent_mismatches(argument: tuple[Any, tuple[Aval | None, ...]], cotangent: Any) -> Iterator[Mismatch]:
-    """Yield where a cotangent does not fit its argument; None, for zeros, fits any argument and any subtree of one.
-
-    Args:
-        argument: its `avals_of`.
-        cotangent: what the backward returns for it.
+    """Yield where a cotangent does not fit an argument, given by its `avals_of`; None, for zeros, fits any subtree.
 
     Example:
         >>> list(cotangent_mismatches(avals_of(jnp.ones(3, jnp.float16)), jnp.ones(3)))
@@ -101,3 +97,8 @@ def cotangent_mismatches(argument: tuple[Any, tuple[Aval | None, ...]], cotangen
             yield Mismatch("shape" if dx.shape != x.shape else "dtype", dx, x)
         elif dx.weak:
             yield Mismatch("weak", dx, x)
+
+
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Return True if a shape broadcasts to another."""
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))

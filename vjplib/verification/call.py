@@ -1,6 +1,7 @@
 """CallUnderTest: a function and one call of it, flattened to the leaves that can be differentiated."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import fast_compile_options, programs, strip_custom_rules, unclose, x64
+from vjplib.compat import cost_of, fast_compile_options, programs, strip_custom_rules, unclose, x64
 from vjplib.rule import Tail
 from vjplib.verification.report import describe_error
 from vjplib.verification.tolerance import HALF_THE_DIGITS
@@ -21,14 +22,12 @@ SMALL = 100_000  # elements
 SCALES = (1.0, 1e-3, 30.0)  # factors of the inputs at which values are compared
 
 
+@jax.tree_util.register_static
 class Static:
     """An argument that is no array, such as an axis or a function: a pytree without leaves."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-
-jax.tree_util.register_pytree_node(Static, lambda static: ((), static), lambda static, _: static)
 
 
 class Answers(NamedTuple):
@@ -98,11 +97,6 @@ class CallUnderTest:
         """The reference, or the function's primal with every custom rule stripped, flat."""
         return strip_custom_rules(self.call) if self.reference is None else self.flat(self.reference)
 
-    @property
-    def baseline(self) -> Callable[..., Leaves]:
-        """The function that residuals are compared with, flat."""
-        return self.oracle if self.compared is None else self.flat(self.compared)
-
     @cached_property
     def _flat(self) -> tuple[list[Any], Any]:
         return jax.tree.flatten(self.args)
@@ -110,7 +104,7 @@ class CallUnderTest:
     @cached_property
     def differentiable(self) -> tuple[int, ...]:
         """The positions of the differentiated leaves among all leaves of the arguments."""
-        return tuple(i for i, leaf in enumerate(self._flat[0]) if _is_inexact(leaf))
+        return tuple(i for i, leaf in enumerate(self._flat[0]) if is_inexact(leaf))
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -132,12 +126,16 @@ class CallUnderTest:
     def complex(self) -> bool:
         """True if a differentiated argument or output is complex."""
         leaves = self.leaves()
-        return any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in (*leaves, *self.outputs(leaves)))
+        return any(map(np.iscomplexobj, (*leaves, *self.outputs(leaves))))
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """Return the positional arguments with these differentiated leaves in place."""
         own = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
         return unwrap(jax.tree.unflatten(self._flat[1], combine(own, self.differentiable, leaves)))
+
+    def whole(self, leaves: Sequence[Any]) -> Any:
+        """Return the function's output, integers and structure included."""
+        return self.fn(*self.rebuild(leaves), **self.kwargs)
 
     def pull(self, f: Callable[..., Leaves]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
         """Return the function of leaves and output cotangents that gives a flat f's outputs and cotangents."""
@@ -177,6 +175,11 @@ class CallUnderTest:
         """Return standard normal cotangents of the outputs, in their dtypes."""
         rng = np.random.default_rng((self.seed, 1, seed))
         return tuple(normal_of(rng, y.shape, y.dtype) for y in self.outputs(leaves))
+
+    def point(self, dtype: Any = None, seed: int = 0, scale: float = 1.0) -> tuple[Leaves, Leaves]:
+        """Return the leaves, as `leaves` does, and `cotangents` there."""
+        leaves = self.leaves(dtype, scale)
+        return leaves, self.cotangents(leaves, seed)
 
     @cached_property
     def answers(self) -> Callable[[Leaves, Leaves], "Answers"]:
@@ -237,6 +240,21 @@ class CallUnderTest:
         ours, theirs = (describe_error(p) if isinstance(p, Exception) else p for p in both)
         return ours, theirs
 
+    @cached_property
+    def too_large(self) -> str | None:
+        """Why the call does not fit into free memory, or None; the call is traced and not computed."""
+        if any(isinstance(program, str | None) for program in self.traced):  # the claims report what fn raises
+            return None
+        largest = [cost_of(unclose(program)[0]).largest for program in self.traced]
+        needed, free = 8 * max(largest), _free_memory()  # bytes, in float64
+        if needed <= free / 2:
+            return None
+        whose = "the function" if largest[0] >= largest[1] else "autodiff of the reference"
+        return (
+            f"{whose} forms an array of {max(largest):,} elements, {needed / 1e9:.0f} GB in float64, and "
+            f"{free / 1e9:.0f} GB are free: nothing was computed"
+        )
+
     @property
     def undifferentiable(self) -> str | None:
         """Why JAX cannot differentiate the oracle, or None; None too where the function itself does not run."""
@@ -274,6 +292,37 @@ class CallUnderTest:
         base = self.base.at(args, kwargs, case) if self.base is not None else None
         return replace(self, args=args, kwargs=kwargs, case=case, base=base)
 
+    def resized(self, sizes: Mapping[str, int], case: str = "") -> Self | None:
+        """Return the call with other sizes, its numbers repeated or cut off; None where function or oracle refuses."""
+        if self.resize is None or not sizes:
+            return None
+        smaller = any(n < self.sizes[name] for name, n in sizes.items())
+
+        def fill(value: Any, aval: Any) -> Any:
+            if np.shape(value) == aval.shape and not smaller:
+                return value
+            new = np.resize(np.asarray(value), aval.shape)
+            inside = smaller and new.size and np.issubdtype(new.dtype, np.integer)
+            return new % max(1, min(aval.shape, default=1)) if inside else new  # integers may index an axis
+
+        try:
+            avals, drawn = self.resize(sizes)
+            args = jax.tree.map(fill, self.args, avals)
+            kwargs = {**self.kwargs, **{k: fill(self.kwargs[k], aval) for k, aval in drawn.items()}}
+            other = replace(self, args=args, kwargs=kwargs, case=case or self.case, base=None)
+            return other if other.runs else None
+        except Exception:  # a function may refuse, in whatever way, sizes that nobody called it with
+            return None
+
+
+def _free_memory() -> float:
+    """Return the bytes of free memory, infinity where the system has no /proc/meminfo."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf
+
 
 def attempt(run: Callable[[], T]) -> T | Exception:
     """Return what run returns, or what it raises: a function under examination may raise anything."""
@@ -283,22 +332,29 @@ def attempt(run: Callable[[], T]) -> T | Exception:
         return error
 
 
-def attempt_all(run: Callable[[Sequence[str]], Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Return the results of run(names) by name; if that raises, of each name alone its result or what it raises."""
+def attempt_all(
+    run: Callable[[Sequence[str]], Mapping[str, Any]], traces: Mapping[str, Callable[[], Any]]
+) -> dict[str, Any]:
+    """Return the results of run(names) by name, all that can be traced at once, and what the others raise.
+
+    If run raises, each name is tried alone.
+    """
+    raised = {name: error for name, trace in traces.items() if isinstance(error := attempt(trace), Exception)}
+    names = [name for name in traces if name not in raised]
     results = attempt(lambda: run(names)) if names else {}
-    if not isinstance(results, Exception):
-        return dict(results)
-    alone = {name: attempt(lambda name=name: run([name])) for name in names}
-    return {name: found if isinstance(found, Exception) else found[name] for name, found in alone.items()}
+    if isinstance(results, Exception):
+        results = {name: attempt(lambda name=name: run([name])[name]) for name in names}
+    return {**raised, **results}
 
 
-def _is_inexact(leaf: Any) -> bool:
+def is_inexact(leaf: Any) -> bool:
+    """Return True for floating and complex numbers."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def inexact(tree: Any) -> Leaves:
     """Return the floating and complex leaves of a pytree."""
-    return tuple(filter(_is_inexact, jax.tree.leaves(tree)))
+    return tuple(filter(is_inexact, jax.tree.leaves(tree)))
 
 
 def unwrap(args: Sequence[Any]) -> tuple[Any, ...]:

@@ -38,9 +38,7 @@ class Abandoned(BaseException):
 def run_with_timeout(job: Callable[[], T], seconds: float) -> T | BaseException | None:
     """Return the result of a job, or the exception that it raises, or None after a timeout.
 
-    Args:
-        job: the function to run, in a thread with the caller's JAX contexts.
-        seconds: the time limit; infinity runs it in this thread.
+    The job runs in a thread with the caller's JAX contexts; if seconds are infinite, in this one.
     """
     result: list[Any] = []
 
@@ -93,21 +91,16 @@ class _Overheard:
 
 @contextmanager
 def detect_side_effects(functions: tuple[Callable[..., Any], ...], findings: list[Finding]) -> Iterator[None]:
-    """Append a finding for each piece of global state that the functions change, and restore it where possible.
+    """At the end append a finding for each piece of global state that functions change, restored where possible.
 
     Compared are standard output, NumPy's and Python's random numbers, the settings of JAX, the environment, and the
     global variables of the modules that define the functions. Inside, JAX allows transfers between host and device and
     does not check for leaked tracers, whatever the user has set: the verifier itself makes such transfers and keeps
     such tracers.
-
-    Args:
-        functions: the functions under test.
-        findings: the list that the findings are appended to, when the context ends.
     """
     heard = _Overheard(sys.stdout)
     spaces = {id(space): space for f in functions for space in _globals_of(f)}
-    variables = {key: dict(space) for key, space in spaces.items()}
-    lengths = {key: {name: _length(value) for name, value in space.items()} for key, space in variables.items()}
+    modules = [(s, dict(s), {name: _length(value) for name, value in s.items()}) for s in spaces.values()]
     numpy_state, python_state = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002
     environment, options, folder = dict(os.environ), settings(), os.getcwd()
     stdout, sys.stdout = sys.stdout, heard  # type: ignore[assignment]  # it passes the rest on
@@ -139,9 +132,9 @@ def detect_side_effects(functions: tuple[Callable[..., Any], ...], findings: lis
             os.environ.clear()
             os.environ.update(environment)
             findings.append(_changed(f"changes the environment: {', '.join(changed)}"))
-        for key, space in spaces.items():
-            changed = _differences(variables[key], dict(space))
-            changed += [name for name, n in lengths[key].items() if name not in changed and _length(space[name]) != n]
+        for space, variables, lengths in modules:
+            changed = _differences(variables, dict(space))
+            changed += [name for name, n in lengths.items() if name not in changed and _length(space[name]) != n]
             if changed:
                 message = f"sets global variables of {space.get('__name__', 'its module')}: {', '.join(changed)}"
                 findings.append(noted(message, claim="transforms", code="side_effect"))

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,15 +15,10 @@ ROUNDINGS = 64.0  # units of half the last place of a typical magnitude that res
 Pull = Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
 
 
-class Oracle(NamedTuple):
-    """The oracle's outputs and cotangents in float64, and their changes under rounding of the inputs."""
-
-    values: Leaves
-    draws: tuple[Leaves, ...]
-
-
-def evaluate_oracle(subject: CallUnderTest, leaves: Leaves, gs: Leaves, unit: float, tied: bool = False) -> Oracle:
-    """Return the oracle's results at the exact upcasts of leaves and cotangents, and at four roundings of them.
+def evaluate_oracle(
+    subject: CallUnderTest, leaves: Leaves, gs: Leaves, unit: float, tied: bool = False
+) -> tuple[Leaves, list[Leaves]]:
+    """Return the oracle's results at the exact upcasts of leaves and cotangents, and their changes at four roundings.
 
     Numbers are rounded by up to `unit`, relative; equal numbers of an array alike if `tied`, so that ties stay.
     """
@@ -41,10 +35,9 @@ def evaluate_oracle(subject: CallUnderTest, leaves: Leaves, gs: Leaves, unit: fl
 
     with x64():
         stacks = jax.tree.map(rounded, leaves_to_float64(leaves, gs))
-        answers = [_results(subject.truths, *jax.tree.map(lambda a, k=k: a[k], stacks)) for k in range(1 + DRAWS)]
+        exact, *moved = (_results(subject.truths, *jax.tree.map(lambda a, k=k: a[k], stacks)) for k in range(1 + DRAWS))
     with np.errstate(invalid="ignore"):
-        draws = tuple(tuple(a - o for a, o in zip(moved, answers[0], strict=True)) for moved in answers[1:])
-    return Oracle(tuple(answers[0]), draws)
+        return exact, [tuple(a - o for a, o in zip(there, exact, strict=True)) for there in moved]
 
 
 def leaves_to_float64(*parts: Leaves) -> tuple[Leaves, ...]:
@@ -52,8 +45,8 @@ def leaves_to_float64(*parts: Leaves) -> tuple[Leaves, ...]:
     return tuple(tuple(to_float64(np.asarray(a)) for a in part) for part in parts)
 
 
-def _results(pull: Pull, leaves: Leaves, gs: Leaves) -> list[np.ndarray]:
-    return [np.asarray(a) for a in itertools.chain(*pull(leaves, gs))]
+def _results(pull: Pull, leaves: Leaves, gs: Leaves) -> Leaves:
+    return tuple(map(np.asarray, itertools.chain(*pull(leaves, gs))))
 
 
 def typical_magnitude(subject: CallUnderTest, leaves: Leaves, gs: Leaves, of: Pull | None = None) -> Leaves:
@@ -69,7 +62,7 @@ def typical_magnitude(subject: CallUnderTest, leaves: Leaves, gs: Leaves, of: Pu
         return larger(given, _results(of or subject.truths, shrunk, cotangents) if max(sizes, default=0) > 1 else given)
 
 
-def larger(a: Leaves | list[np.ndarray], b: Leaves | list[np.ndarray]) -> Leaves:
+def larger(a: Leaves, b: Leaves) -> Leaves:
     """Return each array of a, or that of b where its largest number is larger."""
     return tuple(y if size_of(y) > size_of(x) else x for x, y in zip(a, b, strict=True))
 

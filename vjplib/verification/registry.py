@@ -55,13 +55,9 @@ def resolve(claims: Sequence[str | Claim] | None) -> tuple[Claim, ...] | None:
 
 
 def selected(effort: str, claims: Sequence[str | Claim] | None, record: bool = True) -> list[tuple[Claim, Check]]:
-    """Return the claims to examine, each with its check; errors are those of `resolve`, or of an unknown effort.
+    """Return the claims to examine at a record, or at a single call, each with its check.
 
-    Args:
-        effort: "quick", "standard" or "deep".
-        claims: as `resolve` takes them; None for all that the effort includes. A claim named here is examined even
-            if the effort leaves it out.
-        record: whether a record is examined, not a single call.
+    None for all that the effort includes; claims that are named are examined even if the effort leaves them out.
     """
     if effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Check, Claim
-from vjplib.verification.claims.growth import too_large
 from vjplib.verification.explain.diagnose import raised
 from vjplib.verification.isolation import as_finding, run_with_timeout
 from vjplib.verification.report import Finding, explained, skipped
@@ -38,7 +37,6 @@ class Runner:
             raise ValueError(f"time_limit must be a positive number of seconds, got {seconds!r}")
         self.seconds, self.hung = seconds, False
         self.outside: list[Finding] = []
-        self.too_large: dict[int, str | None] = {}  # by subject
         self.explained: set[str] = set()  # claims
 
     def all(self, jobs: Sequence[Job]) -> list[Finding]:
@@ -51,8 +49,12 @@ class Runner:
         findings: list[Finding] = []  # those before an exception count
 
         def work() -> list[Finding]:
-            if reason := self._undecidable(claim, subject):
-                findings.append(skipped(reason))
+            if claim.needs_oracle and subject.undifferentiable is not None:
+                findings.append(
+                    skipped(f"JAX cannot differentiate the oracle ({subject.undifferentiable}); give a reference")
+                )
+            elif not claim.traces_only and subject.too_large:
+                findings.append(skipped(subject.too_large))
             else:
                 findings.extend(check(subject))
             return findings
@@ -76,13 +78,3 @@ class Runner:
         outcome = run_with_timeout(lambda: explain(job.subject), self.seconds)
         self.hung = outcome is None
         return explained(findings, outcome) if isinstance(outcome, tuple) else findings
-
-    def _undecidable(self, claim: Claim, subject: CallUnderTest) -> str | None:
-        """Return why a claim cannot be examined, or None."""
-        if claim.needs_oracle and subject.undifferentiable is not None:
-            return f"JAX cannot differentiate the oracle ({subject.undifferentiable}); give a reference"
-        if claim.traces_only:
-            return None
-        if id(subject) not in self.too_large:
-            self.too_large[id(subject)] = too_large(subject)
-        return self.too_large[id(subject)]

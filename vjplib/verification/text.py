@@ -15,9 +15,7 @@ _SHORT_LEGEND = "ok shown, NO refuted, ? undecided, n only noted, - not examined
 def table(reports: Sequence[Report], width: int = 80) -> str:
     """Return a table of one row a function and one column a claim, the claims named below it.
 
-    Args:
-        reports: the proof sheets.
-        width: columns of text that it may take; where whole words do not fit, signs stand for them.
+    It takes `width` columns of text; where whole words do not fit, signs stand for them.
     """
     claims = present(reports)
     headings = {c: (CLAIMS[c].alias if c in CLAIMS else "") or c for c in claims}

@@ -127,16 +127,6 @@ def error(
     )
 
 
-def reach_of(leaves: Sequence[np.ndarray]) -> float:
-    """Return the largest magnitude of a finite number among the leaves, at least one.
-
-    Example:
-        >>> reach_of([np.float32([0.5, -3, np.inf])])
-        3.0
-    """
-    return max([1.0, *(size_of(to_float64(np.asarray(a))) for a in leaves)])
-
-
 def to_float64(x: np.ndarray) -> np.ndarray:
     """Return an array in float64, in complex128 if it is complex."""
     return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)

@@ -15,8 +15,8 @@ import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from vjplib.compat import CustomVJP, holds_custom_vjp
-from vjplib.verification.avals import Mismatch, aval_of, avals_of, cotangent_mismatches, output_mismatches
-from vjplib.verification.call import CallUnderTest, Static, combine, parameters
+from vjplib.verification.avals import Mismatch, aval_of, avals_of, broadcasts, cotangent_mismatches, output_mismatches
+from vjplib.verification.call import CallUnderTest, Static, attempt, combine, is_inexact, parameters
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import raised, rules_called
 from vjplib.verification.report import Finding, describe_error, failed, finding, noted, passed
@@ -27,9 +27,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
     """Yield findings on the avals of the primal, of the forward pass and of the cotangents that the backward returns.
 
-    Args:
-        subject: what to examine.
-        dtypes: in which to trace it, beside those of the call.
+    The call is traced in its own dtypes and in `dtypes`.
     """
     yield from _nondiff(subject)
     yield from _avals(subject, None)
@@ -37,25 +35,39 @@ def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Fi
         given = subject.leaves()
         if any(own.dtype != leaf.dtype for own, leaf in zip(given, subject.leaves(jnp.dtype(dtype)), strict=True)):
             yield from _avals(subject, jnp.dtype(dtype))
-    try:
-        jax.eval_shape(lambda ls: _whole(subject, ls), subject.leaves())
-    except Exception:  # `_avals` has reported it
-        return
-    yield from _closure(subject)
-    yield from _raw(subject)
+    program = attempt(lambda: jax.make_jaxpr(lambda ls: subject.whole(ls))(subject.leaves()))
+    if not isinstance(program, Exception):  # which `_avals` has reported
+        given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
+        for c in program.consts:
+            if np.size(c) > 1 and id(c) not in given and is_inexact(c):
+                yield noted(
+                    f"closes over an array, {aval_of(c)}: no gradient can reach it; make it an argument if one should"
+                )
+        if holds_custom_vjp(program):  # whose own cotangents count, before JAX converts them
+            calls = rules_called(subject)
+            for rule, args, kwargs in calls:
+                yield from _raw(subject, rule, args, kwargs)
+            if not calls:
+                message = "the backward of a custom_vjp inside jit was not seen as it is"
+                yield noted(f"{message}, before JAX fits it to the arguments")
 
 
 def _avals(subject: CallUnderTest, dtype: Any) -> Iterator[Finding]:
     at = "as called" if dtype is None else f"in {dtype}"
     leaves = subject.leaves(dtype)
     try:
-        primal = jax.eval_shape(lambda ls: _whole(subject, ls), leaves)
+        primal = jax.eval_shape(lambda ls: subject.whole(ls), leaves)
     except Exception as refusal:  # functions raise what they like for arguments that they refuse
         level, trap = ("fail", raised(subject, refusal)) if dtype is None else ("note", "")
         yield finding(level, "raises", f"refuses to run {at}: {describe_error(refusal)}", trap=trap)
         return
+
+    def pulled(leaves: Any) -> Any:
+        y, back = jax.vjp(lambda *ls: subject.whole(ls), *leaves)
+        return y, back(jax.tree.map(_cotangent_like, y))
+
     try:
-        forward, dxs = jax.eval_shape(_pulled(subject), leaves)
+        forward, dxs = jax.eval_shape(pulled, leaves)
     except Exception as error:  # whatever the passes raise is the finding
         if dtype is not None and (isinstance(error, NotImplementedError) or "does not accept dtype" in str(error)):
             yield noted(f"a function that the backward calls refuses to run {at}: {describe_error(error)}")
@@ -90,22 +102,9 @@ def _trap_of_dtype(mismatch: Mismatch) -> str:
     return "weak-type" if mismatch.given.weak else "cotangent-dtype"
 
 
-def _whole(subject: CallUnderTest, leaves: Any) -> Any:
-    """Return the function's output, integers and structure included."""
-    return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
-
-
-def _pulled(subject: CallUnderTest) -> Any:
-    def run(leaves: Any) -> Any:
-        y, back = jax.vjp(lambda *ls: _whole(subject, ls), *leaves)
-        return y, back(jax.tree.map(_cotangent_like, y))
-
-    return run
-
-
 def _cotangent_like(y: Any) -> Any:
     shape, dtype = jnp.shape(y), jnp.result_type(y)
-    return jnp.ones(shape, dtype) if jnp.issubdtype(dtype, jnp.inexact) else np.zeros(shape, jax.dtypes.float0)
+    return jnp.ones(shape, dtype) if is_inexact(y) else np.zeros(shape, jax.dtypes.float0)
 
 
 def _nondiff(subject: CallUnderTest) -> Iterator[Finding]:
@@ -126,36 +125,13 @@ def _nondiff(subject: CallUnderTest) -> Iterator[Finding]:
             yield failed("raises", message, trap="array-in-nondiff")
 
 
-def _closure(subject: CallUnderTest) -> Iterator[Finding]:
-    constants = [c for c in jax.make_jaxpr(lambda ls: _whole(subject, ls))(subject.leaves()).consts if np.size(c) > 1]
-    given = {id(leaf) for leaf in jax.tree.leaves((subject.args, dict(subject.kwargs)))}
-    for c in constants:
-        if id(c) not in given and jnp.issubdtype(c.dtype, jnp.inexact):
-            message = f"closes over an array, {aval_of(c)}: no gradient can reach it; make it an argument if one should"
-            yield noted(message)
-
-
-def _raw(subject: CallUnderTest) -> Iterator[Finding]:
-    """Compare each custom_vjp's own cotangents with its arguments, before JAX converts them."""
-    leaves = subject.leaves()
-    if not holds_custom_vjp(jax.make_jaxpr(lambda ls: _whole(subject, ls))(leaves)):
-        return
-    calls = rules_called(subject)
-    for rule, args, kwargs in calls:
-        yield from _raw_one(subject, rule, args, kwargs)
-    if not calls:
-        message = "the backward of a custom_vjp inside jit was not seen as it is, before JAX fits it to the arguments"
-        yield noted(message)
-
-
-def _raw_one(
-    subject: CallUnderTest, rule: CustomVJP, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[Finding]:
+def _raw(subject: CallUnderTest, rule: CustomVJP, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Finding]:
     bound = inspect.signature(rule.primal).bind(*args, **kwargs)
     bound.apply_defaults()
     values = list(bound.args)
     names = parameters(rule.primal, len(values))
-    avals = [v if i in rule.static else jax.tree.map(_struct, v) for i, v in enumerate(values)]
+    struct = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))  # noqa: E731
+    avals = [v if i in rule.static else jax.tree.map(struct, v) for i, v in enumerate(values)]
     nondiff = [v for i, v in enumerate(avals) if i in rule.static]
     moving = [i for i in range(len(avals)) if i not in rule.static]
 
@@ -167,12 +143,12 @@ def _raw_one(
         ys, tree = jax.tree.flatten(y)
         gs = [
             SymbolicZero(jax.typeof(a).to_tangent_aval())
-            if rule.symbolic_zeros and ((alone is not None and i != alone) or _whole_number(a))
+            if rule.symbolic_zeros and ((alone is not None and i != alone) or not is_inexact(a))
             else _cotangent_like(a)
             for i, a in enumerate(ys)
         ]
         dxs = tuple(rule.bwd(*nondiff, res, jax.tree.unflatten(tree, gs)))
-        return y, jax.tree.map(lambda a: jnp.zeros_like(_struct(a)) if isinstance(a, SymbolicZero) else a, dxs)
+        return y, jax.tree.map(lambda a: jnp.zeros(a.shape, a.aval.dtype) if isinstance(a, SymbolicZero) else a, dxs)
 
     def backward(alone: int | None) -> Any:
         return jax.eval_shape(lambda *moved: passes(alone, *moved), *(avals[i] for i in moving))
@@ -188,7 +164,7 @@ def _raw_one(
     leaves = jax.tree.leaves(y)
     for alone in range(len(leaves)) if rule.symbolic_zeros and len(leaves) > 1 else ():
         try:
-            if not _whole_number(leaves[alone]):
+            if is_inexact(leaves[alone]):
                 backward(alone)
         except Exception as error:  # whatever the backward raises is the finding
             message = (
@@ -197,12 +173,8 @@ def _raw_one(
             yield failed("raises", message, trap="symbolic-zeros")
 
 
-def _whole_number(a: Any) -> bool:
-    return not jnp.issubdtype(jnp.result_type(a), jnp.inexact)
-
-
 def _raw_cotangent(name: str, x: Any, dx: Any) -> Iterator[Finding]:
-    if dx is None and any(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(x)):
+    if dx is None and any(map(is_inexact, jax.tree.leaves(x))):
         yield noted("the backward returns None, a zero cotangent", name)
     for m in cotangent_mismatches(avals_of(x), dx):
         returns = f"the backward returns {m.given}"
@@ -212,23 +184,12 @@ def _raw_cotangent(name: str, x: Any, dx: Any) -> Iterator[Finding]:
         elif m.kind == "integer":
             message = f"{returns} for an argument of {m.wanted.dtype}: it must be None or float0"
             yield failed("wrong_aval", message, name, trap="integers")
-        elif m.kind == "shape" and _broadcasts(m.wanted.shape, m.given.shape):
+        elif m.kind == "shape" and broadcasts(m.wanted.shape, m.given.shape):
             message = f"{returns} for an argument of shape {m.wanted.shape}"
             yield failed("wrong_aval", message, name, trap="broadcast-not-summed")
         elif m.kind == "weak":
             message = f"{returns}: JAX compiles a function of it again that it has compiled for the argument"
             yield noted(message, name, trap="weak-type")
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, to) == to
-    except ValueError:
-        return False
-
-
-def _struct(a: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
 
 
 CLAIM = Claim(

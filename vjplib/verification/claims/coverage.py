@@ -17,8 +17,8 @@ from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.accuracy import at_tails
 from vjplib.verification.explain.locate import MOST
-from vjplib.verification.explain.program import with_factors
-from vjplib.verification.report import Finding, Place, describe_error, noted, passed, skipped
+from vjplib.verification.explain.program import ScaledProgram, flat, sizes, with_factors
+from vjplib.verification.report import Finding, describe_error, noted, passed, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS
 
 SHOWN = 5  # blind equations named
@@ -32,64 +32,49 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
     """
     try:
         with x64():
-            blind, count, reason = _blind(subject)
+            found = _examined(subject)
     except Exception as error:  # an equation may have no derivative, or the rule may raise; contract and value say so
-        blind, count, reason = [], 0, f"the backward has no derivative by its equations: {describe_error(error)}"
-    data = {"equations": count, "blind": blind}
-    if reason:
-        yield skipped(reason)
-    elif blind:
-        named = ", ".join(blind[:SHOWN]) + (f", and {len(blind) - SHOWN} others" if len(blind) > SHOWN else "")
-        message = f"these inputs see {count - len(blind)} of {count} equations of the backward; no cotangent moves with"
-        yield noted(f"{message} {named}", data=data)
-    else:
-        yield passed(f"these inputs see every one of {count} equations of the backward", data=data)
+        found = skipped(f"the backward has no derivative by its equations: {describe_error(error)}")
+    yield found
 
 
-def _blind(subject: CallUnderTest) -> tuple[list[str], int, str]:
-    """Return the equations that change no cotangent, the number of all equations, and why nothing was decided."""
-    leaves = subject.leaves(np.float64)
-    program = with_factors(subject, leaves, subject.cotangents(leaves))
+def _examined(subject: CallUnderTest) -> Finding:
+    program = with_factors(subject, *subject.point(np.float64))
     inside = [i for i, backward in enumerate(program.backward) if backward]
+    count = len(inside)
     if not inside:
-        return [], 0, "no floating equation of a custom_vjp's backward is in sight: there is none, or it is in a loop"
-    if len(inside) > MOST:
-        return [], len(inside), f"the backward has {len(inside)} equations, more than {MOST}"
-    ones = jnp.ones(len(inside))
-    plain = program.evaluate(lambda eqn, outputs: outputs)
-    weights = [1 / max(float(np.linalg.norm(dx)), np.finfo(float).tiny) for dx in plain]
-    cotangents = program.cotangents(weights, inside)
-    moves = np.asarray(jax.jit(jax.jacfwd(cotangents))(ones))
+        return skipped("no floating equation of a custom_vjp's backward is in sight: there is none, or it is in a loop")
+    if count > MOST:
+        return skipped(f"the backward has {count} equations, more than {MOST}")
+    size = sizes([np.asarray(dx) for dx in program.evaluate(program.inputs)])
+    moves = np.asarray(jax.jit(jax.jacfwd(program.cotangents(inside)))(jnp.ones(count), program.inputs))
     if not np.isfinite(moves).all():
-        return [], len(inside), "a cotangent, or its derivative by an equation, is not finite at these inputs"
-    blind = np.flatnonzero(np.linalg.norm(moves, axis=0) <= HALF_THE_DIGITS)
-    jitted = jax.jit(cotangents) if blind.size else cotangents
+        return skipped("a cotangent, or its derivative by an equation, is not finite at these inputs")
+    still = np.linalg.norm(moves / size[:, None], axis=0) <= HALF_THE_DIGITS
     # An equation that only decides a comparison has no derivative: its output is given the other sign.
-    changes = [np.linalg.norm(jitted(ones.at[i].set(OTHER)) - jitted(ones)) for i in blind]
-    unseen = [i for i, change in zip(blind, changes, strict=True) if change <= HALF_THE_DIGITS]
+    unseen = _unmoved(program, [i for i, s in zip(inside, still, strict=True) if s], size)
     if unseen and subject.tails is not None:
-        unseen = _unseen_in_tails(subject, program.places, [inside[i] for i in unseen])
-        return [str(program.places[number]) for number in unseen], len(inside), ""
-    return [str(program.places[inside[i]]) for i in unseen], len(inside), ""
+        tail, there = at_tails(subject, subject.tails, np.float64)
+        in_tails = with_factors(there, there.leaves(np.float64), (np.asarray(tail.g, np.float64),))
+        if in_tails.places == program.places:  # else another program, with other equations
+            unseen = _unmoved(in_tails, unseen, flat(in_tails.evaluate(in_tails.inputs)))
+    blind = [str(program.places[i]) for i in unseen]
+    data = {"equations": count, "blind": blind}
+    if not blind:
+        return passed(f"these inputs see every one of {count} equations of the backward", data=data)
+    named = ", ".join(blind[:SHOWN]) + (f", and {len(blind) - SHOWN} others" if len(blind) > SHOWN else "")
+    message = f"these inputs see {count - len(blind)} of {count} equations of the backward; no cotangent moves with"
+    return noted(f"{message} {named}", data=data)
 
 
-def _unseen_in_tails(subject: CallUnderTest, places: tuple[Place, ...], numbers: list[int]) -> list[int]:
-    """Return the equations that change no component of a cotangent, relative to its size, in the tails either."""
-    assert subject.tails is not None
-    tail, there = at_tails(subject, subject.tails, np.float64)
-    program = with_factors(there, there.leaves(np.float64), (np.asarray(tail.g, np.float64),))
-    if program.places != places:  # another program, with other equations
-        return numbers
-    cotangents = jax.jit(program.cotangents([1.0] * len(tail.exact), numbers))
-    ones = jnp.ones(len(numbers))
-    plain = np.asarray(cotangents(ones))
-    sized = plain != 0
-    unseen = []
-    for i, number in enumerate(numbers):
-        changed = np.asarray(cotangents(ones.at[i].set(OTHER)))
-        if np.max(np.abs(changed[sized] / plain[sized] - 1), initial=0) <= HALF_THE_DIGITS:
-            unseen.append(number)
-    return unseen
+def _unmoved(program: ScaledProgram, numbers: list[int], size: np.ndarray) -> list[int]:
+    """Return the equations that change no cotangent where their output is given the other sign, relative to a size."""
+    if not numbers:
+        return []
+    cotangents, ones = jax.jit(program.cotangents(numbers)), jnp.ones(len(numbers))
+    changed = [np.asarray(cotangents(ones.at[i].set(OTHER), program.inputs)) for i in range(len(numbers))]
+    change = ((np.stack(changed) - cotangents(ones, program.inputs))[:, size != 0]) / size[size != 0]
+    return [i for i, gap in zip(numbers, np.linalg.norm(change, axis=1), strict=True) if gap <= HALF_THE_DIGITS]
 
 
 CLAIM = Claim("coverage", check, alias="V13", needs_oracle=False, cost=(1, 6))

@@ -35,8 +35,7 @@ LARGE = 10.0  # no number of a usual example is larger
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:
     """Yield a finding for each generic edge, at the shapes of the call."""
-    leaves = subject.leaves(np.float32)
-    gs = subject.cotangents(leaves)
+    leaves, gs = subject.point(np.float32)
     typical = typical_magnitude(subject, leaves, gs)
     yield from _edge(subject, "zeros", tuple(map(np.zeros_like, leaves)), gs, typical)
     yield from _edge(subject, "ties", tuple(map(np.ones_like, leaves)), gs, typical)

@@ -24,39 +24,14 @@ from vjplib.verification.report import Finding, describe_error, failed, noted, p
 FACTOR = 32
 EXCESS = 0.5
 COMPILED = 2048
-
-
-def too_large(subject: CallUnderTest) -> str | None:
-    """Return why the call does not fit into free memory, or None; the call is traced and not computed."""
-    if any(isinstance(program, str | None) for program in subject.traced):  # the claims report what the function raises
-        return None
-    largest = [cost_of(unclose(program)[0]).largest for program in subject.traced]
-    needed, free = 8 * max(largest), _free_memory()  # bytes, in float64
-    if needed <= free / 2:
-        return None
-    whose = "the function" if largest[0] >= largest[1] else "autodiff of the reference"
-    return (
-        f"{whose} forms an array of {max(largest):,} elements, {needed / 1e9:.0f} GB in float64, and "
-        f"{free / 1e9:.0f} GB are free: nothing was computed"
-    )
-
-
-def _free_memory() -> float:
-    """Return the bytes of free memory, infinity where the system has no /proc/meminfo."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return math.inf
+PARTS = ("largest", "operations")  # of a cost
 
 
 def check(subject: CallUnderTest, compiled: bool = True) -> Iterator[Finding]:
     """Yield a finding for each dimension.
 
-    Args:
-        subject: the call under test; its `resize` makes it at other sizes.
-        compiled: whether to compile at larger sizes too and measure the temporary bytes, and to trace autodiff even
-            where the rule grows in proportion at most, so that a plot shows both.
+    If `compiled`, the call is also compiled at larger sizes and its temporary bytes measured, and autodiff traced even
+    where the rule grows in proportion at most, so that a plot shows both.
     """
     if subject.resize is None or not subject.sizes:
         yield noted("the call has no dimension to enlarge")
@@ -67,67 +42,37 @@ def check(subject: CallUnderTest, compiled: bool = True) -> Iterator[Finding]:
 
 def _dimension(subject: CallUnderTest, dimension: str, size: int, compiled: bool) -> Finding:
     sizes = (FACTOR * size, 2 * FACTOR * size)
+    drawn = (size, *sizes) if compiled else sizes
     try:
-        ours = [cost_of(_trace(subject, dimension, n, lambda s: s.call)) for n in sizes]
-        memory, time = (_exponent(ours, part) for part in ("largest", "operations"))
+        ours = _costs(subject, dimension, drawn, lambda s: s.call)
+        memory, time = (_exponent(ours, part) for part in PARTS)
         proportional = max(memory, time) <= 1 + EXCESS
-        wanted = () if proportional and not compiled else sizes
-        theirs = [cost_of(_trace(subject, dimension, n, lambda s: s.oracle)) for n in wanted]
+        theirs = [] if proportional and not compiled else _costs(subject, dimension, drawn, lambda s: s.oracle)
     except Exception as refusal:  # functions raise what they like for sizes that they refuse
-        message = f"{dimension} cannot be enlarged alone: {describe_error(refusal)}"
-        return skipped(message)
+        return skipped(f"{dimension} cannot be enlarged alone: {describe_error(refusal)}")
     if not all(c.decided for c in ours):
-        message = f"in {dimension}: a while loop of unknown length, growth undecided"
-        return skipped(message)
-    allowed = [max(1.0, _exponent(theirs, part) if theirs else 0.0) + EXCESS for part in ("largest", "operations")]
+        return skipped(f"in {dimension}: a while loop of unknown length, growth undecided")
+    allowed = [max(1.0, _exponent(theirs, part) if theirs else 0.0) + EXCESS for part in PARTS]
     message = f"in {dimension}: largest array grows with exponent {memory:.2f}, operations {time:.2f}"
     exceeds = memory > allowed[0] or time > allowed[1]
     by_time = exceeds and memory <= allowed[0]
-    if compiled and not exceeds and ours[0].equations == ours[1].equations:
+    if compiled and not exceeds and ours[-2].equations == ours[-1].equations:
         temporary = _compiled_exponent(subject, dimension)
         message += f", temporary bytes {temporary:.2f}"
         exceeds = temporary > allowed[0]
-    if exceeds:
-        message += f"; autodiff of the reference: {allowed[0] - EXCESS:.2f} and {allowed[1] - EXCESS:.2f}"
-    data = _drawn(subject, dimension, sizes, ours, theirs, size if compiled else None)
+    costs = {"rule": ours, "autodiff": theirs} if theirs else {"rule": ours}
+    data = {"dimension": dimension, "sizes": list(drawn)} | {
+        whose: {part: [getattr(c, part) for c in found] for part in PARTS} for whose, found in costs.items()
+    }
     if not exceeds:
         return passed(message, data=data)
-    trap = "quadratic-time" if by_time else "n-by-n"
-    return failed("growth", message, trap=trap, data=data)
+    message += f"; autodiff of the reference: {allowed[0] - EXCESS:.2f} and {allowed[1] - EXCESS:.2f}"
+    return failed("growth", message, trap="quadratic-time" if by_time else "n-by-n", data=data)
 
 
-def _drawn(
-    subject: CallUnderTest,
-    dimension: str,
-    sizes: Sequence[int],
-    ours: list[ProgramCost],
-    theirs: list[ProgramCost],
-    size: int | None,
-) -> dict[str, Any]:
-    """Return the data of a growth plot: sizes, and the costs of the rule and of autodiff at each.
-
-    Args:
-        subject: the call under test.
-        dimension: the dimension that grows.
-        sizes: the sizes traced.
-        ours: the rule's costs.
-        theirs: autodiff's costs, empty if it was not traced.
-        size: the dimension's size in the call, to be traced too; None for no further size.
-    """
-    if size is not None and size not in sizes:
-        sizes = (size, *sizes)
-        ours = [cost_of(_trace(subject, dimension, size, lambda s: s.call)), *ours]
-        theirs = [cost_of(_trace(subject, dimension, size, lambda s: s.oracle)), *theirs]
-
-    def parts(costs: list[ProgramCost]) -> dict[str, list[int]]:
-        return {part: [getattr(c, part) for c in costs] for part in ("largest", "operations")}
-
-    drawn = {"dimension": dimension, "sizes": list(sizes), "rule": parts(ours)}
-    return drawn | ({"autodiff": parts(theirs)} if theirs else {})
-
-
-def _exponent(costs: list[ProgramCost], part: str) -> float:
-    small, large = (max(1, getattr(c, part)) for c in costs)
+def _exponent(costs: Sequence[ProgramCost], part: str) -> float:
+    """Return the exponent of growth between the last two of the costs, the sizes being one twice the other."""
+    small, large = (max(1, getattr(c, part)) for c in costs[-2:])
     return math.log2(large / small)
 
 
@@ -146,9 +91,10 @@ def _program(subject: CallUnderTest, chosen: Chosen) -> Callable[..., Any]:
     return run
 
 
-def _trace(subject: CallUnderTest, dimension: str, n: int, chosen: Chosen) -> Any:
+def _costs(subject: CallUnderTest, dimension: str, sizes: Sequence[int], chosen: Chosen) -> list[ProgramCost]:
     assert subject.resize is not None
-    return unclose(jax.make_jaxpr(_program(subject, chosen))(*subject.resize({dimension: n})))[0]
+    calls = [subject.resize({dimension: n}) for n in sizes]
+    return [cost_of(unclose(jax.make_jaxpr(_program(subject, chosen))(*call))[0]) for call in calls]
 
 
 def _compiled_exponent(subject: CallUnderTest, dimension: str) -> float:

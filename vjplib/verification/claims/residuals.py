@@ -1,6 +1,7 @@
 """Residuals: the bytes kept between forward and backward, against the claim and against autodiff."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,15 +30,15 @@ def residual_bytes(f: Callable[..., Any], *leaves: Any) -> int:
     return _bytes(_kept(f, *leaves)[0])
 
 
-def _kept(f: Callable[..., Any], *leaves: Any) -> tuple[dict[int, Any], Any]:
-    """Return the arrays kept for the backward, by identity, and the trace that shows them."""
+def _kept(f: Callable[..., Any], *leaves: Any) -> tuple[list[Any], Any, Any]:
+    """Return the variables kept for the backward, the shapes of the outputs, and the backward."""
     traced, (outputs, back) = jax.make_jaxpr(lambda *ls: jax.vjp(f, *ls), return_shape=True)(*leaves)
-    kept = traced.jaxpr.outvars[len(jax.tree.leaves(outputs)) :]
-    return {id(v): v.aval for v in kept if not isinstance(v, Literal)}, (traced, outputs, back)
+    return traced.jaxpr.outvars[len(jax.tree.leaves(outputs)) :], outputs, back
 
 
-def _bytes(arrays: Mapping[int, Any]) -> int:
-    return sum(int(np.prod(a.shape, dtype=np.int64)) * a.dtype.itemsize for a in arrays.values())
+def _bytes(kept: Sequence[Any]) -> int:
+    arrays = {id(v): v.aval for v in kept if not isinstance(v, Literal)}.values()
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays)
 
 
 def unused_bytes(f: Callable[..., Any], *leaves: Any) -> int:
@@ -49,18 +50,17 @@ def unused_bytes(f: Callable[..., Any], *leaves: Any) -> int:
         >>> unused_bytes(f, jax.ShapeDtypeStruct((8,), np.float32))
         32
     """
-    kept, (traced, outputs, back) = _kept(f, *leaves)
+    kept, outputs, back = _kept(f, *leaves)
     backward, _ = unclose(jax.make_jaxpr(lambda back, gs: back(gs))(back, outputs))
-    places = traced.jaxpr.outvars[len(jax.tree.leaves(outputs)) :]
-    used = {id(v) for v, is_used in zip(places, used_inputs(backward), strict=False) if is_used}
-    return _bytes({key: aval for key, aval in kept.items() if key not in used})
+    used = {id(v) for v, is_used in zip(kept, used_inputs(backward), strict=False) if is_used}
+    return _bytes([v for v in kept if id(v) not in used])
 
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:
     """Yield one finding, on the call in float32."""
     leaves = subject.leaves(np.float32)
     ours = residual_bytes(subject.call, *leaves)
-    theirs = residual_bytes(subject.baseline, *leaves)
+    theirs = residual_bytes(subject.flat(subject.compared) if subject.compared else subject.oracle, *leaves)
     unused, claimed = unused_bytes(subject.call, *leaves), subject.residuals
     message = f"keeps {ours:,} bytes, autodiff {theirs:,}"
     message += f"; {unused:,} of them the backward never uses" if unused else ""

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all, normal_of
+from vjplib.verification.call import CallUnderTest, attempt_all, normal_of
 from vjplib.verification.claim import Claim
-from vjplib.verification.explain.diagnose import lower_precision, optimizes_remat, raised
+from vjplib.verification.explain.diagnose import lower_precision, passes_of, raised
 from vjplib.verification.oracle import DRAWS, roundings
 from vjplib.verification.report import Finding, describe_error, failed, noted, passed
 from vjplib.verification.tolerance import SLACK, relative_gap, size_of
@@ -31,31 +31,28 @@ def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
         leaves = subject.leaves(np.float64)
         gs, directions = subject.cotangents(leaves, 1), subject.cotangents(leaves, 2)
         rng = np.random.default_rng((subject.seed, 4))
-        point = (leaves, gs, tuple(normal_of(rng, a.shape, a.dtype) for a in leaves), directions)
+        point = ((leaves, gs), tuple(normal_of(rng, a.shape, a.dtype) for a in leaves), directions)
         pulls = (subject.pull(subject.call), subject.pull(subject.oracle))
-        modes = []
-        for mode, second in _MODES.items():
-            only_lowered = mode == _FORWARD and not forwards
-            program = jax.jit(lambda p, second=second: second(pulls[0], *p))
+        only_lowered = {_FORWARD} if subject.order_two and not forwards else set()
+
+        def traced(mode: str) -> Any:
+            program = jax.jit(lambda p: _MODES[mode](pulls[0], *p))
             # JAX refuses forward mode of a custom_vjp as late as it lowers the program.
-            refusal = attempt(partial(program.lower if only_lowered else program.trace, point))
-            if isinstance(refusal, Exception):
-                yield _refusal(subject, mode, refusal)
-            elif only_lowered and subject.order_two:
-                yield passed(f"{mode} is not refused")
-            else:
-                modes.append(mode)
+            return (program.trace if forwards or mode == _REVERSE else program.lower)(point)
 
         def second_order(modes: Sequence[str]) -> Any:
-            run = subject.compiled(lambda p: {m: [_MODES[m](pull, *p) for pull in pulls] for m in modes})
-            return jax.tree.map(np.asarray, run(point))
+            ran = [mode for mode in modes if mode not in only_lowered]
+            run = subject.compiled(lambda p: {mode: [_MODES[mode](pull, *p) for pull in pulls] for mode in ran})
+            return dict.fromkeys(modes) | (jax.device_get(run(point)) if ran else {})
 
         # Some refuse as late as they are compiled.
-        for mode, found in attempt_all(second_order, modes).items():
+        for mode, found in attempt_all(second_order, {mode: partial(traced, mode) for mode in _MODES}).items():
             if isinstance(found, Exception):
                 yield _refusal(subject, mode, found)
             elif not subject.order_two:
                 yield failed("not_refused", f"{mode} is declared to be refused, yet runs")
+            elif mode in only_lowered:
+                yield passed(f"{mode} is not refused")
             else:
                 yield _judged(subject, mode, point, list(zip(*map(jax.tree.leaves, found), strict=True)))
 
@@ -68,7 +65,7 @@ def _judged(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs) -> Find
     finding = _compare(subject, mode, pairs)
     if finding.level == "pass":
         return finding
-    leaves, gs, *_ = point
+    leaves, gs = point[0]
     first = subject.answers_at(leaves, gs)
     scale = max(*map(size_of, first.true_dxs), *roundings(subject, leaves, gs))
     finding = _compare(subject, mode, pairs, scale)
@@ -103,22 +100,16 @@ def _is_rounding(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs, sc
 
 def _refusal(subject: CallUnderTest, mode: str, error: Exception) -> Finding:
     if subject.order_two:
-        trap = "optimize-remat" if optimizes_remat(subject) else raised(subject, error)
+        trap = "optimize-remat" if any(rule.optimize_remat for rule in passes_of(subject)) else raised(subject, error)
         return failed("raises", f"{mode} raises {describe_error(error)}", trap=trap)
     return passed(f"{mode} is refused, as declared, by {describe_error(error)}")
 
 
-def _backwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves, directions: Leaves) -> Any:
-    del directions
-    _, back = jax.vjp(lambda x, g: pull(x, g)[1], xs, gs)
-    return back(tangents)
-
-
-def _forwards(pull: Callable[..., Any], xs: Leaves, gs: Leaves, tangents: Leaves, directions: Leaves) -> Any:
-    return jax.jvp(pull, (xs, gs), (tangents, directions))[1]  # of the outputs too, as in jax.hessian
-
-
-_MODES = {_REVERSE: _backwards, _FORWARD: _forwards}
+_MODES: dict[str, Callable[..., Any]] = {
+    _REVERSE: lambda pull, at, tangents, directions: jax.vjp(lambda *p: pull(*p)[1], *at)[1](tangents),
+    # of the outputs too, as in jax.hessian
+    _FORWARD: lambda pull, at, tangents, directions: jax.jvp(pull, at, (tangents, directions))[1],
+}
 
 
 def _compare(subject: CallUnderTest, mode: str, pairs: Pairs, scale: float = 0.0) -> Finding:
@@ -135,11 +126,6 @@ def _compare(subject: CallUnderTest, mode: str, pairs: Pairs, scale: float = 0.0
     return passed(f"{mode} equals the oracle", "", worst)
 
 
-CLAIM = Claim(
-    "second_order",
-    check,
-    alias="V5",
-    quick=partial(check, forwards=False),
-    further={"standard": check},
-    cost=(8, 18),
-)
+_lowered = partial(check, forwards=False)
+
+CLAIM = Claim("second_order", check, alias="V5", quick=_lowered, further={"standard": check}, cost=(8, 18))

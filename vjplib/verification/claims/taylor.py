@@ -75,8 +75,7 @@ def check(subject: CallUnderTest, always: bool = True) -> Iterator[Finding]:
 
 def _point(subject: CallUnderTest, dtype: Any) -> tuple[Leaves, Leaves, Leaves]:
     """Return leaves, output cotangents and the function's own cotangents."""
-    leaves = subject.leaves(dtype)
-    gs = subject.cotangents(leaves, 3)
+    leaves, gs = subject.point(dtype, 3)
     return leaves, gs, subject.pullback(leaves, gs)[1]
 
 
@@ -190,15 +189,14 @@ def _noise(values: np.ndarray) -> float:
 def _forward(subject: CallUnderTest, leaves: Leaves, gs: Leaves, dxs: Leaves) -> list[float | None]:
     """Return the relative gap between <J v, g> and <v, dx> for each argument; None without a forward derivative."""
     directions = [v[0] for v in _drawn(subject, leaves, 1)]
-    tangents = []  # of each argument, one for each argument moved alone
-    for i, (x, v) in enumerate(zip(leaves, directions, strict=True)):
-        tangents.append(np.zeros((len(leaves), *x.shape), x.dtype))
-        tangents[i][i] = v.astype(x.dtype)
+    moved = [v.astype(x.dtype) for x, v in zip(leaves, directions, strict=True)]
+    # of each argument, one for each argument moved alone
+    tangents = tuple(np.stack([v if v is w else np.zeros_like(v) for w in moved]) for v in moved)
 
     def run(leaves: Leaves, tangents: Leaves) -> Any:
         return jax.lax.map(lambda ts: _dot(gs, jax.jvp(subject.oracle, leaves, ts)[1]), tangents)
 
-    found = attempt(lambda: np.asarray(subject.compiled(run)(leaves, tuple(tangents)), np.float64))
+    found = attempt(lambda: np.asarray(subject.compiled(run)(leaves, tangents), np.float64))
     if isinstance(found, Exception):  # JAX raises errors of many types where there is no forward derivative
         return [None] * len(leaves)
     gaps: list[float | None] = []

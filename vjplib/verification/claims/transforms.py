@@ -16,7 +16,7 @@ import numpy as np
 from vjplib.compat import x64
 from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all
 from vjplib.verification.claim import Claim
-from vjplib.verification.explain.diagnose import raised, refused_by_jax, takes_symbolic_zeros
+from vjplib.verification.explain.diagnose import passes_of, raised, refused_by_jax
 from vjplib.verification.oracle import Pull, roundings
 from vjplib.verification.report import Finding, describe_error, failed, noted, passed
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap
@@ -47,13 +47,9 @@ def check(subject: CallUnderTest, eager: bool = True) -> Iterator[Finding]:
         pull, truth = subject.pull(subject.call), [subject.pullback(*pair) for pair in pairs]
         if eager:
             for name, pair in (("NumPy arguments, not jitted", host[0]), ("not jitted", pairs[0])):
-                yield _judged(subject, name, attempt(lambda pair=pair: _host(pull(*pair))), truth[0])
+                yield _judged(subject, name, attempt(lambda pair=pair: jax.device_get(pull(*pair))), truth[0])
         yield _bitwise(truth[0], subject.pullback(*pairs[0]))
         yield from _together(subject, dict(_variants(subject, pull, pairs, truth, eager)))
-
-
-def _host(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, tree)
 
 
 def _variants(
@@ -100,31 +96,26 @@ def _lazily(f: Callable[..., Any], *args: Any) -> Callable[[], Any]:
 
 
 def _together(subject: CallUnderTest, variants: dict[str, _Variant]) -> Iterator[Finding]:
-    """Yield the finding on each transform; a vmap that fails only over some of the arguments has a trap of its own."""
-    findings = dict(_each(subject, variants))
+    """Yield the finding on each transform, all compiled as one program.
+
+    A vmap that fails only over some of the arguments has a trap of its own.
+    """
+    results = attempt_all(
+        lambda names: jax.device_get(subject.compiled(lambda: {n: variants[n].run() for n in names})()),
+        {name: partial(jax.eval_shape, variant.run) for name, variant in variants.items()},
+    )
+    findings = {}
+    for name, result in results.items():
+        run, expected, part = variants[name]
+        if isinstance(result, Exception) and refused_by_jax(run, result):
+            findings[name] = noted(f"{name}: raises {describe_error(result)}; so does JAX for any rule")
+        else:
+            findings[name] = _judged(subject, name, result, expected, part)
     whole = f"vmap over {', '.join(subject.names)}"
     for name, found in findings.items():
         partly = found.level == "fail" and not found.trap and name.startswith("vmap") and name != whole
         unbatched = partly and findings[whole].level == "pass"
         yield replace(found, trap="unbatched-residuals") if unbatched else found
-
-
-def _each(subject: CallUnderTest, variants: dict[str, _Variant]) -> Iterator[tuple[str, Finding]]:
-    """Compile all transforms as one program; one that cannot be traced is reported and left out."""
-    traced = []
-    for name, variant in variants.items():
-        refusal = attempt(partial(jax.eval_shape, variant.run))
-        if not isinstance(refusal, Exception):
-            traced.append(name)
-        elif refused_by_jax(variant.run, refusal):
-            yield name, noted(f"{name}: raises {describe_error(refusal)}; so does JAX for any rule")
-        else:
-            yield name, _judged(subject, name, refusal, None)
-    results = attempt_all(
-        lambda names: _host(subject.compiled(lambda: {n: variants[n].run() for n in names})()), traced
-    )
-    for name, result in results.items():
-        yield name, _judged(subject, name, result, variants[name].expected, variants[name].part)
 
 
 def _judged(subject: CallUnderTest, name: str, result: Any, expected: Any, part: bool = False) -> Finding:
@@ -134,13 +125,12 @@ def _judged(subject: CallUnderTest, name: str, result: Any, expected: Any, part:
     pairs = list(zip(*map(jax.tree.leaves, (result, expected)), strict=True))
     gap = max(relative_gap(r, o) for r, o in pairs)
     if gap > HALF_THE_DIGITS:  # it may be the rounding of terms that nearly cancel
-        leaves = subject.leaves(np.float64)
-        size = max(roundings(subject, leaves, subject.cotangents(leaves, 1), subject.pullback))
+        size = max(roundings(subject, *subject.point(np.float64, 1), subject.pullback))
         gap = max(relative_gap(r, o, size) for r, o in pairs)
     ratio = subject.ratio(gap)
     if ratio > 1:
         message = f"{name}: differs from the plain pullback by {gap:.1e} of its size"
-        trap = "symbolic-zeros" if part and takes_symbolic_zeros(subject) else ""
+        trap = "symbolic-zeros" if part and any(rule.symbolic_zeros for rule in passes_of(subject)) else ""
         return failed("wrong_value", message, ratio=ratio, trap=trap)
     return passed(name, ratio=ratio)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 
@@ -14,7 +14,16 @@ from vjplib.verification.explain.jacobian_picture import jacobians
 from vjplib.verification.explain.locate import explain
 from vjplib.verification.oracle import evaluate_oracle, larger, roundings, typical_magnitude
 from vjplib.verification.report import Finding, Level, finding, noted, skipped
-from vjplib.verification.tolerance import HALF_THE_DIGITS, SLACK, Error, error, reach_of, relative_gap, size_of, unit_of
+from vjplib.verification.tolerance import (
+    HALF_THE_DIGITS,
+    SLACK,
+    Error,
+    error,
+    relative_gap,
+    size_of,
+    to_float64,
+    unit_of,
+)
 
 
 def check(
@@ -25,15 +34,11 @@ def check(
     The results of the original call, which this one was derived from, are of typical magnitude too: along an axis of
     one element everything may cancel.
     """
-    typical: Leaves | None = None
-    for at in filter(None, (subject, original)):
-        given = at.leaves(np.float32)
-        magnitude = typical_magnitude(at, given, at.cotangents(given))
-        typical = magnitude if typical is None else larger(typical, magnitude)
+    calls = filter(None, (subject, original))
+    typical = reduce(larger, [typical_magnitude(at, *at.point(np.float32)) for at in calls])
     errors: dict[str, list[tuple[Error, str]]] = {}
     for scale in scales:
-        leaves = subject.leaves(np.float32, scale)
-        for name, e in compare(subject, leaves, subject.cotangents(leaves), typical):
+        for name, e in compare(subject, *subject.point(np.float32, scale=scale), typical):
             errors.setdefault(name, []).append((e, f"inputs times {scale:g}"))
     exact, traps = _in_float64(subject, original)
     for name, found in errors.items():
@@ -77,20 +82,18 @@ def _in_float64(subject: CallUnderTest, original: CallUnderTest | None = None) -
     """Return the findings of `in_float64`, and the trap behind each output and cotangent, by its name in findings."""
     traps: dict[str, str] = {}
     with x64():
-        leaves = subject.leaves(np.float64)
-        gs = subject.cotangents(leaves)
+        leaves, gs = subject.point(np.float64)
         found = subject.answers_at(leaves, gs)
         gaps = [relative_gap(r, o) for r, o in found.pairs]
         if max(gaps, default=0.0) > HALF_THE_DIGITS:
             sizes = roundings(subject, leaves, gs)
             if original is not None:
-                given = original.leaves(np.float64)
-                sizes = map(max, sizes, roundings(original, given, original.cotangents(given)))
+                sizes = map(max, sizes, roundings(original, *original.point(np.float64)))
             gaps = [relative_gap(r, o, size) for (r, o), size in zip(found.pairs, sizes, strict=True)]
         noise = [0.0] * len(gaps)
         if subject.ratio(max(gaps, default=0.0)) > 1:
             traps = diagnose.values(subject, leaves, gs, found)
-            draws = evaluate_oracle(subject, leaves, gs, subject.eps / 2).draws
+            _, draws = evaluate_oracle(subject, leaves, gs, subject.eps / 2)
             noise = [SLACK * max(size_of(d[i]) for d in draws) for i in range(len(gaps))]
     names = [*(f"output {i}" for i in range(len(gs))), *(f"cotangent of {name}" for name in subject.names)]
     findings = []
@@ -111,8 +114,7 @@ def _in_float64(subject: CallUnderTest, original: CallUnderTest | None = None) -
 def right(subject: CallUnderTest) -> bool:
     """Return True if the primal and every cotangent equal the oracle's, in float64 to half the digits."""
     with x64():
-        leaves = subject.leaves(np.float64)
-        found = subject.answers_at(leaves, subject.cotangents(leaves))
+        found = subject.answers_at(*subject.point(np.float64))
     pairs = [*zip(found.primal, found.true_ys, strict=True), *found.pairs]
     return all(subject.ratio(relative_gap(r, o)) <= 1 for r, o in pairs)
 
@@ -130,13 +132,13 @@ def compare(
     differentiated = [f"{name} of the forward pass" for name in outputs]
     names = [*outputs, *differentiated, *(f"cotangent of {name}" for name in subject.names)]
     rows = [*enumerate(found.primal), *enumerate((*found.ys, *found.dxs))]
-    reach = reach_of(leaves)
+    reach = max([1.0, *(size_of(to_float64(a)) for a in leaves)])
 
     def errors(unit: float) -> list[tuple[str, Error]]:
-        oracle = evaluate_oracle(subject, leaves, gs, unit, tied)
-        draws = list(zip(*oracle.draws, strict=True))
+        truth, moved = evaluate_oracle(subject, leaves, gs, unit, tied)
+        draws = list(zip(*moved, strict=True))
         return [
-            (name, error(r, oracle.values[i], autodiff[i], draws[i], unit, typical[i] if typical else None, reach))
+            (name, error(r, truth[i], autodiff[i], draws[i], unit, typical[i] if typical else None, reach))
             for name, (i, r) in zip(names, rows, strict=True)
         ]
 

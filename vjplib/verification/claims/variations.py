@@ -30,18 +30,13 @@ def _at_other_sizes(subject: CallUnderTest, effort: str) -> Iterator[Finding]:
         for size in sorted(({1, n + 1} if effort == "standard" else {1, 2, 3, n - 1, n + 1, n + 2, 2 * n}) - {0, n}):
             if size < n and integers:  # they may be indices into the axis
                 continue
-            other = _at_size(subject, name, n, size)
-            if other.runs:
+            if (other := subject.resized({name: size}, f"{name} made {size}")) is not None:
                 found[size] = _values(other, subject)
         trap = _trap_of_sizes(subject, name, n, {size: not _fails(findings) for size, findings in found.items()})
         for findings in found.values():
             yield from _with_trap(findings, trap)
         if trap and not any(map(_fails, found.values())):
             yield failed("wrong_value", f"right where {name} are of another parity", trap=trap)
-
-
-def _at_size(subject: CallUnderTest, name: str, n: int, size: int) -> CallUnderTest:
-    return subject.at(resized(subject.args, {n: size}), subject.kwargs, f"{name} made {size}")
 
 
 def _fails(findings: list[Finding]) -> bool:
@@ -60,8 +55,7 @@ def _trap_of_sizes(subject: CallUnderTest, name: str, n: int, right: Mapping[int
     if len({good for size, good in right.items() if size > 1}) == 1:
         return ""
     for size in {n + 2, n + 3} - set(right):
-        other = _at_size(subject, name, n, size)
-        if not other.runs:
+        if (other := subject.resized({name: size}, f"{name} made {size}")) is None:
             return ""
         right[size] = value.right(other)
     parity = [good == (right[n] == ((size - n) % 2 == 0)) for size, good in right.items() if size > 1]
@@ -104,21 +98,6 @@ def _values(other: CallUnderTest, original: CallUnderTest) -> list[Finding]:
     if first is not None:
         findings[first] = replace(findings[first], counterexample=shrink.smallest(other))
     return findings
-
-
-def resized(args: tuple[Any, ...], sizes: Mapping[int, int]) -> tuple[Any, ...]:
-    """Return the arguments with some sizes of axes replaced, their numbers repeated or cut off.
-
-    Example:
-        >>> resized((np.arange(2.0),), {2: 3})[0].tolist()
-        [0.0, 1.0, 0.0]
-    """
-
-    def one(a: Any) -> Any:
-        shape = tuple(sizes.get(n, n) for n in np.shape(a))
-        return a if shape == np.shape(a) else np.resize(a, shape)
-
-    return jax.tree.map(one, args)
 
 
 CLAIM = Claim(

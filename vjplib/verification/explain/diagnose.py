@@ -21,7 +21,7 @@ from vjplib.compat import (
     unclose,
 )
 from vjplib.verification.call import Answers, CallUnderTest, Leaves, attempt
-from vjplib.verification.tolerance import relative_gap
+from vjplib.verification.tolerance import relative_gap, size_of
 
 UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
@@ -37,18 +37,14 @@ _tokens = itertools.count()
 
 def rules_called(subject: CallUnderTest) -> list[tuple[CustomVJP, tuple[Any, ...], dict[str, Any]]]:
     """Return the parts, the arguments and the keyword arguments of each custom_vjp that the call calls."""
-
-    def whole(leaves: Leaves) -> Any:
-        return subject.fn(*subject.rebuild(leaves), **subject.kwargs)
-
     leaves = subject.leaves()
     with recorded_custom_vjps() as calls:
         try:
             with jax.disable_jit():  # jit does not call again a function that it has traced before
-                jax.eval_shape(whole, leaves)
+                jax.eval_shape(lambda ls: subject.whole(ls), leaves)
         except Exception:  # a while loop, for one, cannot run without jit
             del calls[:]
-            jax.eval_shape(whole, leaves)
+            jax.eval_shape(lambda ls: subject.whole(ls), leaves)
         return list(calls)
 
 
@@ -72,7 +68,7 @@ def raised(subject: CallUnderTest, error: Exception) -> str:
         return "residual-is-no-array"
     if "float0" in text:
         return "integers"
-    rules = _rules(subject)
+    rules = passes_of(subject)
     if ("SymbolicZero" in text or "CustomVJPPrimal" in text) and any(rule.symbolic_zeros for rule in rules):
         return "symbolic-zeros"
     if isinstance(error, jax.errors.UnexpectedTracerError):
@@ -80,7 +76,7 @@ def raised(subject: CallUnderTest, error: Exception) -> str:
     return ""
 
 
-def _rules(subject: CallUnderTest) -> list[CustomVJP]:
+def passes_of(subject: CallUnderTest) -> list[CustomVJP]:
     """Return the custom_vjps that the call calls, none if it raises."""
     called = attempt(lambda: rules_called(subject))
     return [] if isinstance(called, Exception) else [rule for rule, _, _ in called]
@@ -89,9 +85,7 @@ def _rules(subject: CallUnderTest) -> list[CustomVJP]:
 def _leaked(subject: CallUnderTest, rules: list[CustomVJP]) -> str:
     """Return the trap of a tracer that left its trace: by a value that a pass closes over, or by one that it writes."""
     before = _closed_over(rules)
-    leaves = subject.leaves()
-    gs = subject.cotangents(leaves)
-    attempt(lambda: jax.eval_shape(subject.pull(subject.call), leaves, gs))
+    attempt(lambda: jax.eval_shape(subject.pull(subject.call), *subject.point()))
     if [*map(id, before)] != [*map(id, _closed_over(rules))]:
         return "hidden-state"
     return "closed-over-value" if any(isinstance(v, Tracer) for v in before) else ""
@@ -121,11 +115,6 @@ def _reached(value: Any, depth: int) -> Iterator[Any]:
         yield from _reached(item, depth - 1)
 
 
-def optimizes_remat(subject: CallUnderTest) -> bool:
-    """Return True if a custom_vjp that the call calls was defined with optimize_remat=True."""
-    return any(rule.optimize_remat for rule in _rules(subject))
-
-
 def refused_by_jax(run: Callable[[], Any], error: Exception) -> bool:
     """Return True if `run` raises the same error with passes that cannot be wrong in place of every custom_vjp's.
 
@@ -153,11 +142,6 @@ def refused_by_jax(run: Callable[[], Any], error: Exception) -> bool:
     except Exception as other:  # whatever JAX raises
         return seen and type(other) is type(error) and str(other) == str(error)
     return False
-
-
-def takes_symbolic_zeros(subject: CallUnderTest) -> bool:
-    """Return True if a custom_vjp that the call calls was defined with symbolic_zeros=True."""
-    return any(rule.symbolic_zeros for rule in _rules(subject))
 
 
 def values(subject: CallUnderTest, leaves: Leaves, gs: Leaves, found: Answers) -> dict[str, str]:
@@ -194,7 +178,7 @@ def values(subject: CallUnderTest, leaves: Leaves, gs: Leaves, found: Answers) -
             trap = "non-uniform-cotangent"
         elif _at_the_edge(r, o, digits):
             trap = "edge-of-the-image"
-        elif _same_total(r, o, digits) and _has_equal_axes(leaves, gs, o):
+        elif np.isclose(np.sum(r), np.sum(o), digits, digits * size_of(o)) and _has_equal_axes(leaves, gs, o):
             trap = "summed-over-the-wrong-axis"
         else:
             continue
@@ -234,16 +218,12 @@ def _at_the_edge(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
     return any(not np.take(differs, range(1, n - 1), axis).any() for axis, n in long)
 
 
-def _same_total(r: np.ndarray, o: np.ndarray, digits: float) -> bool:
-    return bool(np.isclose(np.sum(r), np.sum(o), rtol=digits, atol=digits * np.max(np.abs(o))))
-
-
 def _has_equal_axes(leaves: Leaves, gs: Leaves, o: np.ndarray) -> bool:
     """Return True if a larger array of the call, over which o is broadcast, has two axes of the size of one of o's."""
     return any(a.ndim > o.ndim and a.shape.count(n) > 1 for a in (*leaves, *gs) for n in o.shape if n > 1)
 
 
-def casts(jaxpr: Any, bits: int) -> Iterator[str]:
+def _casts(jaxpr: Any, bits: int) -> Iterator[str]:
     """Yield the floating dtypes of fewer bits that a program, or one inside it, casts to."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "convert_element_type":
@@ -251,18 +231,18 @@ def casts(jaxpr: Any, bits: int) -> Iterator[str]:
             if jnp.issubdtype(new, jnp.inexact) and jnp.issubdtype(old, jnp.inexact) and jnp.finfo(new).bits < bits:
                 yield new.name
         for _, inner, _ in programs(eqn.params):
-            yield from casts(inner, bits)
+            yield from _casts(inner, bits)
 
 
 def _casts_lower(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> bool:
     """Return True if the passes, and not the oracle, cast to a lower precision than that of the arguments."""
-    ours = jax.make_jaxpr(subject.pull(subject.call))(leaves, gs)
+    made = [jax.make_jaxpr(subject.pull(subject.call))(leaves, gs)]
     if subject.undifferentiable is None:
-        theirs = jax.make_jaxpr(subject.pull(subject.oracle))(leaves, gs)
+        made.append(jax.make_jaxpr(subject.pull(subject.oracle))(leaves, gs))
     else:
-        theirs = jax.make_jaxpr(subject.oracle)(*leaves)
+        made.append(jax.make_jaxpr(subject.oracle)(*leaves))
     bits = min(jnp.finfo(a.dtype).bits for a in leaves)
-    lower, allowed = (set(casts(unclose(program)[0], bits)) for program in (ours, theirs))
+    lower, allowed = (set(_casts(unclose(program)[0], bits)) for program in made)
     return bool(lower - allowed)
 
 

@@ -1,5 +1,6 @@
 """Pictures of Jacobians: the entries of dy/dx that are not zero in the backward, and those that are wrong."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,12 @@ def jacobians(subject: CallUnderTest) -> dict[str, dict[str, Any]]:
         leaves = subject.leaves(np.float64)
         if any(np.iscomplexobj(leaf) for leaf in leaves):
             return {}
-        shapes = [y.shape for y in subject.outputs(leaves)]
-        count = sum(int(np.prod(shape)) for shape in shapes)
-        ours, theirs = [], []
+        outputs = subject.outputs(leaves)
+        sizes = [math.prod(y.shape) for y in outputs]
+        count, ours, theirs = sum(sizes), [], []
         for i in range(min(count, MOST)):
-            unit = np.zeros(count)
-            unit[i] = 1
-            parts = np.split(unit, np.cumsum([np.prod(shape, dtype=int) for shape in shapes])[:-1])
-            gs = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+            parts = np.split(np.eye(1, count, i)[0], np.cumsum(sizes)[:-1])
+            gs = tuple(part.reshape(y.shape) for part, y in zip(parts, outputs, strict=True))
             found = subject.answers_at(leaves, gs)
             for rows, dxs in ((ours, found.dxs), (theirs, found.true_dxs)):
                 rows.append([dx.ravel()[:MOST] for dx in dxs])

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,8 +34,7 @@ def explain(subject: CallUnderTest) -> tuple[Explanation, ...]:
     One explanation covers all wrong cotangents if one correction does; else each has its own.
     """
     with x64():
-        leaves = subject.leaves(np.float64)
-        draw = draw_at(subject, leaves, subject.cotangents(leaves))
+        draw = draw_at(subject, *subject.point(np.float64))
         gaps = [relative_gap(r, o) for r, o in zip(draw.given, draw.truth, strict=True)]
         wrong = [i for i, gap in enumerate(gaps) if gap > subject.digits(gap)]
         if not wrong or not all(np.isfinite(o).all() for o in draw.truth):
@@ -65,13 +65,7 @@ def another_draw(subject: CallUnderTest, draw: Draw) -> Draw | None:
 
 
 def locate(subject: CallUnderTest, draw: Draw, wrong: Sequence[int]) -> list[Explanation]:
-    """Return the corrections that make wrong cotangents right, or why there is none.
-
-    Args:
-        subject: what to examine, its function JAX-differentiable once.
-        draw: the numbers at which the cotangents are wrong, in float64.
-        wrong: the numbers of the cotangents that are.
-    """
+    """Return the corrections that make wrong cotangents right, or why there is none."""
     program = with_factors(subject, draw.leaves, draw.gs)
     if len(program.places) > MOST:
         return [Explanation(reason=f"the backward has more than {MOST} equations: no place was looked for")]
@@ -93,19 +87,19 @@ def _factor(search: Search, moves: np.ndarray, at: Sequence[int]) -> Explanation
     named = tuple(f"cotangent of {search.subject.names[i]}" for i in at)
     if not program.places:
         return Explanation("", named, reason="the backward has no differentiable equation, and lacks no single term")
-    error = search.error(0, search.draws[0].given, mask)
-    moved = (search.weights[:, None] * moves)[mask]
+    error = search.error(0, mask)
+    moved = (moves / search.sizes[:, None])[mask]
     lengths = np.einsum("ei,ei->i", moved, moved)
     steps = np.divide(error @ moved, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
     unexplained = np.linalg.norm(error[:, None] - moved * steps, axis=0) / np.linalg.norm(error)
 
-    def scaled(i: int, number: int = 0) -> np.ndarray:
+    def scaled(i: int, number: int = 0) -> list[Any]:
         theta = search.ones.at[i].add(steps[i])
-        return np.asarray(search.cotangents(theta, search.draws[number].inputs))
+        return [search.cotangents(theta, search.draws[number].inputs)]
 
     # What is not linear in its factor, as a residual used twice, is seen only when the factor is tried.
     for i in np.argsort(unexplained, kind="stable")[:TRIED]:
-        tried = np.linalg.norm(search.error(0, scaled(i), mask)) / np.linalg.norm(error)
+        tried = np.linalg.norm(search.error(0, mask, scaled(i))) / np.linalg.norm(error)
         unexplained[i] = max(unexplained[i], tried)
     best = int(np.argmin(unexplained))
     alike = np.flatnonzero(
@@ -155,21 +149,21 @@ def _meaning(search: Search, equation: int, factor: float, at: Sequence[int]) ->
     named = [(text, n) for text, n in _sizes(subject, first) if math.isclose(n, times, rel_tol=1e-6) and times != 1]
     if not named:
         return ""
-    other = shrink.resized(subject, {k: n + 1 + i for i, (k, n) in enumerate(sorted(subject.sizes.items()))})
+    unsure = named[0][0] if times >= TELLING else ""
+    other = subject.resized({k: n + 1 + i for i, (k, n) in enumerate(sorted(subject.sizes.items()))})
     if other is None:
-        return named[0][0] if times >= TELLING else ""
-    leaves = other.leaves(np.float64)
-    draw = draw_at(other, leaves, other.cotangents(leaves))
+        return unsure
+    draw = draw_at(other, *other.point(np.float64))
     program = with_factors(other, draw.leaves, draw.gs)
     if [p.primitive for p in program.places] != [p.primitive for p in search.program.places]:
-        return named[0][0] if times >= TELLING else ""
+        return unsure
     there = Search(other, program, (draw,), search.wrong)
     sizes = dict(_sizes(other, first))
     held = []
     for text, _ in named:
         n = math.copysign(sizes.get(text, 1.0), factor)
         theta = there.ones.at[equation].set(n if abs(factor) > 1 else 1 / n)
-        corrected = np.asarray(there.cotangents(theta, draw.inputs))
+        corrected = [there.cotangents(theta, draw.inputs)]
         if there.holds(lambda _, corrected=corrected: corrected, there.mask(at)):
             held.append(text)
     own = [text for text in held if any(f"{name}'s" in text for name in first)] or held[:1]

@@ -21,8 +21,6 @@ from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.report import Place
 
 LONGEST = 60  # source of a place that is quoted
-
-
 _MOVES = object()  # a value that depends on an input
 
 
@@ -45,53 +43,34 @@ class ScaledProgram(NamedTuple):
 
     def evaluate(
         self,
-        after: Callable[[Any, Sequence[Any]], Sequence[Any]],
-        inputs: Sequence[Any] | None = None,
+        inputs: Sequence[Any],
+        after: Callable[[Any, Sequence[Any]], Sequence[Any]] = lambda _, outputs: outputs,
         bind: Callable[..., Sequence[Any]] = bind_eqn,
     ) -> list[Any]:
-        """Return the cotangents, the outputs of each equation passed through `after`.
+        """Return the cotangents at some inputs; `after` and `bind` are those of `vjplib.compat.evaluated`."""
+        return evaluated(self.jaxpr, self.consts, inputs, after, bind)
 
-        Args:
-            after: takes an equation and its outputs, and returns what to use in their place.
-            inputs: leaves and output cotangents; None for those of the trace.
-            bind: takes an equation, its inputs and parameters, and returns its outputs.
-        """
-        return evaluated(self.jaxpr, self.consts, self.inputs if inputs is None else inputs, after, bind)
+    def cotangents(self, only: Sequence[int] | None = None) -> Callable[[Any, Sequence[Any]], Any]:
+        """Return the function of some factors, all for None, and of the inputs that gives all cotangents, flat."""
+        position = {number: i for i, number in enumerate(range(len(self.places)) if only is None else only)}
 
-    def cotangents(self, weights: Sequence[float], only: Sequence[int] | None = None) -> Callable[..., Any]:
-        """Return the function of the factors that gives all cotangents, each times its weight, as one vector.
-
-        Args:
-            weights: of the cotangents.
-            only: the numbers of the factors that it is a function of, the others being 1; None for all.
-
-        Returns:
-            A function of the factors and of the inputs; None for those of the trace.
-        """
-        numbers = range(len(self.places)) if only is None else only
-        position = {number: i for i, number in enumerate(numbers)}
-
-        def run(theta: Any, inputs: Sequence[Any] | None = None) -> Any:
+        def run(theta: Any, inputs: Sequence[Any]) -> Any:
             number = iter(range(len(self.places)))
 
             def factor(y: Any) -> Any:
                 at = position.get(next(number)) if _scalable(y) else None
                 return y if at is None else y * theta[at].astype(y.dtype)
 
-            dxs = self.evaluate(lambda eqn, ys: ys if mark_of(eqn) is not None else [factor(y) for y in ys], inputs)
-            return jnp.concatenate([w * jnp.ravel(dx) for w, dx in zip(weights, dxs, strict=True)])
+            def scaled(eqn: Any, ys: Sequence[Any]) -> Sequence[Any]:
+                return ys if mark_of(eqn) is not None else [factor(y) for y in ys]
+
+            return jnp.concatenate([jnp.ravel(dx) for dx in self.evaluate(inputs, scaled)])
 
         return run
 
 
 def with_factors(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> ScaledProgram:
-    """Return the pullback of a subject at a call, with a factor on each equation.
-
-    Args:
-        subject: what to examine, its function JAX-differentiable once.
-        leaves: the differentiated leaves.
-        gs: the output cotangents.
-    """
+    """Return the pullback of a subject, which JAX can differentiate once, with a factor on each equation."""
 
     def pullback(leaves: Leaves, gs: Leaves) -> Leaves:
         return jax.vjp(subject.call, *leaves)[1](gs)
@@ -99,19 +78,14 @@ def with_factors(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> ScaledPr
     with backwards_where_written():
         jaxpr, consts = unclose(jax.make_jaxpr(pullback)(leaves, gs))
     jaxpr, inputs = without_dead_code(jaxpr), jax.tree.leaves((leaves, gs))
-    places: list[Place] = []
-    backward: list[bool] = []
-    inside = False
+    factors: list[tuple[Place, bool]] = []
+    in_backward = backward_equations()
 
     def note(eqn: Any, outputs: Sequence[Any]) -> Sequence[Any]:
-        nonlocal inside
-        mark = mark_of(eqn)
-        if mark is not None:
-            inside = mark
-            return outputs
-        count = sum(_scalable(v.aval) for v in eqn.outvars)
-        places.extend([place_of(eqn)] * count)
-        backward.extend([inside and _MOVES in outputs] * count)
+        inside = in_backward(eqn)
+        if mark_of(eqn) is None:
+            count = sum(_scalable(v.aval) for v in eqn.outvars)
+            factors.extend([(place_of(eqn), inside and _MOVES in outputs)] * count)
         return outputs
 
     def reach(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
@@ -119,7 +93,21 @@ def with_factors(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> ScaledPr
         return [_MOVES if any(v is _MOVES for v in values) else None] * len(eqn.outvars)
 
     evaluated(jaxpr, [None] * len(consts), [_MOVES] * len(inputs), note, reach)
-    return ScaledProgram(jaxpr, consts, inputs, tuple(places), tuple(backward))
+    places, backward = zip(*factors, strict=True) if factors else ((), ())
+    return ScaledProgram(jaxpr, consts, inputs, places, backward)
+
+
+def backward_equations() -> Callable[[Any], bool]:
+    """Return a function to be called with each equation in turn: True for those of a backward, its marks left out."""
+    inside = False
+
+    def in_backward(eqn: Any) -> bool:
+        nonlocal inside
+        mark = mark_of(eqn)
+        inside = inside if mark is None else mark
+        return inside and mark is None
+
+    return in_backward
 
 
 def place_of(eqn: Any) -> Place:
@@ -133,14 +121,7 @@ def _scalable(output: Any) -> bool:
 
 
 class Draw(NamedTuple):
-    """Numbers at which the cotangents are compared.
-
-    Args:
-        leaves: the differentiated leaves, in float64.
-        gs: the output cotangents.
-        given: the cotangents of the function under examination.
-        truth: the oracle's.
-    """
+    """Leaves and output cotangents in float64, with the cotangents of the function and of the oracle there."""
 
     leaves: Leaves
     gs: Leaves
@@ -155,18 +136,14 @@ class Draw(NamedTuple):
 
 def draw_at(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> Draw:
     """Return what is given and what is right at leaves and output cotangents, on the host."""
-    found = jax.tree.map(np.asarray, subject.answers(leaves, gs))
+    found = subject.answers_at(leaves, gs)
     return Draw(leaves, gs, found.dxs, found.true_dxs)
 
 
 class Search:
-    """The errors of one call at two draws, and whether a correction removes those of some cotangents.
+    """The errors of one call at all draws, and whether a correction removes those of some cotangents at each.
 
-    Args:
-        subject: the call under examination.
-        program: its pullback with a factor on each equation.
-        draws: where a correction must hold; the first is where it is looked for.
-        wrong: the numbers of the cotangents that are wrong.
+    It is looked for at the first draw. `wrong` are the numbers of the cotangents that are wrong.
     """
 
     def __init__(
@@ -174,27 +151,35 @@ class Search:
     ) -> None:
         self.subject, self.program, self.draws, self.wrong = subject, program, draws, wrong
         self.tolerance = math.sqrt(subject.eps)
-        self.cotangents = subject.compiled(program.cotangents([1.0] * len(draws[0].truth)))
+        self.cotangents = subject.compiled(program.cotangents())
         self.ones = jnp.ones(len(program.places))
-        norms = [max(float(np.linalg.norm(o)), np.finfo(float).tiny) for o in draws[0].truth]
-        self.owner = np.concatenate([np.full(o.size, i) for i, o in enumerate(draws[0].truth)])
-        self.weights = 1 / np.array(norms)[self.owner]
+        truth = draws[0].truth
+        self.owner = np.repeat(np.arange(len(truth)), [o.size for o in truth])
+        self.sizes = sizes(truth)
 
-    def error(self, number: int, dxs: Sequence[Any] | np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Return how far cotangents are from the right ones at a draw, weighted, where the mask holds."""
-        right = np.concatenate([np.ravel(o) for o in self.draws[number].truth])
-        flat = dxs if isinstance(dxs, np.ndarray) else np.concatenate([np.ravel(dx) for dx in dxs])
-        return (self.weights * (right - flat))[mask]
+    def error(self, number: int, mask: np.ndarray, dxs: Sequence[Any] | None = None) -> np.ndarray:
+        """Return the error of cotangents, the given ones for None, at a draw, relative to their sizes, under a mask."""
+        right, wrong = map(flat, (self.draws[number].truth, self.draws[number].given if dxs is None else dxs))
+        return ((right - wrong) / self.sizes)[mask]
 
     def mask(self, at: Sequence[int]) -> np.ndarray:
         """Return the entries that a correction of these cotangents must make, or leave, right."""
         return ~np.isin(self.owner, [i for i in self.wrong if i not in at])
 
-    def holds(self, corrected: Callable[[int], Any], mask: np.ndarray) -> bool:
+    def holds(self, corrected: Callable[[int], Sequence[Any]], mask: np.ndarray) -> bool:
         """Return whether a correction, a function of the number of a draw, makes the cotangents right at each."""
-        for number, draw in enumerate(self.draws):
-            before = np.linalg.norm(self.error(number, draw.given, mask))
-            after = np.linalg.norm(self.error(number, corrected(number), mask))
-            if not after <= self.tolerance * before:
-                return False
-        return True
+        norm = np.linalg.norm
+        return all(
+            norm(self.error(number, mask, corrected(number))) <= self.tolerance * norm(self.error(number, mask))
+            for number in range(len(self.draws))
+        )
+
+
+def flat(arrays: Sequence[Any]) -> np.ndarray:
+    """Return arrays as one vector."""
+    return np.concatenate([np.ravel(a) for a in arrays])
+
+
+def sizes(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return for each entry of the flat arrays the norm of its array."""
+    return flat([np.full(a.size, max(float(np.linalg.norm(a)), np.finfo(float).tiny)) for a in arrays])

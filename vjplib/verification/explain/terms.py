@@ -9,7 +9,7 @@ What is found must make the cotangent right at all draws, to half the digits, wi
 import itertools
 import math
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from vjplib.compat import bind_eqn, mark_of
+from vjplib.compat import bind_eqn
+from vjplib.verification.avals import broadcasts
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.explain.diagnose import rules_called
-from vjplib.verification.explain.program import Draw, Search, place_of
+from vjplib.verification.explain.program import Draw, Search, backward_equations, place_of
 from vjplib.verification.report import Explanation, Kind, Place
 
 VALUES = 10  # of the backward, that products are made of
@@ -42,12 +43,7 @@ class Value(NamedTuple):
 
 
 def missing(search: Search, i: int) -> Explanation | None:
-    """Return what is missing where the cotangent of leaf i is wrong, or None.
-
-    Args:
-        search: the errors, at two draws or more.
-        i: the number of a cotangent that is wrong.
-    """
+    """Return what is missing where the cotangent of leaf i is wrong, or None."""
     values, end = _values(search, i)
     return _product(search, i, values) or _term(search, i, values, end)
 
@@ -127,78 +123,67 @@ def _floating(v: Any) -> bool:
 def _expressions(search: Search, draw: Draw) -> dict[str, np.ndarray]:
     """Return what the equations of the backward give, by the source of their expressions."""
     found: dict[str, np.ndarray] = {}
-    inside = False
+    in_backward = backward_equations()
 
     def note(eqn: Any, outputs: Sequence[Any]) -> Sequence[Any]:
-        nonlocal inside
-        mark = mark_of(eqn)
-        inside = inside if mark is None else mark
-        if inside and mark is None and len(outputs) == 1 and _floating(outputs[0]):
-            source = place_of(eqn).source
-            if source:
-                found[source] = np.asarray(outputs[0])  # the last of a line of code is all of it
+        if in_backward(eqn) and len(outputs) == 1 and _floating(outputs[0]) and (source := place_of(eqn).source):
+            found[source] = np.asarray(outputs[0])  # the last of a line of code is all of it
         return outputs
 
-    search.program.evaluate(note, draw.inputs)
+    search.program.evaluate(draw.inputs, note)
     return found
 
 
 def _product(search: Search, i: int, values: Sequence[Value]) -> Explanation | None:
     """Return the operand of the backward that lacks one of its values as a factor, or None."""
     mask = search.mask([i])
-    tries = 0
-    for number, k, eqn, a in list(_operands(search, search.draws[0])):
-        for value, inverse in itertools.product(values, (False, True)):
-            v = value.at[0]
-            if not _fits(v.shape, a.shape) or (inverse and not np.all(v)):
-                continue
-            tries += 1
-            if tries > TRIES:
-                return None
-            found = partial(_multiplied, search, number, k, value, inverse)
-            error = search.error(0, search.draws[0].given, mask)
-            with np.errstate(all="ignore"):
-                left = np.linalg.norm(search.error(0, found(0), mask))
-            if left <= search.tolerance * np.linalg.norm(error) and search.holds(found, mask):
-                operand = next((v.name for v in values if _same(v.at[0], a)), "")
-                term = f"1 / {_in_product(value.name)}" if inverse else value.name
-                named = (f"cotangent of {search.subject.names[i]}",)
-                return Explanation("product", named, (place_of(eqn),), term=term, operand=operand)
+    error = np.linalg.norm(search.error(0, mask))
+    tried = 0
+    for (number, k, eqn, a), value, inverse in itertools.product(_operands(search), values, (False, True)):
+        v = value.at[0]
+        if not broadcasts(v.shape, a.shape) or (inverse and not np.all(v)):
+            continue
+        tried += 1
+        if tried > TRIES:
+            return None
+        found = partial(_multiplied, search, number, k, value, inverse)
+        with np.errstate(all="ignore"):
+            left = np.linalg.norm(search.error(0, mask, found(0)))
+        if left <= search.tolerance * error and search.holds(found, mask):
+            operand = next((v.name for v in values if _same(v.at[0], a)), "")
+            term = f"1 / {_in_product(value.name)}" if inverse else value.name
+            named = (f"cotangent of {search.subject.names[i]}",)
+            return Explanation("product", named, (place_of(eqn),), term=term, operand=operand)
     return None
 
 
-def _operands(search: Search, draw: Draw) -> Iterator[tuple[int, int, Any, np.ndarray]]:
-    """Yield the equations of the backward by number, with each floating operand by number, and its value."""
+def _operands(search: Search) -> list[tuple[int, int, Any, np.ndarray]]:
+    """Return the equations of the backward by number, with each floating operand by number, and its value."""
     found: list[tuple[int, int, Any, np.ndarray]] = []
-    inside, number = False, -1
+    numbers, in_backward = itertools.count(), backward_equations()
 
     def bind(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
-        nonlocal inside, number
-        number += 1
-        mark = mark_of(eqn)
-        inside = inside if mark is None else mark
-        if inside and mark is None:
-            at = number
-            found.extend((at, k, eqn, np.asarray(v)) for k, v in enumerate(values) if _floating(v) and np.size(v) > 1)
+        number = next(numbers)
+        if in_backward(eqn):
+            operands = ((k, np.asarray(v)) for k, v in enumerate(values) if _floating(v) and np.size(v) > 1)
+            found.extend((number, k, eqn, v) for k, v in operands)
         return bind_eqn(eqn, values, **params)
 
-    search.program.evaluate(lambda _, outputs: outputs, draw.inputs, bind)
-    yield from found
+    search.program.evaluate(search.draws[0].inputs, bind=bind)
+    return found
 
 
 def _multiplied(search: Search, number: int, operand: int, value: Value, inverse: bool, draw: int) -> list[Any]:
     """Return the cotangents at a draw where one operand of one equation is multiplied by a value."""
     v = 1 / value.at[draw] if inverse else value.at[draw]
-    at = -1
+    numbers = itertools.count()
 
     def bind(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
-        nonlocal at
-        at += 1
-        if at == number:
+        if next(numbers) == number:
             values = [x * v if k == operand else x for k, x in enumerate(values)]
         return bind_eqn(eqn, values, **params)
 
-    return search.program.evaluate(lambda _, outputs: outputs, search.draws[draw].inputs, bind)
+    return search.program.evaluate(search.draws[draw].inputs, bind=bind)
 
 
 class Sum(NamedTuple):
@@ -255,7 +240,7 @@ def _term(search: Search, i: int, values: Sequence[Value], end: Place | None) ->
         return None
     pairs = itertools.combinations_with_replacement(values, 2)
     products = [Sum(()), *(Sum((v,)) for v in values), *(Sum((v, w)) for v, w in pairs if _compatible(v, w))]
-    left = [p for p in products if _fits(p.at(0).shape, shape)]
+    left = [p for p in products if broadcasts(p.at(0).shape, shape)]
     right = [Sum(())]
     elements = 0
     for p in products[1:]:
@@ -265,12 +250,14 @@ def _term(search: Search, i: int, values: Sequence[Value], end: Place | None) ->
         long = [axis for axis, n in enumerate(at.shape) if n > 1]
         for count in range(1, len(long) + 1):
             for axes in itertools.combinations(long, count):
-                fitting = [s for s in (Sum(p.values, axes), Sum(p.values, axes, True)) if _fits(s.at(0).shape, shape)]
+                fitting = [
+                    s for s in (Sum(p.values, axes), Sum(p.values, axes, True)) if broadcasts(s.at(0).shape, shape)
+                ]
                 elements += at.size
                 if elements > ELEMENTS:
                     return None
                 right += fitting[:1]
-        if len(p.values) == 1 and _fits(at.shape, shape):
+        if len(p.values) == 1 and broadcasts(at.shape, shape):
             right.append(p)
     rng = np.random.default_rng((search.subject.seed, 8))
     size = truth[0].size
@@ -298,11 +285,6 @@ def _term(search: Search, i: int, values: Sequence[Value], end: Place | None) ->
 def _compatible(v: Value, w: Value) -> bool:
     """Return whether two values can be multiplied."""
     return all(1 in (n, m) or n == m for n, m in zip(v.at[0].shape[::-1], w.at[0].shape[::-1], strict=False))
-
-
-def _fits(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    """Return whether a shape broadcasts to another."""
-    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))
 
 
 def _cost(left: Sum, right: Sum) -> tuple[int, int]:

@@ -6,78 +6,58 @@ PAGE = "docs/traps.md"
 
 
 class Trap(NamedTuple):
-    """A known mistake.
-
-    Args:
-        words: what is wrong, for a report.
-        remedy: what to do, in a line.
-        threads: numbers of the issues of JAX in which people met it.
-    """
+    """A known mistake in words, for a report, and its remedy in a line."""
 
     words: str
     remedy: str
-    threads: tuple[int, ...] = ()
 
 
 TRAPS: dict[str, Trap] = {
-    "cotangent-dtype": Trap(
-        "the cotangent has another dtype than its argument", "end with dx.astype(x.dtype)", (27144, 18931)
-    ),
+    "cotangent-dtype": Trap("the cotangent has another dtype than its argument", "end with dx.astype(x.dtype)"),
     "one-array-for-a-tree": Trap(
         "one array stands for a whole pytree, and JAX copies it to each leaf", "return the argument's own tree"
     ),
     "broadcast-not-summed": Trap(
         "an argument was broadcast and its cotangent is not summed back",
         "sum over the axes along which it was broadcast",
-        (3056, 6452),
     ),
     "summed-over-the-wrong-axis": Trap(
         "it may be summed over the wrong one of two axes of equal size: the total is right, the entries are not",
         "verify with axes of distinct sizes",
-        (3056, 6452),
     ),
     "forward-is-not-the-primal": Trap(
         "the forward pass does not return what the primal does",
         "write the forward once, and let the primal return fwd(...)[0]",
-        (12611,),
     ),
     "weak-type": Trap(
-        "one side is weakly typed, as a Python number is",
-        "give the constant a dtype, as in jnp.asarray(2, x.dtype)",
-        (9994,),
+        "one side is weakly typed, as a Python number is", "give the constant a dtype, as in jnp.asarray(2, x.dtype)"
     ),
     "array-in-nondiff": Trap(
         "an array stands in a place named by nondiff_argnums, where no tracer may stand",
         "take it as an ordinary argument, and return None or zeros for it",
-        (2912, 9374),
     ),
     "closed-over-value": Trap(
         "a pass uses a value that it closes over, from outside its arguments",
         "make it an argument, or let jax.closure_convert do so",
-        (2520, 5666),
     ),
     "forgotten-gradient": Trap(
-        "the gradient of this argument is zero or None, and should not be", "return its cotangent", (17496,)
+        "the gradient of this argument is zero or None, and should not be", "return its cotangent"
     ),
     "second-order-zero": Trap(
         "a second derivative is exactly zero, and should not be",
         "let residuals depend on the arguments by functions that have derivatives",
-        (21220,),
     ),
     "forward-over-reverse": Trap(
         "forward mode meets a custom_vjp in the forward or the backward pass",
         "write the forward without the decorated function, and the backward without another custom_vjp",
-        (16049, 3996),
     ),
-    "optimize-remat": Trap("optimize_remat=True has no second order", "leave it out", (21303,)),
+    "optimize-remat": Trap("optimize_remat=True has no second order", "leave it out"),
     "residuals-kept": Trap(
         "more is kept between forward and backward than needed",
         "keep the smallest residual, the output before the input",
     ),
     "residual-is-no-array": Trap(
-        "a residual is no array: a string, a dtype",
-        "keep an array of that dtype, or pass it by nondiff_argnums",
-        (17753,),
+        "a residual is no array: a string, a dtype", "keep an array of that dtype, or pass it by nondiff_argnums"
     ),
     "not-linear": Trap(
         "the backward is not linear in the cotangent", "use the cotangent as a factor once; clip gradients elsewhere"
@@ -85,7 +65,6 @@ TRAPS: dict[str, Trap] = {
     "conjugate-missing": Trap(
         "a complex conjugate is missing, or stands where none should",
         "JAX pulls back by the transpose, without a conjugate: dx = g * f'(x)",
-        (979, 9110),
     ),
     "real-and-complex": Trap(
         "real and complex are mixed", "return jnp.real(...) for a real argument, a complex one for a complex"
@@ -93,27 +72,21 @@ TRAPS: dict[str, Trap] = {
     "zero-times-infinity": Trap(
         "at a boundary it is not finite where the derivative is, as 0 * inf and 0 / 0 are not",
         "make the argument harmless by jnp.where before dividing, not only the result after",
-        (2630,),
     ),
     "integers": Trap(
         "integers and booleans have no cotangent but None or float0",
         "return None for an integer argument, and do not compute with an integer output's cotangent",
-        (7651,),
     ),
     "symbolic-zeros": Trap(
-        "symbolic zeros are mishandled",
-        "leave symbolic_zeros out, or treat each SymbolicZero by itself",
-        (14833, 28144),
+        "symbolic zeros are mishandled", "leave symbolic_zeros out, or treat each SymbolicZero by itself"
     ),
     "unbatched-residuals": Trap(
         "it fails under vmap where some arguments or residuals have a batch axis and others have none",
         "broadcast, and count axes from the end; let a callback take vmap_method='sequential' or 'broadcast_all'",
-        (5832,),
     ),
     "double-psum": Trap(
         "a cotangent is summed over devices twice, or not at all",
         "sum over the axes along which the cotangent varies and the argument does not",
-        (19174, 3970),
     ),
     "one-static-value": Trap(
         "it is right for one value of a static argument and wrong for another",

@@ -15,12 +15,13 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vjplib.compat import CustomVJP, custom_vjp_of, programs, unclose, with_collective_timeout
 from vjplib.verification.call import CallUnderTest, attempt
@@ -59,32 +60,23 @@ def _holds_callback(jaxpr: Any) -> bool:
     )
 
 
-class _Named(NamedTuple):
-    """A function by its module and name, for another process to import."""
-
-    module: str
-    name: str
-
-    def found(self) -> Any:
-        """Return the function."""
-        thing: Any = import_module(self.module)
-        for part in self.name.split("."):
-            thing = getattr(thing, part)
-        return thing
-
-
 def _recorded(steps: Mapping[tuple[str, int], Any], sizes: Mapping[str, int]) -> Any:
     """Return the shapes at another size of one dimension, as `CallUnderTest.resize` does, from a table."""
     ((name, n),) = sizes.items()
     return steps[name, n]
 
 
-def _portable(f: Any) -> Any:
-    """Return a function by name where it can be imported, else itself."""
-    module, name = getattr(f, "__module__", None), getattr(f, "__qualname__", getattr(f, "__name__", None))
+def _found(module: str, name: str) -> Any:
+    """Return what a module holds under a name, which may have dots."""
+    return attrgetter(name)(import_module(module))
+
+
+def _importable(thing: Any) -> tuple[str, str] | None:
+    """Return the module and the name that another process can import something by, or None."""
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", getattr(thing, "__name__", None))
     if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
-        return f
-    return _Named(module, name) if attempt(_Named(module, name).found) is f else f
+        return None
+    return (module, name) if attempt(lambda: _found(module, name)) is thing else None
 
 
 def _remade(parts: CustomVJP) -> Any:
@@ -95,14 +87,15 @@ def _remade(parts: CustomVJP) -> Any:
 
 
 def _pickled(thing: Any) -> bytes:
-    """Return a pickle, by cloudpickle if it is installed, and of each custom_vjp by its parts."""
+    """Return a pickle, by cloudpickle if it is installed; a custom_vjp that cannot be imported is made of its parts."""
     pickler: Any = import_module("cloudpickle").Pickler if find_spec("cloudpickle") else pickle.Pickler
 
     class Pickler(pickler):
         def reducer_override(self, thing: Any) -> Any:
+            if not isinstance(thing, (type, FunctionType)) and (named := _importable(thing)):
+                return _found, named
             if parts := custom_vjp_of(thing):
-                named = _portable(thing)
-                return (_Named.found, (named,)) if isinstance(named, _Named) else (_remade, (parts,))
+                return _remade, (parts,)
             return super().reducer_override(thing) if hasattr(pickler, "reducer_override") else NotImplemented
 
     file = BytesIO()
@@ -113,13 +106,8 @@ def _pickled(thing: Any) -> bytes:
 def elsewhere(subject: CallUnderTest) -> Iterator[Finding]:
     """Yield the findings from a process of its own, with devices made of the processor's cores."""
     steps = {(name, n + 1): subject.resize({name: n + 1}) for name, n in subject.sizes.items() if subject.resize}
-    args, kwargs = jax.tree.map(
-        lambda a: np.asarray(a) if isinstance(a, jax.Array) else a, (subject.args, subject.kwargs)
-    )
-    fn, reference = _portable(subject.fn), _portable(subject.reference)
-    away = replace(
-        subject, fn=fn, reference=reference, compared=None, args=args, kwargs=kwargs, resize=partial(_recorded, steps)
-    )
+    args, kwargs = jax.device_get((subject.args, dict(subject.kwargs)))
+    away = replace(subject, compared=None, args=args, kwargs=kwargs, resize=partial(_recorded, steps))
     # Where the function equals its oracle here, a difference elsewhere comes of the devices.
     agreed = subject.undifferentiable is None and attempt(lambda: right(subject)) is True
     sent = attempt(lambda: _pickled((away, agreed)))
@@ -155,8 +143,7 @@ def answer() -> None:
     """Examine the subject in the file named first on the command line, and write the findings to the second."""
     given, found = map(Path, sys.argv[1:3])
     away, agreed = pickle.loads(given.read_bytes())
-    fn, reference = (f.found() if isinstance(f, _Named) else f for f in (away.fn, away.reference))
-    findings = attempt(lambda: list(here(replace(away, fn=fn, reference=reference), agreed)))
+    findings = attempt(lambda: list(here(away, agreed)))
     if isinstance(findings, Exception):  # an error that a rule raises is a finding about that rule
         findings = [failed("raises", f"raises {describe_error(findings)}")]
     found.write_bytes(pickle.dumps(findings))

@@ -64,6 +64,10 @@ def find_data_axis(subject: CallUnderTest, parts: int, dtype: Any) -> SplitCall 
 
         return run
 
+    def split(of: Any, arrays: tuple[Any, ...], axes: Axes, block: int, *described: Any) -> SplitCall | None:
+        outputs = _outputs(of(subject.fn), arrays, axes, parts)
+        return SplitCall(of, arrays, axes, outputs, differentiated, block, *described) if outputs else None
+
     rng = np.random.default_rng((subject.seed, 6))
     best: SplitCall | None = None
     for axes in itertools.islice(_choices(subject, [a.shape for a in arrays], which, tree), _MOST_CHOICES):
@@ -71,14 +75,12 @@ def find_data_axis(subject: CallUnderTest, parts: int, dtype: Any) -> SplitCall 
             continue
         (n,) = {a.shape[k] for a, k in zip(arrays, axes, strict=True) if k is not None}
         rest = [m for a, k in zip(arrays, axes, strict=True) for j, m in enumerate(a.shape) if j != k]
+        named = zip(subject.names, differentiated, strict=True)
+        where = ", ".join(f"axis {axes[i]} of {name}" for name, i in named if axes[i] is not None)
         for block in dict.fromkeys((_prime(rest), n)):
             resized = tuple(_resized(a, k, parts * block, rng) for a, k in zip(arrays, axes, strict=True))
-            outputs = _outputs(of(subject.fn), resized, axes, parts)
-            if outputs is not None:
-                named = zip(subject.names, differentiated, strict=True)
-                where = ", ".join(f"axis {axes[i]} of {name}" for name, i in named if axes[i] is not None)
-                found = SplitCall(of, resized, axes, outputs, differentiated, block, where)
-                if all(kind in (0, SUM, MEAN) for kind in outputs):  # layers return the batch first
+            if found := split(of, resized, axes, block, where):
+                if all(kind in (0, SUM, MEAN) for kind in found.outputs):  # layers return the batch first
                     return found
                 best = best or found
                 break
@@ -87,16 +89,12 @@ def find_data_axis(subject: CallUnderTest, parts: int, dtype: Any) -> SplitCall 
     # The call mapped by vmap over a new leading axis of the first differentiated argument.
     axes = tuple(0 if i == differentiated[0] else None for i in range(len(arrays)))
     block = _prime([m for a in arrays for m in a.shape])
-    new = [_resized(a[None], 0, parts * block, rng) if k == 0 else a for a, k in zip(arrays, axes, strict=True)]
+    new = tuple(_resized(a[None], 0, parts * block, rng) if k == 0 else a for a, k in zip(arrays, axes, strict=True))
 
     def mapped(f: Callable[..., Any]) -> Callable[..., Leaves]:
         return jax.vmap(of(f), in_axes=axes)
 
-    outputs = _outputs(mapped(subject.fn), tuple(new), axes, parts)
-    if outputs is None:
-        return None
-    described = f"a leading axis of {subject.names[0]}, mapped over by jax.vmap"
-    return SplitCall(mapped, tuple(new), axes, outputs, differentiated, block, described, True)
+    return split(mapped, new, axes, block, f"a leading axis of {subject.names[0]}, mapped over by jax.vmap", True)
 
 
 def _choices(

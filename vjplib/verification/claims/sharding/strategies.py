@@ -13,6 +13,7 @@ size, so an array whose size it divides has the data in it. Such an array may be
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -97,9 +98,8 @@ class _Strategies:
         results: dict[str, tuple[Any, str]] = {}
         for kind in _KINDS:
             names = [name for name, strategy in self.strategies.items() if strategy.kind == kind]
-            refusals = {name: error for name in names if (error := self.refused(name, self.ours)) is not None}
-            traced = [name for name in names if name not in refusals]
-            for name, result in (refusals | attempt_all(lambda names: self.run(names, self.ours), traced)).items():
+            traces = {name: partial(self.trace, name, self.ours) for name in names}
+            for name, result in attempt_all(lambda names: self.run(names, self.ours), traces).items():
                 if isinstance(result, Exception):
                     yield self.refusal(name, result)
                 else:
@@ -111,7 +111,7 @@ class _Strategies:
     def alone(self, f: Callable[..., Leaves]) -> Any:
         """Return outputs and cotangents on one device."""
         run = jax.jit(self.by_compiler(f), compiler_options=fast_compile_options())
-        return jax.tree.map(np.asarray, run(self.data.arrays, self.gs))
+        return jax.device_get(run(self.data.arrays, self.gs))
 
     def placed(self, kind: AxisType) -> tuple[Any, Any]:
         """Return a mesh, and the arrays and cotangents on it."""
@@ -132,19 +132,22 @@ class _Strategies:
             results, text = jax.tree.map(np.asarray, ready(*given)), ready.as_text() or ""
         return {name: (results[name], text) for name in names}
 
-    def refused(self, name: str, f: Callable[..., Leaves]) -> Exception | None:
-        """Return what JAX raises when it traces a strategy."""
+    def trace(self, name: str, f: Callable[..., Leaves]) -> Any:
+        """Trace a strategy, which JAX may refuse by any exception."""
         strategy = self.strategies[name]
         mesh, given = self.placed(strategy.kind)
         with jax.set_mesh(mesh):
-            traced = attempt(lambda: jax.eval_shape(strategy.program(f), *given))
-        return traced if isinstance(traced, Exception) else None
+            return jax.eval_shape(strategy.program(f), *given)
+
+    def refused(self, name: str, f: Callable[..., Leaves]) -> bool:
+        """Return True if JAX refuses to trace a strategy."""
+        return isinstance(attempt(lambda: self.trace(name, f)), Exception)
 
     def refusal(self, name: str, error: Exception) -> Finding:
         """Return a failure, or a note or a skip where JAX refuses the rule or autodiff for their sharding."""
         remedy = next((remedy for sign, remedy in _REFUSALS.items() if sign in str(error)), "")
         level, but = "fail", "autodiff does not"
-        refused = [of for of, f in self.autodiff.items() if self.refused(name, f) is not None]
+        refused = [of for of, f in self.autodiff.items() if self.refused(name, f)]
         if self.subject.undifferentiable is not None:
             level, but = "skipped", "there is no autodiff to compare with"
         elif refused:
@@ -185,7 +188,7 @@ class _Strategies:
             if self.subject.undifferentiable is not None:
                 level, but = "note", "there is no autodiff to compare with"
             for of, f in () if level == "note" else self.autodiff.items():
-                if self.refused(name, f) is not None:
+                if self.refused(name, f):
                     level, but = "note", f"autodiff of {of} is refused"
                 elif theirs := self.sent_by(name, f):
                     level, but = "note", f"so does autodiff of {of}, {_listed(theirs)}"
@@ -251,10 +254,7 @@ class _Strategies:
 
 
 _KINDS = (AxisType.Auto, AxisType.Explicit)
-
-
-def _psum(y: Any) -> Any:
-    return lax.psum(y, AXIS)
+_psum = partial(lax.psum, axis_name=AXIS)
 
 
 def _spec(axis: Any) -> P:
