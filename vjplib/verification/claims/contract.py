@@ -148,7 +148,7 @@ def _raw(subject: CallUnderTest, rule: CustomVJP, args: tuple[Any, ...], kwargs:
             for i, a in enumerate(ys)
         ]
         dxs = tuple(rule.bwd(*nondiff, res, jax.tree.unflatten(tree, gs)))
-        return y, jax.tree.map(lambda a: jnp.zeros(a.shape, a.aval.dtype) if isinstance(a, SymbolicZero) else a, dxs)
+        return y, jax.tree.map(lambda a: jnp.zeros_like(struct(a)) if isinstance(a, SymbolicZero) else a, dxs)
 
     def backward(alone: int | None) -> Any:
         return jax.eval_shape(lambda *moved: passes(alone, *moved), *(avals[i] for i in moving))
