@@ -7,7 +7,7 @@ CPUs. Only `vjplib bench --torch` imports torch.
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from vjplib.bench.rules import Row
 from vjplib.bench.timing import Compiled, Cost, costs
-from vjplib.compat import programs
+from vjplib.compat import equations
 from vjplib.rule import Case, Rule
 
 Tensor = Any
@@ -89,7 +89,8 @@ def _costs(torch: Any, rule: Rule, case: Case, seconds: float) -> dict[str, Cost
     """Return the cost of each measure in torch; nothing if torch has no equivalent."""
     call, rng = case.call(np.random.default_rng(0), np.float32), np.random.default_rng(0)
     name, baseline = next(iter(rule.baselines.items()))
-    found = list(_equations(jax.make_jaxpr(partial(baseline, **call.kwargs))(*call.args).jaxpr))
+    program = jax.make_jaxpr(partial(baseline, **call.kwargs))(*call.args)
+    found = [eqn for eqn in equations(program) if eqn.primitive.name in TORCH_OPS]
     op = TORCH_OPS[found[0].primitive.name](torch, found[0].params) if len(found) == 1 else None
     if op is None:
         return {}
@@ -102,14 +103,6 @@ def _costs(torch: Any, rule: Rule, case: Case, seconds: float) -> dict[str, Cost
         raise ValueError(f"torch and {name} must compute the same to be timed side by side")
     programs = _programs(torch, run, leaves, torch.randn_like(y))
     return {measure: costs([Compiled(program)], [0], seconds)[0] for measure, program in programs.items()}
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Yield the equations of a program, inner programs included, whose primitive is in `TORCH_OPS`."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in TORCH_OPS:
-            yield eqn
-        yield from (found for _, inner, _ in programs(eqn.params) for found in _equations(inner))
 
 
 def tensor(torch: Any, a: np.ndarray, order: tuple[int, ...]) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vjplib.compat import CustomVJP, custom_vjp_of, programs, unclose, with_collective_timeout
+from vjplib.compat import CustomVJP, custom_vjp_of, equations, with_collective_timeout
 from vjplib.verification.call import CallUnderTest, attempt
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.sharding.strategies import MOST_DEVICES, here
@@ -50,14 +50,7 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
 
 def _calls_back(subject: CallUnderTest) -> bool:
     program, _ = subject.traced
-    return not isinstance(program, str | None) and _holds_callback(unclose(program)[0])
-
-
-def _holds_callback(jaxpr: Any) -> bool:
-    return any(
-        "callback" in eqn.primitive.name or any(_holds_callback(inner) for _, inner, _ in programs(eqn.params))
-        for eqn in jaxpr.eqns
-    )
+    return not isinstance(program, str | None) and any("callback" in eqn.primitive.name for eqn in equations(program))
 
 
 def _recorded(steps: Mapping[tuple[str, int], Any], sizes: Mapping[str, int]) -> Any:
