@@ -61,7 +61,7 @@ def under_two_vmaps(fn: Callable, plain: Callable) -> Callable:
 
 def nested(primal: Callable, bwd: Callable) -> WrongRule:
     made = keeping(primal, bwd)
-    return WrongRule(made, (normal(5),), "x", ("transforms",), shown=under_two_vmaps(made, primal))
+    return WrongRule(made, (normal(5),), "vmap", ("transforms",), shown=under_two_vmaps(made, primal))
 
 
 NESTED = {

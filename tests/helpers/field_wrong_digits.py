@@ -26,8 +26,8 @@ def added_one_by_one(g: Any) -> Any:
 
 
 def in_blocks(a: Any, b: Any) -> Any:
-    """Return a.T @ b, accumulated over blocks of 32 rows in their own dtype."""
-    a, b = (m.reshape(-1, 32, m.shape[-1]) for m in (a, b))
+    """Return a.T @ b, accumulated over blocks of 4 rows in their own dtype."""
+    a, b = (m.reshape(-1, 4, m.shape[-1]) for m in (a, b))
     return lax.scan(lambda s, ab: (s + ab[0].T @ ab[1], None), jnp.zeros(a.shape[2:] + b.shape[2:], a.dtype), (a, b))[0]
 
 
@@ -72,7 +72,7 @@ PRECISION = {
             lambda x: jnp.sin(x),
             lambda res, g: (g * (1 - res[0] ** 2 / 2 if res[0].dtype == jnp.bfloat16 else jnp.cos(res[0])),),
         ),
-        (normal(11),),
+        (2 * normal(11),),
         "x",
         ("accuracy", "value"),
         wrong_at=((halves(2 * normal(11)),), {}),
@@ -265,7 +265,8 @@ def by_tracer(traced: float, concrete: float) -> WrongRule:
         g = np.ones(7, np.float32)
         return (jax.jit(back)(g), back(g))[:: 1 if traced != 1 else -1]
 
-    return WrongRule(made, (normal(7),), "x", ("value", "transforms"), shown=shown)
+    said = "x" if traced != 1 else "not jitted"
+    return WrongRule(made, (normal(7),), said, ("value", "transforms"), shown=shown)
 
 
 def every_second_call() -> WrongRule:

@@ -23,7 +23,7 @@ class WrongRule(NamedTuple):
     Args:
         fn: the rule, or a function that calls it.
         args: positional arguments of the call.
-        argument: what a failure must name: the argument whose cotangent is wrong, or "output".
+        argument: what a failure must name: the argument whose cotangent is wrong, or the transform under which.
         claims: the claims under any of which it counts as caught.
         kwargs: keyword arguments of the call.
         options: of `verify`.
