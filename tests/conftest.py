@@ -10,8 +10,8 @@ from vjplib.compat import with_collective_timeout
 
 pytest_plugins = "pytester"
 os.environ["XLA_FLAGS"] = with_collective_timeout(os.environ.get("XLA_FLAGS", ""))
-# Compiling takes longer than what is computed: without LLVM's optimisation the suite takes two thirds of the time. Run it
-# once with JAX_DISABLE_MOST_OPTIMIZATIONS=0 before a release.
+# Compiling takes longer than what is computed: without LLVM's optimisation the suite takes two thirds of the time.
+# Before a release it is run with JAX_DISABLE_MOST_OPTIMIZATIONS=0 too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the processes that tests start have it too
 jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
 jax.config.update("jax_num_cpu_devices", 4)  # for what is claimed of shards; read when the first array is made
