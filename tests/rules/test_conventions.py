@@ -1,6 +1,7 @@
 """Kinks, zeros, ties, NaN, infinities, masks and empty axes; and the numbers of what each rule replaces."""
 
 import itertools
+from functools import partial
 
 import chex
 import jax
@@ -18,6 +19,19 @@ INF, NAN = jnp.inf, jnp.nan
 def cotangent(fn, x, **kwargs):
     y, back = jax.vjp(lambda x: fn(x, **kwargs), x)
     return back(jnp.ones_like(y))[0]
+
+
+def require_close(ours, theirs, *args, rtol, atol=0.0, mask=None):
+    """Requires the same value and cotangents of two functions, in one compiled program; g is 0 outside the mask."""
+    y = jax.eval_shape(ours, *args)
+    g = np.where(True if mask is None else mask, np.random.default_rng(1).standard_normal(y.shape), 0).astype(y.dtype)
+
+    @jax.jit
+    def both(g, *args):
+        pairs = [jax.vjp(f, *args) for f in (ours, theirs)]
+        return [(y, back(g)) for y, back in pairs]
+
+    chex.assert_trees_all_close(*both(g, *args), rtol=rtol, atol=atol)
 
 
 def test_relu_at_zero():
@@ -65,9 +79,7 @@ def test_prod_of_nothing_is_one():
 def test_prod_takes_axes_as_jnp_does(axis, keepdims, rng):
     x = rng.standard_normal((2, 3, 4)).astype(np.float32)
     x[0, 1, 2] = 0
-    ours, theirs = (jax.vjp(lambda x, f=f: f(x, axis=axis, keepdims=keepdims), x) for f in (vjplib.prod, jnp.prod))
-    g = rng.standard_normal(ours[0].shape).astype(np.float32)
-    chex.assert_trees_all_close((ours[0], ours[1](g)), (theirs[0], theirs[1](g)), rtol=1e-5)
+    require_close(*(partial(f, axis=axis, keepdims=keepdims) for f in (vjplib.prod, jnp.prod)), x, rtol=1e-5)
 
 
 SOFT = {"softmax": (vjplib.softmax, jax.nn.softmax), "log_softmax": (vjplib.log_softmax, jax.nn.log_softmax)}
@@ -77,12 +89,10 @@ SOFT = {"softmax": (vjplib.softmax, jax.nn.softmax), "log_softmax": (vjplib.log_
 @pytest.mark.parametrize("axis", [None, 0, -1, (0, 1)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_softmax_family_gives_jax_nn_numbers(name, axis, masked, rng):
-    ours, theirs = SOFT[name]
     x = rng.standard_normal((3, 5)).astype(np.float32)
     where = jnp.asarray(rng.random((3, 5)) < 0.6).at[0].set(True).at[:, 0].set(True) if masked else None
-    g = jnp.where(True if where is None else where, rng.standard_normal((3, 5)), 0).astype(np.float32)
-    (y, back), (y_theirs, back_theirs) = (jax.vjp(lambda x, f=f: f(x, axis, where), x) for f in (ours, theirs))
-    chex.assert_trees_all_close((y, back(g)), (y_theirs, back_theirs(g)), rtol=2e-6, atol=1e-6)
+    ours, theirs = (lambda x, f=f: f(x, axis, where) for f in SOFT[name])
+    require_close(ours, theirs, x, rtol=2e-6, atol=1e-6, mask=where)
 
 
 @pytest.mark.parametrize("name", SOFT)
@@ -126,11 +136,8 @@ def test_cross_entropies_give_optax_numbers(axis, masked, rng):
             labels.astype(np.int32),
         ),
     ):
-        (y, back), (y_theirs, back_theirs) = (
-            jax.vjp(lambda x, f=f, t=target: f(x, t, axis, where), logits) for f in (ours, theirs)
-        )
-        g = jnp.cos(y)
-        chex.assert_trees_all_close((y, back(g)), (y_theirs, back_theirs(g)), rtol=1e-5, atol=1e-6)
+        pair = (lambda x, f=f, t=target: f(x, t, axis, where) for f in (ours, theirs))
+        require_close(*pair, logits, rtol=1e-5, atol=1e-6)
 
 
 def test_cross_entropy_takes_optax_masks_without_the_class_axis():
@@ -193,11 +200,7 @@ def test_conv1d_gives_lax_same_numbers(channels, stride, rng):
             continue
         x = rng.standard_normal((2, n, 3) if channels else (2, 3, n)).astype(np.float32)
         h = rng.standard_normal((k, 3, 2) if channels else k).astype(np.float32)
-        (y, back), (y_lax, back_lax) = (
-            jax.vjp(lambda x, h, f=f: f(x, h, stride=stride), x, h) for f in (vjplib.conv1d, lax_conv1d)
-        )
-        g = rng.standard_normal(y.shape).astype(np.float32)
-        chex.assert_trees_all_close((y, back(g)), (y_lax, back_lax(g)), rtol=1e-4, atol=1e-5)
+        require_close(*(partial(f, stride=stride) for f in (vjplib.conv1d, lax_conv1d)), x, h, rtol=1e-4, atol=1e-5)
 
 
 def test_conv1d_of_nan_and_infinity_stays_local():

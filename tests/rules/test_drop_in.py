@@ -67,9 +67,10 @@ def require_same(ours, incumbent, *arguments, **options):
                 every[i] = a
             return f(*every, **options)
 
-        return jax.vjp(moved, *(jnp.asarray(arguments[i]) for i in moving))[1](g)
+        return lambda g, *given: jax.vjp(moved, *given)[1](g)
 
-    for dx, expected_dx, i in zip(cotangents(ours), cotangents(incumbent), moving, strict=True):
+    pulled = jax.jit(lambda *given: [cotangents(f)(*given) for f in (ours, incumbent)])
+    for dx, expected_dx, i in zip(*pulled(g, *(jnp.asarray(arguments[i]) for i in moving)), moving, strict=True):
         assert dx.dtype == expected_dx.dtype
         coarse = min((jnp.result_type(arguments[i]), expected.dtype), key=lambda d: jnp.finfo(d).bits)
         known = ~jnp.isnan(expected_dx)  # autodiff gives NaN beside a mask

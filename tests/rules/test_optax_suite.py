@@ -24,19 +24,29 @@ OURS = {
 }
 
 
+@pytest.fixture(scope="module")
+def ours_in_optax():
+    """Puts our functions in the place of optax's; optax jits its losses, and may have traced them with its own."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for file, names in OURS.items():
+            for name in names:
+                monkeypatch.setattr(import_module(f"optax.losses.{file}"), name, getattr(vl, name))
+        # Two of the tests check derivatives in forward mode too, which no custom_vjp has; reverse mode remains.
+        monkeypatch.setattr(jax.test_util, "check_grads", partial(jax.test_util.check_grads, modes=("rev",)))
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
+
+
+@pytest.mark.xdist_group("optax")
+@pytest.mark.usefixtures("ours_in_optax")
 @pytest.mark.filterwarnings("ignore")  # optax's tests raise warnings of their own
 @pytest.mark.parametrize("suite", SUITES)
-def test_optax_s_own_tests_pass_with_ours(suite, monkeypatch):
+def test_optax_s_own_tests_pass_with_ours(suite):
     file, fewest = SUITES[suite]
-    losses, tests = import_module(f"optax.losses.{file}"), import_module(f"optax.losses.{file}_test")
-    for name in OURS[file]:
-        monkeypatch.setattr(losses, name, getattr(vl, name))
-    # Two of the tests check derivatives in forward mode too, which no custom_vjp has; reverse mode remains.
-    monkeypatch.setattr(jax.test_util, "check_grads", partial(jax.test_util.check_grads, modes=("rev",)))
-    jax.clear_caches()  # optax jits its losses, and may have traced them with its own
+    tests = import_module(f"optax.losses.{file}_test")
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(getattr(tests, suite)).run(result)
-    jax.clear_caches()
     assert not result.skipped
     assert not [text for _, text in (*result.failures, *result.errors)]
     assert result.testsRun >= fewest
