@@ -192,3 +192,77 @@ def test_help_version_and_list_start_no_backend(arguments):
     ran = subprocess.run([sys.executable, "-m", "vjplib", *arguments], env=environment, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "vjplib" in ran.stdout or "softmax" in ran.stdout
+
+
+PLAIN = """
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+def rule(factor):
+    @jax.custom_vjp
+    def swiglu(x: Float[Array, "b n"], w: Float[Array, "n"]):
+        return jax.nn.silu(x) * w
+    def bwd(res, g):
+        x, w = res
+        s = jax.nn.sigmoid(x)
+        return factor * g * w * s * (1 + x * (1 - s)), (g * jax.nn.silu(x)).sum(0)
+    swiglu.defvjp(lambda x, w: (jax.nn.silu(x) * w, (x, w)), bwd)
+    return swiglu
+
+swiglu, doubled = rule(1), rule(2)
+def plain(x, w): return swiglu(x, w)
+def scaled(x, scale=1.0): return scale * jnp.tanh(x)
+"""
+
+
+@pytest.fixture
+def plain_module(module, tmp_path):
+    def write(more=""):
+        (tmp_path / "plain_rules.py").write_text(PLAIN + more)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments"),
+    [
+        ("", ["plain_rules:swiglu"]),
+        ("", ["plain_rules:plain", "--args", "normal(2, 3), normal(3)"]),
+        ("ARGS = {'plain': (jnp.ones((2, 3)), jnp.ones(3))}", ["plain_rules:plain"]),
+        ("ARGS = lambda: (jnp.ones((2, 3)), jnp.ones(3))", ["plain_rules:plain"]),
+    ],
+    ids=["annotations", "a text", "the module's, by name", "the module's, made by a function"],
+)
+def test_verify_takes_the_arguments_of_a_function_from(plain_module, more, arguments, capsys):
+    plain_module(more)
+    assert main(["verify", *arguments, "--effort", "quick", "--claims", "contract,value", "--jobs", "0"]) == 0
+    assert "1 of 1 rules verified" in capsys.readouterr().out
+
+
+def test_verify_fails_a_wrong_function_beside_a_record(plain_module, capsys):
+    plain_module()
+    command = ["verify", "plain_rules:doubled", "tanh", "--quick", "--claims", "contract,value", "--jobs", "0"]
+    assert main(command) == 1
+    shown = capsys.readouterr().out
+    assert "doubled: the cotangent of x is wrong" in shown
+    assert "1 of 2 rules verified" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plain_rules:plain"], r"its arguments are not known \(x has no annotation of jaxtyping.*--args 'normal"),
+        (["plain_rules:plain", "--args", "normal(2"], "arguments must read as 'normal"),
+        (["plain_rules:plain", "--args", "gauss(2)"], "gauss must be one of normal, uniform"),
+        (["tanh", "--args", "normal(2)"], "--args is for functions without a record"),
+        (["plain_rules:swiglo"], "must end in RULES"),
+    ],
+)
+def test_verify_says_how_to_give_arguments(plain_module, arguments, message, capsys):
+    plain_module()
+    assert re.search(message, refused(capsys, "verify", *arguments))
+
+
+def test_a_misspelt_command_gets_a_suggestion(capsys):
+    assert "did you mean 'verify'?" in refused(capsys, "verfy", "tanh")

@@ -35,13 +35,10 @@ def add(command: Command) -> None:
         metavar="FILE.py:FUNCTION",
         help="function to audit; called with the module's ARGS (a tuple, or a function returning one) if defined",
     )
-    effort = add_effort(
+    add_effort(
         audit,
         quick="examine one call of each rule, at two shapes at most, and do not locate bugs",
         deep="examine more calls and shapes; also transforms, second derivatives and edges, as notes only",
-    )
-    effort.add_argument(
-        "--effort", choices=("quick", "standard", "deep"), help="the effort by name (default: standard)"
     )
     audit.add_argument("--steps", type=count, default=1, metavar="N", help="call the function N times (default 1)")
     audit.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the sampled calls (default 0)")

@@ -44,7 +44,9 @@ def _rules(parsed: argparse.Namespace, seconds: float, console: Console) -> int:
     from vjplib.verification.report import describe_error
 
     rows, growths, refused = [], [], []
-    for rule in progress([place.rule() for place in places_of(parsed)], console, attrgetter("name")):
+    for rule in progress(
+        [place.rule() for place in places_of(parsed.targets, parsed.error)], console, attrgetter("name")
+    ):
         try:
             of_rule = bench.bench_rule(rule, seconds=seconds)
             rows += torch_ops.with_torch(rule, of_rule, seconds=seconds) if parsed.torch else of_rule

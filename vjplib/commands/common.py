@@ -1,26 +1,33 @@
 """Argument types, targets, progress bars and files, for all commands."""
 
 import argparse
+import difflib
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from rich.console import Console
 
 from vjplib.rule import Rule, find, rules
+from vjplib.verification.claim import EFFORTS
 from vjplib.verification.registry import resolve
 
 T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage."""
+    """A parser whose errors are one line, without the usage, and name the nearest choice."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
+        if known := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            given, choices = known[1], re.findall(r"[\w-]+", known[2])
+            if near := difflib.get_close_matches(given, choices, 1):
+                message = f"{message}; did you mean {near[0]!r}?"
         self.exit(2, f"{self.prog}: {message}\n")
 
 
@@ -45,12 +52,12 @@ def add_formats(parser: argparse.ArgumentParser, **formats: str) -> None:
         parser.add_argument(f"--{name}", type=output_path, metavar="FILE", help=does)
 
 
-def add_effort(parser: argparse.ArgumentParser, quick: str, deep: str) -> Any:
-    """Add --quick and --deep, which exclude each other, with their help; return their group."""
+def add_effort(parser: argparse.ArgumentParser, quick: str, deep: str) -> None:
+    """Add --quick, --deep and --effort, which exclude one another."""
     effort = parser.add_mutually_exclusive_group()
     for name, does in (("quick", quick), ("deep", deep)):
         effort.add_argument(f"--{name}", dest="effort", action="store_const", const=name, help=does)
-    return effort
+    effort.add_argument("--effort", choices=EFFORTS, help="the effort by name (default: standard)")
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -133,19 +140,24 @@ class RuleTarget(NamedTuple):
         return (rules() if self.target is None else find(self.target))[self.number]
 
 
-def places_of(parsed: argparse.Namespace) -> list[RuleTarget]:
-    """Return where the records that the targets name are found, each once; the library's where none is named."""
-    if os.getcwd() not in sys.path:  # as `python -m vjplib` has it
+def import_from_here() -> None:
+    """Let modules of the current directory be imported, as `python -m vjplib` has it."""
+    if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+
+
+def places_of(targets: Sequence[str], refuse: Callable[[str], Any]) -> list[RuleTarget]:
+    """Return where the records that the targets name are found, each once; the library's where none is named."""
+    import_from_here()
     found: dict[int, RuleTarget] = {}
-    for target in parsed.targets:
+    for target in targets:
         try:
             for i, rule in enumerate(find(target)):
                 found.setdefault(id(rule), RuleTarget(rule.name, target, i))
         except ValueError as error:
-            parsed.error(str(error))
+            refuse(str(error))
         except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
-            parsed.error(f"{target} cannot be imported: {type(error).__name__}: {error}")
+            refuse(f"{target} cannot be imported: {type(error).__name__}: {error}")
     return list(found.values()) or [RuleTarget(rule.name, None, i) for i, rule in enumerate(rules())]
 
 

@@ -51,7 +51,7 @@ def add(command: Command) -> None:
 
 def _power(parsed: argparse.Namespace) -> int:
     console = Console(highlight=False)
-    places = places_of(parsed)
+    places = places_of(parsed.targets, parsed.error)
     names = [place.name for place in places]
     scoring = partial(mutation.score, count=parsed.mutants, seed=parsed.seed)
     jobs: list[pool.Job] = [partial(_measure, place, scoring) for place in places]

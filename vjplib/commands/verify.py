@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vjplib.commands import pool
+from vjplib.commands.arguments import FunctionTarget, function_named
 from vjplib.commands.common import (
     Command,
     RuleTarget,
@@ -20,6 +21,7 @@ from vjplib.commands.common import (
     add_jobs,
     add_targets,
     claims,
+    import_from_here,
     must_differ,
     places_of,
     progress,
@@ -29,7 +31,7 @@ from vjplib.commands.common import (
 )
 from vjplib.reports import Run, changes, read, write_html, write_json, write_junit, write_markdown
 from vjplib.verification import CLAIMS
-from vjplib.verification.api import verify_part
+from vjplib.verification.api import verify, verify_part
 from vjplib.verification.isolation import TIME_LIMIT
 from vjplib.verification.registry import order, selected
 from vjplib.verification.report import Finding, Report, failed
@@ -47,34 +49,40 @@ GRACE = 60.0  # seconds that a worker may be silent beside twice a claim's
 
 def add(command: Command) -> None:
     """Add the command."""
-    verify = command("verify", _verify, "verify rules; exit 0 only if every claim of every rule holds")
-    add_targets(verify)
-    add_formats(verify, **{name: title for name, (title, _) in FORMATS.items()})
-    verify.add_argument(
+    parser = command("verify", _verify, "verify rules; exit 0 only if every claim of every rule holds")
+    add_targets(parser)
+    parser.add_argument(
+        "--args",
+        metavar="TEXT",
+        help="arguments of functions without a record, as in 'normal(4, 16), integers(4, below=16), axis=-1' (default: "
+        "the module's ARGS, or drawn by annotations of jaxtyping)",
+    )
+    add_formats(parser, **{name: title for name, (title, _) in FORMATS.items()})
+    parser.add_argument(
         "--against",
         type=earlier,
         metavar="OLD.json",
         help="compare with an earlier run, written by --json; exit 1 on a regression",
     )
     add_effort(
-        verify,
+        parser,
         quick="skip slow checks; examine the first case, and little of the others",
         deep="examine every claim at every case, and each case at 20 random sizes",
     )
     names = ", ".join(CLAIMS)
-    verify.add_argument(
+    parser.add_argument(
         "--claims", type=claims, metavar="NAME,...", help=f"claims to examine, of {names} (default: all)"
     )
-    verify.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of all random numbers (default 0)")
-    verify.add_argument(
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of all random numbers (default 0)")
+    parser.add_argument(
         "--time-limit",
         type=seconds,
         default=TIME_LIMIT,
         metavar="S",
         help="time limit of one claim in seconds (default 120)",
     )
-    verify.add_argument("-v", "--verbose", action="store_true", help="print notes too: limitations and conventions")
-    add_jobs(verify)
+    parser.add_argument("-v", "--verbose", action="store_true", help="print notes too: limitations and conventions")
+    add_jobs(parser)
 
 
 def earlier(path: str) -> Run:
@@ -124,23 +132,40 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _reports(parsed: argparse.Namespace, effort: str, console: Console) -> list[Report]:
-    places = places_of(parsed)
+    import_from_here()
+    functions = [FunctionTarget(t, parsed.args) for t in dict.fromkeys(parsed.targets) if function_named(t)]
+    recorded = [target for target in parsed.targets if all(target != f.target for f in functions)]
+    if parsed.args is not None and not functions:
+        parsed.error("--args is for functions without a record, named as package.module:name")
+    places = places_of(recorded, parsed.error) if recorded or not functions else []
+    for function in functions:
+        try:
+            function.call(parsed.seed)
+        except ValueError as error:
+            parsed.error(str(error))
     chosen = [claim.name for claim, _ in selected(effort, parsed.claims)]
-    parts = shared_out(effort, chosen, parsed.jobs // len(places))
+    parts = shared_out(effort, chosen, parsed.jobs // (len(places) + len(functions)))
     limit = parsed.time_limit if parsed.jobs else math.inf
     options = {"effort": effort, "seed": parsed.seed, "time_limit": limit}
     jobs = [
         partial(_examine, place, part or parsed.claims, parsed.claims, options) for place in places for part in parts
     ]
-    names = [place.name for place in places for _ in parts]
+    jobs += [partial(_examine_function, function, {**options, "claims": parsed.claims}) for function in functions]
+    names = [place.name for place in places for _ in parts] + [function.name for function in functions]
     running = pool.run(jobs, parsed.jobs, 2 * limit + GRACE, _has_timed_out)
     ended = dict(progress(running, console, lambda pair: names[pair[0]], len(jobs)))
     reports = [_report(name, ended[number]) for number, name in enumerate(names)]
-    return [joined(reports[k : k + len(parts)]) for k in range(0, len(reports), len(parts))]
+    shared = len(places) * len(parts)
+    return [joined(reports[k : k + len(parts)]) for k in range(0, shared, len(parts))] + reports[shared:]
 
 
 def _examine(place: RuleTarget, claims: Sequence[str] | None, whole: Sequence[str] | None, options: Any) -> Report:
     return verify_part(place.rule(), claims, whole, **options)
+
+
+def _examine_function(function: FunctionTarget, options: Any) -> Report:
+    fn, (args, kwargs) = function.call(options["seed"])
+    return replace(verify(fn, args, kwargs, **options), name=function.name)
 
 
 def _has_timed_out(result: Any) -> bool:
