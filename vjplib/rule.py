@@ -174,6 +174,33 @@ class Tail(NamedTuple):
     exact: tuple[np.ndarray, ...]  # that of each floating argument, in float64, computed without cancellation
 
 
+MODES_TWO = ("reverse", "forward")
+"""The modes of second derivatives, each over reverse, as `order_two` names them."""
+
+
+def second_derivatives(order_two: Any) -> dict[str, bool]:
+    """Return whether each mode of second derivatives is offered, as `order_two` of a record or of `verify` says.
+
+    A mode that a mapping does not name is offered.
+
+    Raises:
+        TypeError: it is neither a bool nor a mapping of modes to bools.
+        ValueError: a mapping names another mode.
+
+    Example:
+        >>> second_derivatives(False), second_derivatives({"reverse": False})
+        ({'reverse': False, 'forward': False}, {'reverse': False, 'forward': True})
+    """
+    if isinstance(order_two, bool):
+        return dict.fromkeys(MODES_TWO, order_two)
+    if not isinstance(order_two, Mapping) or not all(isinstance(offered, bool) for offered in order_two.values()):
+        expected = "True, False or a mapping such as {'reverse': False, 'forward': True}"
+        raise TypeError(f"order_two must be {expected}, got {order_two!r}")
+    if unknown := [mode for mode in order_two if mode not in MODES_TWO]:
+        raise ValueError(f"order_two must name modes among {', '.join(MODES_TWO)}, got {', '.join(map(repr, unknown))}")
+    return dict.fromkeys(MODES_TWO, True) | dict(order_two)
+
+
 @dataclass(frozen=True)
 class Rule:
     """The record of one rule.
@@ -193,7 +220,8 @@ class Rule:
             (None for an argument whose Jacobian has no short form).
         reason: why the rule exists, in one sentence.
         source: where the mathematics is found.
-        order_two: whether second derivatives are offered; if False, verification checks that they are refused.
+        order_two: whether second derivatives are offered; if False, verification checks that they are refused. A
+            mapping such as `{"reverse": False, "forward": True}` says so of each mode, both over reverse.
         tails: a function of log-spaced numbers of both signs, (n,), that returns a call with its exact cotangents, for
             the largest relative error of the rule and its baselines.
         whole_array: True for rules whose typical call is not of one vector, which state no Jacobian.
@@ -215,11 +243,12 @@ class Rule:
     jacobian: Callable[..., tuple[Any, ...]] | None = None
     reason: str = ""
     source: str = ""
-    order_two: bool = True
+    order_two: bool | Mapping[str, bool] = True
     tails: Callable[[np.ndarray], Tail] | None = None
     whole_array: bool = False
 
     def __post_init__(self) -> None:
+        second_derivatives(self.order_two)  # raises for what it does not know
         if not self.cases:
             raise ValueError(f"cases of {self.name} must hold at least one Case, got none")
 

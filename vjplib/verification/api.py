@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import custom_vjp_of, require_passes
-from vjplib.rule import Case, Rule
+from vjplib.rule import Case, Rule, second_derivatives
 from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax
 from vjplib.verification.claim import Claim, Effort
 from vjplib.verification.isolation import TIME_LIMIT, as_finding, detect_side_effects, run_with_timeout
@@ -42,7 +42,7 @@ def verify(
     reference: Callable[..., Any] | None = None,
     effort: Effort = "standard",
     claims: Sequence[str | Claim] | None = None,
-    order_two: bool = True,
+    order_two: bool | Mapping[str, bool] = True,
     residual_bytes: int | None = None,
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
@@ -62,7 +62,8 @@ def verify(
         effort: how much to examine, see below.
         claims: the claims to examine: names such as `("contract", "value")`, their aliases such as V2, or records of
             your own; None for all that the effort includes.
-        order_two: whether second derivatives are offered; False verifies that they are refused.
+        order_two: whether second derivatives are offered; False verifies that they are refused, and a mapping such as
+            `{"reverse": False, "forward": True}` says so for reverse over reverse and for forward over reverse.
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.
         seed: of all random numbers; the same seed gives the same report.
         time_limit: seconds after which a claim fails as a timeout. Claims run in threads for this; `math.inf` runs
@@ -78,7 +79,8 @@ def verify(
         A `Report`: `.ok`, `.findings` and `.failures`; prints as a table.
 
     Raises:
-        TypeError: fn is not callable, args is not a tuple or list, or claims is a single string.
+        TypeError: fn is not callable, args is not a tuple or list, claims is a single string, or order_two is of another
+            kind.
         ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative or is a custom_vjp
             without `defvjp`, effort or claims are not known, or time_limit is not positive.
 
@@ -95,6 +97,7 @@ def verify(
     chosen, run = selected(effort, claims, record=False), Runner(time_limit)
     with detect_side_effects((fn,), run.outside):
         hurried = effort == "quick"
+        second_derivatives(order_two)  # raises for what it does not know
         options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
         subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, hurried=hurried, **options)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
