@@ -222,6 +222,8 @@ class Rule:
         source: where the mathematics is found.
         order_two: whether second derivatives are offered; if False, verification checks that they are refused. A
             mapping such as `{"reverse": False, "forward": True}` says so of each mode, both over reverse.
+        communication: whether devices may send data to one another that autodiff would not send. False claims that they
+            send none, and that the rule runs under each kind of sharding.
         tails: a function of log-spaced numbers of both signs, (n,), that returns a call with its exact cotangents, for
             the largest relative error of the rule and its baselines.
         whole_array: True for rules whose typical call is not of one vector, which state no Jacobian.
@@ -244,6 +246,7 @@ class Rule:
     reason: str = ""
     source: str = ""
     order_two: bool | Mapping[str, bool] = True
+    communication: bool = False
     tails: Callable[[np.ndarray], Tail] | None = None
     whole_array: bool = False
 

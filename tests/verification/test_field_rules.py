@@ -23,6 +23,11 @@ RIGHT_BY_CLAIMS = {
     "heron": ("second_order",),
     "softmax_for_remat": ("second_order",),
     "scale_for_remat": ("second_order",),
+    # several devices
+    "embedding": ("sharding",),
+    "resize_by_library": ("sharding",),
+    "tanh_with_scaled_cotangents": ("sharding",),
+    "sort_rows_by_score": ("sharding",),
 }
 
 # Wrong rules that escaped, or were caught for another reason.

@@ -43,6 +43,7 @@ def verify(
     effort: Effort = "standard",
     claims: Sequence[str | Claim] | None = None,
     order_two: bool | Mapping[str, bool] = True,
+    communication: bool = True,
     residual_bytes: int | None = None,
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
@@ -64,6 +65,8 @@ def verify(
             your own; None for all that the effort includes.
         order_two: whether second derivatives are offered; False verifies that they are refused, and a mapping such as
             `{"reverse": False, "forward": True}` says so for reverse over reverse and for forward over reverse.
+        communication: whether devices may send data to one another that autodiff would not send, which is noted then;
+            False claims that they send none.
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.
         seed: of all random numbers; the same seed gives the same report.
         time_limit: seconds after which a claim fails as a timeout. Claims run in threads for this; `math.inf` runs
@@ -99,6 +102,7 @@ def verify(
         hurried = effort == "quick"
         second_derivatives(order_two)  # raises for what it does not know
         options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
+        options |= {"communication": communication}
         subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, hurried=hurried, **options)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
     return _report(_name(fn), findings, run, start, chosen)
@@ -246,6 +250,7 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTes
         reference=rule.reference,
         seed=seed,
         order_two=rule.order_two,
+        communication=rule.communication,
         residuals=rule.residual_bytes(**dims) if main and rule.residual_bytes else None,
         compared=next(iter(rule.baselines.values()), None) if main else None,
         sizes={k: v for k, v in dims.items() if k not in case.fixed} if case.growth else {},

@@ -56,6 +56,7 @@ class CallUnderTest:
         kwargs: keyword arguments, not differentiated.
         seed: of every random number.
         order_two: whether second derivatives are offered, by mode if it is a mapping.
+        communication: whether devices may send data that autodiff does not; False claims that they send none.
         residuals: the bytes that the call is claimed to keep for the backward, or None.
         compared: the function that residuals are compared with; None for the oracle.
         sizes: the dimensions of the call that may be enlarged, by name.
@@ -74,6 +75,7 @@ class CallUnderTest:
     reference: Callable[..., Any] | None = None
     seed: int = 0
     order_two: bool | Mapping[str, bool] = True
+    communication: bool = True
     residuals: int | None = None
     compared: Callable[..., Any] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
