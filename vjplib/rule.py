@@ -201,6 +201,29 @@ def second_derivatives(order_two: Any) -> dict[str, bool]:
     return dict.fromkeys(MODES_TWO, True) | dict(order_two)
 
 
+def check_axes(axes: Any) -> dict[str, int]:
+    """Return the sizes of named axes, by name.
+
+    Raises:
+        TypeError: it is no mapping.
+        ValueError: a size is no positive integer.
+
+    Example:
+        >>> check_axes({"i": 4}), check_axes(None)
+        ({'i': 4}, {})
+        >>> check_axes({"i": 0})
+        Traceback (most recent call last):
+        ValueError: axes must give each named axis a size of at least 1, got {'i': 0}
+    """
+    if axes is None:
+        return {}
+    if not isinstance(axes, Mapping):
+        raise TypeError(f"axes must map the names of axes to their sizes, such as {{'i': 4}}, got {axes!r}")
+    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1 for n in axes.values()):
+        raise ValueError(f"axes must give each named axis a size of at least 1, got {dict(axes)!r}")
+    return {name: int(n) for name, n in axes.items()}
+
+
 @dataclass(frozen=True)
 class Rule:
     """The record of one rule.
@@ -224,6 +247,8 @@ class Rule:
             mapping such as `{"reverse": False, "forward": True}` says so of each mode, both over reverse.
         communication: whether devices may send data to one another that autodiff would not send. False claims that they
             send none, and that the rule runs under each kind of sharding.
+        axes: the sizes of named axes for a rule that is called where they are bound, such as `{"i": 4}`; the rule is
+            mapped over them. Cases and edges are calls of one device.
         tails: a function of log-spaced numbers of both signs, (n,), that returns a call with its exact cotangents, for
             the largest relative error of the rule and its baselines.
         whole_array: True for rules whose typical call is not of one vector, which state no Jacobian.
@@ -247,11 +272,13 @@ class Rule:
     source: str = ""
     order_two: bool | Mapping[str, bool] = True
     communication: bool = False
+    axes: Mapping[str, int] = field(default_factory=dict)
     tails: Callable[[np.ndarray], Tail] | None = None
     whole_array: bool = False
 
     def __post_init__(self) -> None:
-        second_derivatives(self.order_two)  # raises for what it does not know
+        second_derivatives(self.order_two)  # both raise for what they do not know
+        check_axes(self.axes)
         if not self.cases:
             raise ValueError(f"cases of {self.name} must hold at least one Case, got none")
 

@@ -28,6 +28,9 @@ RIGHT_BY_CLAIMS = {
     "resize_by_library": ("sharding",),
     "tanh_with_scaled_cotangents": ("sharding",),
     "sort_rows_by_score": ("sharding",),
+    # named axes
+    "centred_over_devices": None,
+    "synchronised_norm": ("contract", "value", "linearity", "transforms", "second_order", "residuals", "taylor"),
 }
 
 # Wrong rules that escaped, or were caught for another reason.

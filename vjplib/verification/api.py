@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import custom_vjp_of, require_passes
-from vjplib.rule import Case, Rule, second_derivatives
+from vjplib.rule import Case, Rule, check_axes, second_derivatives
+from vjplib.verification.axes import along_axes, on_all_devices
 from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax
 from vjplib.verification.claim import Claim, Effort
 from vjplib.verification.isolation import TIME_LIMIT, as_finding, detect_side_effects, run_with_timeout
@@ -44,6 +45,7 @@ def verify(
     claims: Sequence[str | Claim] | None = None,
     order_two: bool | Mapping[str, bool] = True,
     communication: bool = True,
+    axes: Mapping[str, int] | None = None,
     residual_bytes: int | None = None,
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
@@ -67,6 +69,9 @@ def verify(
             `{"reverse": False, "forward": True}` says so for reverse over reverse and for forward over reverse.
         communication: whether devices may send data to one another that autodiff would not send, which is noted then;
             False claims that they send none.
+        axes: the sizes of named axes, such as `{"i": 4}`, for a function that is called where they are bound, in
+            `jax.shard_map` or in `jax.vmap` with `axis_name`. args are then those of one device; each of the others has
+            the same arrays, floating ones times a number from 1/2 to 1.
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.
         seed: of all random numbers; the same seed gives the same report.
         time_limit: seconds after which a claim fails as a timeout. Claims run in threads for this; `math.inf` runs
@@ -82,8 +87,8 @@ def verify(
         A `Report`: `.ok`, `.findings` and `.failures`; prints as a table.
 
     Raises:
-        TypeError: fn is not callable, args is not a tuple or list, claims is a single string, or order_two is of another
-            kind.
+        TypeError: fn is not callable, args is not a tuple or list, claims is a single string, or order_two or axes is
+            of another kind.
         ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative or is a custom_vjp
             without `defvjp`, effort or claims are not known, or time_limit is not positive.
 
@@ -102,7 +107,7 @@ def verify(
         hurried = effort == "quick"
         second_derivatives(order_two)  # raises for what it does not know
         options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
-        options |= {"communication": communication}
+        options |= {"communication": communication, "axes": check_axes(axes)}
         subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, hurried=hurried, **options)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
     return _report(_name(fn), findings, run, start, chosen)
@@ -138,6 +143,7 @@ def _at_call(
     }
     resize = partial(_resized, arrays, sizes)
     subject = CallUnderTest(fn, arrays, kwargs, sizes=sizes, resize=resize, **options)
+    subject = along_axes(subject, subject.axes)
     if not subject.differentiable:
         raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")
     if not any(np.size(leaf) for leaf in subject.leaves()):
@@ -228,6 +234,9 @@ def verify_part(
                     jobs += [Job(claim, claim.random, subject) for claim, _ in chosen if claim.random]
         first_case, groups = at_case(rule, rule.cases[0], seed), {}
         for edge in rule.edges:  # those that may share compiled programs stand together
+            if rule.axes:
+                arrays = [a if a is None else np.asarray(a) for a in edge.args]
+                edge = edge._replace(args=on_all_devices(arrays, rule.axes, seed))
             groups.setdefault(repr(([np.shape(a) for a in edge.args], edge.kwargs)), []).append(edge)
         for claim, _ in chosen:
             if claim.named and effort != "quick":
@@ -243,7 +252,7 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTes
     call = case.call(np.random.default_rng(seed), np.float32, **dims)
     described = [f"{k}={v}" for k, v in dims.items()]
     described += [f"{k}=mask" if isinstance(v, np.ndarray) else f"{k}={v}" for k, v in call.kwargs.items()]
-    return CallUnderTest(
+    subject = CallUnderTest(
         rule.fn,
         call.args,
         call.kwargs,
@@ -258,6 +267,7 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTes
         case=" ".join(described) or "scalars",
         tails=rule.tails if main else None,
     )
+    return along_axes(subject, rule.axes)
 
 
 def _check_seed(seed: Any) -> None:

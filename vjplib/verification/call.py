@@ -57,6 +57,7 @@ class CallUnderTest:
         seed: of every random number.
         order_two: whether second derivatives are offered, by mode if it is a mapping.
         communication: whether devices may send data that autodiff does not; False claims that they send none.
+        axes: the sizes of the named axes that the function is mapped over, see `vjplib.verification.axes`.
         residuals: the bytes that the call is claimed to keep for the backward, or None.
         compared: the function that residuals are compared with; None for the oracle.
         sizes: the dimensions of the call that may be enlarged, by name.
@@ -76,6 +77,7 @@ class CallUnderTest:
     seed: int = 0
     order_two: bool | Mapping[str, bool] = True
     communication: bool = True
+    axes: Mapping[str, int] = field(default_factory=dict)
     residuals: int | None = None
     compared: Callable[..., Any] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
