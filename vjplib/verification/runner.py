@@ -69,7 +69,7 @@ class Runner:
             self.hung = outcome is None
             trap = raised(subject, outcome) if isinstance(outcome, Exception) else ""
             findings = [*findings, replace(as_finding(outcome, self.seconds), trap=trap)]
-        if any(f.level == "fail" and "unbound axis name" in f.message for f in findings):
+        if any(f.code == "raises" for f in findings):
             self.unbound = unbound_axis(subject)
         if self.unbound:
             bound = ", ".join(f"{name!r}: {n}" for name, n in {**subject.axes, self.unbound: 4}.items())
