@@ -48,6 +48,15 @@ def test_a_right_rule_raises_no_alarm(name):
     assert report.ok, report
 
 
+def test_a_backward_that_is_not_linear_on_purpose_is_told_what_to_do():
+    clip = BY_NAME["clip_gradient"]
+    report = vjplib.verify(clip.fn, clip.args, claims=("linearity",))
+    assert {f.trap for f in report.failures} == {"not-linear"}
+    assert "leave linearity out of claims if it is meant" in str(report).replace("\n", " ")
+    others = ("contract", "value", "transforms", "second_order", "residuals")
+    assert vjplib.verify(clip.fn, clip.args, claims=others).ok
+
+
 @pytest.mark.parametrize("name", WRONG_BY_NAME)
 def test_a_wrong_rule_is_caught_for_the_right_reason(name):
     case = FIELD_WRONG_RULES[name]
