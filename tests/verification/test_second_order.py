@@ -1,5 +1,7 @@
 """Second derivatives: what a rule offers is stated by mode, and the statement is put to the test."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ def root():
     return rule(newton, lambda a: (newton(a), newton(a)), lambda y, g: (g / (2 * y),))
 
 
-def second(fn, order_two=True, **options):
+def second(fn, order_two: Any = True, **options):
     return vjplib.verify(fn, (X,), claims=("second_order",), order_two=order_two, **options)
 
 

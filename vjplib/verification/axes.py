@@ -78,7 +78,7 @@ def over_axes(fn: Callable[..., Any], axes: Mapping[str, int], static: Collectio
 
 def mapped(f: Callable[..., Any], axes: Mapping[str, int]) -> Callable[..., Any]:
     """Return f mapped over the leading axes of all its arguments, the first the outermost."""
-    for name in reversed(axes):
+    for name in reversed(list(axes)):
         f = jax.vmap(f, axis_name=name)
     return f
 
