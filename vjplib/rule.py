@@ -174,6 +174,56 @@ class Tail(NamedTuple):
     exact: tuple[np.ndarray, ...]  # that of each floating argument, in float64, computed without cancellation
 
 
+MODES_TWO = ("reverse", "forward")
+"""The modes of second derivatives, each over reverse, as `order_two` names them."""
+
+
+def second_derivatives(order_two: Any) -> dict[str, bool]:
+    """Return whether each mode of second derivatives is offered, as `order_two` of a record or of `verify` says.
+
+    A mode that a mapping does not name is offered.
+
+    Raises:
+        TypeError: it is neither a bool nor a mapping of modes to bools.
+        ValueError: a mapping names another mode.
+
+    Example:
+        >>> second_derivatives(False), second_derivatives({"reverse": False})
+        ({'reverse': False, 'forward': False}, {'reverse': False, 'forward': True})
+    """
+    if isinstance(order_two, bool):
+        return dict.fromkeys(MODES_TWO, order_two)
+    if not isinstance(order_two, Mapping) or not all(isinstance(offered, bool) for offered in order_two.values()):
+        expected = "True, False or a mapping such as {'reverse': False, 'forward': True}"
+        raise TypeError(f"order_two must be {expected}, got {order_two!r}")
+    if unknown := [mode for mode in order_two if mode not in MODES_TWO]:
+        raise ValueError(f"order_two must name modes among {', '.join(MODES_TWO)}, got {', '.join(map(repr, unknown))}")
+    return dict.fromkeys(MODES_TWO, True) | dict(order_two)
+
+
+def check_axes(axes: Any) -> dict[str, int]:
+    """Return the sizes of named axes, by name.
+
+    Raises:
+        TypeError: it is no mapping.
+        ValueError: a size is no positive integer.
+
+    Example:
+        >>> check_axes({"i": 4}), check_axes(None)
+        ({'i': 4}, {})
+        >>> check_axes({"i": 0})
+        Traceback (most recent call last):
+        ValueError: axes must give each named axis a size of at least 1, got {'i': 0}
+    """
+    if axes is None:
+        return {}
+    if not isinstance(axes, Mapping):
+        raise TypeError(f"axes must map the names of axes to their sizes, such as {{'i': 4}}, got {axes!r}")
+    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 1 for n in axes.values()):
+        raise ValueError(f"axes must give each named axis a size of at least 1, got {dict(axes)!r}")
+    return {name: int(n) for name, n in axes.items()}
+
+
 @dataclass(frozen=True)
 class Rule:
     """The record of one rule.
@@ -193,7 +243,12 @@ class Rule:
             (None for an argument whose Jacobian has no short form).
         reason: why the rule exists, in one sentence.
         source: where the mathematics is found.
-        order_two: whether second derivatives are offered; if False, verification checks that they are refused.
+        order_two: whether second derivatives are offered; if False, verification checks that they are refused. A
+            mapping such as `{"reverse": False, "forward": True}` says so of each mode, both over reverse.
+        communication: whether devices may send data to one another that autodiff would not send. False claims that they
+            send none, and that the rule runs under each kind of sharding.
+        axes: the sizes of named axes for a rule that is called where they are bound, such as `{"i": 4}`; the rule is
+            mapped over them. Cases and edges are calls of one device.
         tails: a function of log-spaced numbers of both signs, (n,), that returns a call with its exact cotangents, for
             the largest relative error of the rule and its baselines.
         whole_array: True for rules whose typical call is not of one vector, which state no Jacobian.
@@ -215,11 +270,15 @@ class Rule:
     jacobian: Callable[..., tuple[Any, ...]] | None = None
     reason: str = ""
     source: str = ""
-    order_two: bool = True
+    order_two: bool | Mapping[str, bool] = True
+    communication: bool = False
+    axes: Mapping[str, int] = field(default_factory=dict)
     tails: Callable[[np.ndarray], Tail] | None = None
     whole_array: bool = False
 
     def __post_init__(self) -> None:
+        second_derivatives(self.order_two)  # both raise for what they do not know
+        check_axes(self.axes)
         if not self.cases:
             raise ValueError(f"cases of {self.name} must hold at least one Case, got none")
 

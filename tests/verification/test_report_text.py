@@ -328,7 +328,7 @@ CASES = {
           linearity: cotangent of x: the backward is not linear in the cotangent: B(2^40 g) = 2^40 B(g) is
               off by # of its size (# x the tolerance)
           trap: the backward is not linear in the cotangent; use the cotangent as a factor once; clip
-              gradients elsewhere: docs/traps.md#not-linear
+              gradients elsewhere, or leave linearity out of claims if it is meant: docs/traps.md#not-linear
         """,
     ),
     "residual bytes": case(

@@ -2,6 +2,7 @@
 
 import importlib
 import textwrap
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from wrong_rules import normal, rule
 
 import vjplib
 from vjplib.compat import is_vmapped as is_mapped
+from vjplib.rule import Case, Rule
 from vjplib.rules import like_primal
-from vjplib.verification.api import at_case
+from vjplib.verification.api import at_case, verify_rule
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claims.sharding import claim
 from vjplib.verification.claims.sharding.data_axis import MEAN, SUM, find_data_axis
@@ -152,13 +154,39 @@ WASTEFUL = {
 
 
 @pytest.mark.parametrize("name", WASTEFUL)
-def test_sent_activations_fail(name):
+def test_sent_activations_fail_where_none_are_claimed(name):
     fn, operation = WASTEFUL[name]
+    for communication, level in ((False, "fail"), (True, "note")):
+        findings = found(fn, (X,), communication=communication)
+        (told,) = [f for f in findings if f.code == "communication"]
+        assert told.level == level
+        assert levels(findings) == {"pass", level}
+        assert "sends data between devices" in told.message, findings
+        assert "autodiff sends none" in told.message
+        assert any(operation in op for op, _ in told.data["sent"])
+
+
+def test_a_record_claims_that_nothing_is_sent():
+    fn, _ = WASTEFUL["a constraint to be whole"]
+    cases = (Case(("b n",), {"b": 2, "n": 5}),)
+    record = Rule(fn=fn, reference=lambda x: jax.nn.softmax(x), baselines={}, cases=cases)
+    assert [f.code for f in verify_rule(record, claims=("sharding",)).failures] == ["communication"]
+    allowed = replace(record, communication=True)
+    assert verify_rule(allowed, claims=("sharding",)).ok
+
+
+def test_types_that_explicit_axes_refuse_in_other_words_are_not_shown():
+    def bwd(x, g):
+        if explicit():
+            raise TypeError("cotangent type does not match function output")
+        return (g * jnp.cos(x),)
+
+    fn = rule(jnp.sin, lambda x: (jnp.sin(x), x), bwd)
     findings = found(fn, (X,))
-    (failure,) = [f for f in findings if f.level == "fail"]
-    assert "sends data between devices" in failure.message, findings
-    assert "autodiff sends none" in failure.message
-    assert any(operation in op for op, _ in failure.data["sent"])
+    assert modes(findings, "skipped") == {MODES[1]}, findings
+    assert levels(findings) == {"pass", "skipped"}
+    assert any("Remedy: give each array that the backward makes" in f.message for f in findings)
+    assert modes(found(fn, (X,), communication=False), "fail") == {MODES[1]}
 
 
 def test_a_sum_taken_twice_is_named_as_the_trap_it_is():

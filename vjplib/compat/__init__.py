@@ -43,6 +43,7 @@ from vjplib.compat.jaxprs import where_written as where_written
 from vjplib.compat.jaxprs import with_programs as with_programs
 from vjplib.compat.jaxprs import without_dead_code as without_dead_code
 from vjplib.compat.placing import auto_sharded as auto_sharded
+from vjplib.compat.placing import bound_axes as bound_axes
 from vjplib.compat.placing import is_vmapped as is_vmapped
 from vjplib.compat.placing import no_inline as no_inline
 from vjplib.compat.placing import psum_to_primal as psum_to_primal

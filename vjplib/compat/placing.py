@@ -1,10 +1,11 @@
 """How a program is compiled and partitioned: calls that are not inlined, mapped axes and mesh axes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
-from jax._src.core import trace_ctx
+from jax._src.core import extend_axis_env_nd, trace_ctx
 from jax._src.interpreters.batching import BatchTrace, BatchTracer
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType, auto_axes, get_abstract_mesh
@@ -29,6 +30,17 @@ def no_inline(f: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
             return jitted(*args, **kwargs)
 
     return call
+
+
+def bound_axes(axes: Mapping[str, int]) -> AbstractContextManager[None]:
+    """Context in which functions that name these axes can be traced, on one device's arrays.
+
+    Example:
+        >>> with bound_axes({"i": 4}):
+        ...     print(jax.eval_shape(lambda x: jax.lax.psum(x, "i"), 1.0))
+        ShapeDtypeStruct(shape=(), dtype=float32)
+    """
+    return extend_axis_env_nd(tuple(axes.items()))
 
 
 def is_vmapped(x: Any) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 from jax.errors import InconclusiveDimensionOperation
 
 from vjplib.compat import recorded_custom_vjps
-from vjplib.rule import Case, Edge, Input, Rule, find
+from vjplib.rule import Case, Edge, Input, Rule, find, second_derivatives
 from vjplib.rule import rules as own_rules
 
 # Characters in formulas that Markdown would read as the start of emphasis, of a tag or of a link.
@@ -156,10 +156,18 @@ def _verified(rule: Rule) -> Iterator[str]:
         yield _table(("edge", "call"), ((_cell(edge.name), f"`{_edge_call(rule, edge)}`") for edge in rule.edges))
     if rule.residual_bytes is not None:
         yield f"Residuals between forward and backward, in float32 at the first call: {_residuals(rule)}."
-    yield f"Second derivatives are {'supported' if rule.order_two else 'refused'}, which is verified too."
+    yield f"Second derivatives are {_second_derivatives(rule)}, which is verified too."
     if rule.baselines:
         names = ", ".join(f"`{name}`" for name in rule.baselines)
         yield f"Compared, in residual bytes and in time, with JAX's derivative of {names}."
+
+
+def _second_derivatives(rule: Rule) -> str:
+    offered = second_derivatives(rule.order_two)
+    words = {mode: "supported" if offer else "refused" for mode, offer in offered.items()}
+    if len(set(words.values())) == 1:
+        return words["reverse"]
+    return " and ".join(f"{word} {mode} over reverse" for mode, word in words.items())
 
 
 def _case_row(rule: Rule, case: Case) -> tuple[str, str, str]:

@@ -64,7 +64,7 @@ def _same(base: TargetCall, mutation: Mutation, dtype: Any, scaled: bool) -> boo
         masked = [(leaves, tuple(infinite))]
 
     def answers(subject: CallUnderTest) -> list[np.ndarray] | None:
-        program = subject.compiled(_orders(subject, two=base.order_two and dtype == np.float64))
+        program = subject.compiled(_orders(subject, two=base.offers("reverse") and dtype == np.float64))
         first = subject.compiled(_orders(subject, two=False))
         try:
             every = [jax.tree.leaves(program(*point)) for point in points]

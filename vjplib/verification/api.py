@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import custom_vjp_of, require_passes
-from vjplib.rule import Case, Rule
+from vjplib.rule import Case, Rule, check_axes, second_derivatives
+from vjplib.verification.axes import along_axes, on_all_devices
 from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax
 from vjplib.verification.claim import Claim, Effort
 from vjplib.verification.isolation import TIME_LIMIT, as_finding, detect_side_effects, run_with_timeout
@@ -42,7 +43,9 @@ def verify(
     reference: Callable[..., Any] | None = None,
     effort: Effort = "standard",
     claims: Sequence[str | Claim] | None = None,
-    order_two: bool = True,
+    order_two: bool | Mapping[str, bool] = True,
+    communication: bool = True,
+    axes: Mapping[str, int] | None = None,
     residual_bytes: int | None = None,
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
@@ -62,7 +65,13 @@ def verify(
         effort: how much to examine, see below.
         claims: the claims to examine: names such as `("contract", "value")`, their aliases such as V2, or records of
             your own; None for all that the effort includes.
-        order_two: whether second derivatives are offered; False verifies that they are refused.
+        order_two: whether second derivatives are offered; False verifies that they are refused, and a mapping such as
+            `{"reverse": False, "forward": True}` says so for reverse over reverse and for forward over reverse.
+        communication: whether devices may send data to one another that autodiff would not send, which is noted then;
+            False claims that they send none.
+        axes: the sizes of named axes, such as `{"i": 4}`, for a function that is called where they are bound, in
+            `jax.shard_map` or in `jax.vmap` with `axis_name`. args are then those of one device; each of the others has
+            the same arrays, floating ones times a number from 1/2 to 1.
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.
         seed: of all random numbers; the same seed gives the same report.
         time_limit: seconds after which a claim fails as a timeout. Claims run in threads for this; `math.inf` runs
@@ -78,7 +87,8 @@ def verify(
         A `Report`: `.ok`, `.findings` and `.failures`; prints as a table.
 
     Raises:
-        TypeError: fn is not callable, args is not a tuple or list, or claims is a single string.
+        TypeError: fn is not callable, args is not a tuple or list, claims is a single string, or order_two or axes is
+            of another kind.
         ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative or is a custom_vjp
             without `defvjp`, effort or claims are not known, or time_limit is not positive.
 
@@ -95,7 +105,9 @@ def verify(
     chosen, run = selected(effort, claims, record=False), Runner(time_limit)
     with detect_side_effects((fn,), run.outside):
         hurried = effort == "quick"
+        second_derivatives(order_two)  # raises for what it does not know
         options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
+        options |= {"communication": communication, "axes": check_axes(axes)}
         subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, hurried=hurried, **options)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
     return _report(_name(fn), findings, run, start, chosen)
@@ -131,6 +143,7 @@ def _at_call(
     }
     resize = partial(_resized, arrays, sizes)
     subject = CallUnderTest(fn, arrays, kwargs, sizes=sizes, resize=resize, **options)
+    subject = along_axes(subject, subject.axes)
     if not subject.differentiable:
         raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")
     if not any(np.size(leaf) for leaf in subject.leaves()):
@@ -221,6 +234,9 @@ def verify_part(
                     jobs += [Job(claim, claim.random, subject) for claim, _ in chosen if claim.random]
         first_case, groups = at_case(rule, rule.cases[0], seed), {}
         for edge in rule.edges:  # those that may share compiled programs stand together
+            if rule.axes:
+                arrays = [a if a is None else np.asarray(a) for a in edge.args]
+                edge = edge._replace(args=on_all_devices(arrays, rule.axes, seed))
             groups.setdefault(repr(([np.shape(a) for a in edge.args], edge.kwargs)), []).append(edge)
         for claim, _ in chosen:
             if claim.named and effort != "quick":
@@ -236,13 +252,14 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTes
     call = case.call(np.random.default_rng(seed), np.float32, **dims)
     described = [f"{k}={v}" for k, v in dims.items()]
     described += [f"{k}=mask" if isinstance(v, np.ndarray) else f"{k}={v}" for k, v in call.kwargs.items()]
-    return CallUnderTest(
+    subject = CallUnderTest(
         rule.fn,
         call.args,
         call.kwargs,
         reference=rule.reference,
         seed=seed,
         order_two=rule.order_two,
+        communication=rule.communication,
         residuals=rule.residual_bytes(**dims) if main and rule.residual_bytes else None,
         compared=next(iter(rule.baselines.values()), None) if main else None,
         sizes={k: v for k, v in dims.items() if k not in case.fixed} if case.growth else {},
@@ -250,6 +267,7 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTes
         case=" ".join(described) or "scalars",
         tails=rule.tails if main else None,
     )
+    return along_axes(subject, rule.axes)
 
 
 def _check_seed(seed: Any) -> None:

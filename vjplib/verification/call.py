@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import cost_of, fast_compile_options, programs, strip_custom_rules, unclose, x64
-from vjplib.rule import Tail
+from vjplib.rule import Tail, second_derivatives
 from vjplib.verification.report import describe_error
 from vjplib.verification.tolerance import HALF_THE_DIGITS
 
@@ -55,7 +55,9 @@ class CallUnderTest:
         args: positional arguments, any pytrees; leaves of a floating or complex dtype are differentiated, others not.
         kwargs: keyword arguments, not differentiated.
         seed: of every random number.
-        order_two: whether second derivatives are offered.
+        order_two: whether second derivatives are offered, by mode if it is a mapping.
+        communication: whether devices may send data that autodiff does not; False claims that they send none.
+        axes: the sizes of the named axes that the function is mapped over, see `vjplib.verification.axes`.
         residuals: the bytes that the call is claimed to keep for the backward, or None.
         compared: the function that residuals are compared with; None for the oracle.
         sizes: the dimensions of the call that may be enlarged, by name.
@@ -73,7 +75,9 @@ class CallUnderTest:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     reference: Callable[..., Any] | None = None
     seed: int = 0
-    order_two: bool = True
+    order_two: bool | Mapping[str, bool] = True
+    communication: bool = True
+    axes: Mapping[str, int] = field(default_factory=dict)
     residuals: int | None = None
     compared: Callable[..., Any] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -82,6 +86,10 @@ class CallUnderTest:
     hurried: bool = False
     tails: Callable[[np.ndarray], Tail] | None = None
     base: "CallUnderTest | None" = field(default=None, repr=False)
+
+    def offers(self, mode: str) -> bool:
+        """Return True if second derivatives are offered in a mode, "reverse" or "forward", each over reverse."""
+        return second_derivatives(self.order_two)[mode]
 
     def flat(self, f: Callable[..., Any]) -> Callable[..., Leaves]:
         """Return f at this call as a function of the differentiated leaves, to its floating output leaves."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from vjplib.verification.axes import unbound_axis
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Check, Claim
 from vjplib.verification.explain.diagnose import raised
@@ -38,6 +39,7 @@ class Runner:
         self.seconds, self.hung = seconds, False
         self.outside: list[Finding] = []
         self.explained: set[str] = set()  # claims
+        self.unbound = ""  # the named axis that the call lacks
 
     def all(self, jobs: Sequence[Job]) -> list[Finding]:
         """Return the findings of all jobs, in their order."""
@@ -46,6 +48,8 @@ class Runner:
     def one(self, job: Job) -> list[Finding]:
         """Return the findings of a job; an exception is a failure of the function, never of the run."""
         claim, check, subject = job
+        if self.unbound:  # said once, of the first claim
+            return []
         findings: list[Finding] = []  # those before an exception count
 
         def work() -> list[Finding]:
@@ -65,6 +69,13 @@ class Runner:
             self.hung = outcome is None
             trap = raised(subject, outcome) if isinstance(outcome, Exception) else ""
             findings = [*findings, replace(as_finding(outcome, self.seconds), trap=trap)]
+        if any(f.code == "raises" for f in findings):
+            self.unbound = unbound_axis(subject)
+        if self.unbound:
+            bound = ", ".join(f"{name!r}: {n}" for name, n in {**subject.axes, self.unbound: 4}.items())
+            findings = [
+                skipped(f"the call needs a named axis {self.unbound}: give axes={{{bound}}}; nothing is examined")
+            ]
         named = [replace(f, claim=f.claim or claim.name, case=f.case or subject.case) for f in findings]
         return self._explained(job, named)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
-from vjplib.compat import CustomVJP, holds_custom_vjp
+from vjplib.compat import CustomVJP, bound_axes, holds_custom_vjp
 from vjplib.verification.avals import Mismatch, aval_of, avals_of, broadcasts, cotangent_mismatches, output_mismatches
 from vjplib.verification.call import CallUnderTest, Static, attempt, combine, is_inexact, parameters
 from vjplib.verification.claim import Claim
@@ -46,7 +46,9 @@ def check(subject: CallUnderTest, dtypes: Sequence[str] = DTYPES) -> Iterator[Fi
         if holds_custom_vjp(program):  # whose own cotangents count, before JAX converts them
             calls = rules_called(subject)
             for rule, args, kwargs in calls:
-                yield from _raw(subject, rule, args, kwargs)
+                with bound_axes(subject.axes):
+                    found = list(_raw(subject, rule, args, kwargs))
+                yield from found
             if not calls:
                 message = "the backward of a custom_vjp inside jit was not seen as it is"
                 yield noted(f"{message}, before JAX fits it to the arguments")

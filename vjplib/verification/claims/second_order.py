@@ -1,6 +1,6 @@
 """Second order: the backward is itself differentiable, backwards and forwards, and right; or refused as declared."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vjplib.compat import x64
-from vjplib.verification.call import CallUnderTest, attempt_all, normal_of
+from vjplib.compat import strip_custom_rules, x64
+from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all, normal_of
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import lower_precision, passes_of, raised
 from vjplib.verification.oracle import DRAWS, roundings
@@ -17,6 +17,7 @@ from vjplib.verification.report import Finding, describe_error, failed, noted, p
 from vjplib.verification.tolerance import SLACK, relative_gap, size_of
 
 _REVERSE, _FORWARD = "reverse over reverse", "forward over reverse"
+_OVER = {_REVERSE: "reverse", _FORWARD: "forward"}  # as `order_two` names them
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]  # the second derivatives of the function, and of the oracle
 
 
@@ -24,8 +25,8 @@ def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
     """Yield a finding for each mode, in float64 against the oracle.
 
     The pullback B(x, g) is differentiated in both arguments: its VJP with a random direction is reverse over reverse,
-    its JVP forward over reverse; without `forwards` the latter is only lowered, which shows a refusal. Rules that
-    declare no second derivative must raise.
+    its JVP forward over reverse; without `forwards` the latter is only lowered, which shows a refusal. A mode that is
+    declared to be refused must raise. Where that of the oracle raises too, nothing is held against the function.
     """
     with x64():
         leaves = subject.leaves(np.float64)
@@ -33,7 +34,7 @@ def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
         rng = np.random.default_rng((subject.seed, 4))
         point = ((leaves, gs), tuple(normal_of(rng, a.shape, a.dtype) for a in leaves), directions)
         pulls = (subject.pull(subject.call), subject.pull(subject.oracle))
-        only_lowered = {_FORWARD} if subject.order_two and not forwards else set()
+        only_lowered = {_FORWARD} if subject.offers("forward") and not forwards else set()
 
         def traced(mode: str) -> Any:
             program = jax.jit(lambda p: _MODES[mode](pulls[0], *p))
@@ -46,15 +47,24 @@ def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
             return dict.fromkeys(modes) | (jax.device_get(run(point)) if ran else {})
 
         # Some refuse as late as they are compiled.
-        for mode, found in attempt_all(second_order, {mode: partial(traced, mode) for mode in _MODES}).items():
+        results = attempt_all(second_order, {mode: partial(traced, mode) for mode in _MODES})
+        stated = _stated({_OVER[mode]: not isinstance(found, Exception) for mode, found in results.items()})
+        for mode, found in results.items():
             if isinstance(found, Exception):
-                yield _refusal(subject, mode, found)
-            elif not subject.order_two:
-                yield failed("not_refused", f"{mode} is declared to be refused, yet runs")
+                yield _refusal(subject, mode, found, point, stated)
+            elif not subject.offers(_OVER[mode]):
+                yield failed("not_refused", f"{mode} is declared to be refused, yet runs: {stated} says what happens")
             elif mode in only_lowered:
                 yield passed(f"{mode} is not refused")
             else:
-                yield _judged(subject, mode, point, list(zip(*map(jax.tree.leaves, found), strict=True)))
+                pairs = list(zip(*map(jax.tree.leaves, found), strict=True))
+                if mode == _FORWARD and subject.reference is not None:
+                    pairs, own = _outputs_as_written(subject, point, pairs)
+                    if own:
+                        message = "is that of the function as it is written, not the reference's"
+                        outputs = " and ".join(f"output {i}" for i in own)
+                        yield noted(f"{mode}: the derivative of {outputs} {message}: JAX has no other")
+                yield _judged(subject, mode, point, pairs)
 
 
 def _judged(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs) -> Finding:
@@ -98,11 +108,51 @@ def _is_rounding(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs, sc
     return all(np.isfinite(r).all() for r, _ in pairs)
 
 
-def _refusal(subject: CallUnderTest, mode: str, error: Exception) -> Finding:
-    if subject.order_two:
-        trap = "optimize-remat" if any(rule.optimize_remat for rule in passes_of(subject)) else raised(subject, error)
-        return failed("raises", f"{mode} raises {describe_error(error)}", trap=trap)
-    return passed(f"{mode} is refused, as declared, by {describe_error(error)}")
+def _outputs_as_written(subject: CallUnderTest, point: Any, pairs: Pairs) -> tuple[Pairs, list[int]]:
+    """Return the pairs of forward over reverse, and the outputs whose derivative is the function's own.
+
+    In that mode JAX differentiates the forward pass as plain code, whatever the rule says: where the reference has a
+    surrogate's derivative, as a straight-through sign has, no rule can give it. Such outputs stand beside the
+    derivative of the primal, custom rules stripped. The cotangents stay beside the reference's.
+    """
+    count = len(point[0][1])
+    wrong = [i for i, (r, o) in enumerate(pairs[:count]) if subject.ratio(relative_gap(r, o)) > 1]
+    if not wrong:
+        return pairs, []
+    (leaves, _), tangents, _ = point
+    program = subject.compiled(lambda xs, ts: jax.jvp(strip_custom_rules(subject.call), xs, ts)[1])
+    plain = attempt(lambda: jax.device_get(program(leaves, tangents)))
+    if isinstance(plain, Exception):
+        return pairs, []
+    own = [i for i in wrong if np.isfinite(plain[i]).all() and subject.ratio(relative_gap(pairs[i][0], plain[i])) <= 1]
+    return [(r, plain[i]) if i in own else (r, o) for i, (r, o) in enumerate(pairs)], own
+
+
+def _refusal(subject: CallUnderTest, mode: str, error: Exception, point: Any, stated: str) -> Finding:
+    raises = f"{mode} raises {describe_error(error)}"
+    if not subject.offers(_OVER[mode]):
+        return passed(f"{mode} is refused, as declared, by {describe_error(error)}")
+    # Both are compiled together, so the error may be the oracle's.
+    if isinstance(attempt(lambda: jax.jit(_derivative(mode, subject.oracle, subject)).lower(point)), Exception):
+        return noted(f"{raises}; so does that of the oracle")
+    trap = "optimize-remat" if any(rule.optimize_remat for rule in passes_of(subject)) else raised(subject, error)
+    return failed("raises", f"{raises}; where that is meant, state it: {stated}", trap=trap)
+
+
+def _derivative(mode: str, f: Callable[..., Leaves], subject: CallUnderTest) -> Callable[[Any], Any]:
+    """Return the second derivative of a flat function in a mode, a function of the point."""
+    return lambda p: _MODES[mode](subject.pull(f), *p)
+
+
+def _stated(runs: Mapping[str, bool]) -> str:
+    """Return the `order_two` that says which modes run.
+
+    Example:
+        >>> _stated({"reverse": False, "forward": True}), _stated({"reverse": False, "forward": False})
+        ("order_two={'reverse': False, 'forward': True}", 'order_two=False')
+    """
+    every = set(runs.values())
+    return f"order_two={every.pop() if len(every) == 1 else dict(runs)}"
 
 
 _MODES: dict[str, Callable[..., Any]] = {

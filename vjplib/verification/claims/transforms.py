@@ -22,6 +22,7 @@ from vjplib.verification.report import Finding, describe_error, failed, noted, p
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap
 
 MOST_OUTPUTS = 3  # of which each is tried alone
+NESTED = ((0, 1, 0), (1, 1, 0))  # which points stand in two nested batches: no two rows or columns are alike
 
 
 class _Variant(NamedTuple):
@@ -66,6 +67,11 @@ def _variants(
         names = ", ".join(n for n, chosen in zip(subject.names, choice, strict=True) if chosen)
         run = _lazily(jax.vmap(pull, in_axes=(axes, 0)), inputs, both_gs)
         yield f"vmap over {names}", _Variant(run, _stack(truth[0], jitted(mixed, other_gs)))
+    run = _lazily(jax.vmap(jax.vmap(pull)), _nested(xs, other_xs), _nested(gs, other_gs))
+    yield "two nested vmaps", _Variant(run, _nested(*truth))
+    # A batching rule of a custom rule's own may have a backward of its own, which mapping the pullback does not reach.
+    run = _lazily(subject.pull(jax.vmap(subject.call)), _stack(xs, other_xs), both_gs)
+    yield "pullback of a vmap", _Variant(run, _stack(*truth))
     run = _lazily(jax.vmap(pull, in_axes=(None, 0)), xs, both_gs)
     yield "vmap over cotangents alone", _Variant(run, _stack(truth[0], jitted(xs, other_gs)))
     run = _lazily(lambda x, g: jax.lax.map(lambda pair: pull(*pair), (x, g)), _stack(xs, other_xs), both_gs)
@@ -88,6 +94,13 @@ def _variants(
 
 def _stack(a: Any, b: Any) -> Any:
     return jax.tree.map(lambda *pair: np.stack(pair), tuple(a), tuple(b))
+
+
+def _nested(a: Any, b: Any) -> Any:
+    """Return two pytrees of arrays stacked along two new axes."""
+    return jax.tree.map(
+        lambda *pair: np.stack([np.stack([pair[i] for i in row]) for row in NESTED]), tuple(a), tuple(b)
+    )
 
 
 def _lazily(f: Callable[..., Any], *args: Any) -> Callable[[], Any]:

@@ -51,7 +51,7 @@ TRAPS: dict[str, Trap] = {
         "forward mode meets a custom_vjp in the forward or the backward pass",
         "write the forward without the decorated function, and the backward without another custom_vjp",
     ),
-    "optimize-remat": Trap("optimize_remat=True has no second order", "leave it out"),
+    "optimize-remat": Trap("optimize_remat=True has no derivative reverse over reverse", "leave it out, or state it"),
     "residuals-kept": Trap(
         "more is kept between forward and backward than needed",
         "keep the smallest residual, the output before the input",
@@ -60,7 +60,8 @@ TRAPS: dict[str, Trap] = {
         "a residual is no array: a string, a dtype", "keep an array of that dtype, or pass it by nondiff_argnums"
     ),
     "not-linear": Trap(
-        "the backward is not linear in the cotangent", "use the cotangent as a factor once; clip gradients elsewhere"
+        "the backward is not linear in the cotangent",
+        "use the cotangent as a factor once; clip gradients elsewhere, or leave linearity out of claims if it is meant",
     ),
     "conjugate-missing": Trap(
         "a complex conjugate is missing, or stands where none should",
@@ -141,8 +142,8 @@ def describe(key: str) -> str:
     """Return a trap as a report prints it: its words, the remedy and the place of its page.
 
     Example:
-        >>> describe("optimize-remat")
-        'trap: optimize_remat=True has no second order; leave it out: docs/traps.md#optimize-remat'
+        >>> describe("low-precision-inside").partition(";")[0]
+        'trap: it computes in a lower precision inside'
     """
     trap = TRAPS[key]
     return f"trap: {trap.words}; {trap.remedy}: {anchor(key)}"

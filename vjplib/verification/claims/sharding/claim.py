@@ -42,6 +42,8 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
         yield skipped("the function calls back to Python, which devices of one process cannot wait for: not examined")
     elif any(jnp.issubdtype(jnp.result_type(a), jax.dtypes.extended) for a in jax.tree.leaves(subject.args)):
         yield skipped("an argument is a typed random key, which is not split over devices: not examined")
+    elif subject.axes:
+        yield skipped(f"the named axes ({', '.join(subject.axes)}) stand for devices: not split over others")
     elif len(jax.devices()) > 1:
         yield from here(subject)
     else:

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from vjplib.compat import fast_compile_options, strip_custom_rules, x64
 from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all, combine
 from vjplib.verification.claims.sharding.data_axis import MEAN, SUM, SplitCall, find_data_axis
-from vjplib.verification.report import Finding, describe_error, failed, finding, passed, skipped
+from vjplib.verification.report import Finding, describe_error, failed, finding, noted, passed, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS, relative_gap, size_of
 
 AXIS = "data"  # the name of the mesh's axis
@@ -41,6 +41,10 @@ _REFUSALS = {
     "out_sharding": "give the product over the data out_sharding=jax.typeof(argument).sharding",
     "bwd rule": "give it its argument's sharding, by jax.sharding.reshard(cotangent, jax.typeof(argument).sharding)",
 }
+_TYPES = (
+    "give each array that the backward makes its argument's sharding, by jax.sharding.reshard, or compute it in "
+    "jax.sharding.auto_axes"
+)
 _SENT = re.compile(
     r"^\s*(?:ROOT )?\S+ = (.*?) ((?:ragged-)?all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
     r"|collective-broadcast)(?:-start)?\("
@@ -83,7 +87,7 @@ class _Strategies:
         ys = jax.eval_shape(self.ours, *data.arrays)
         self.gs = tuple(rng.standard_normal(y.shape).astype(y.dtype) for y in ys)
         self.specs = tuple(map(_spec, data.axes)), tuple(map(_spec, data.outputs))  # of arrays, and of outputs
-        self.strategies = {f"jit, {kind.name} axes": _Strategy(kind, self.by_compiler) for kind in _KINDS}
+        self.strategies = {_by_jit(kind): _Strategy(kind, self.by_compiler) for kind in _KINDS}
         for checked in (True, False):
             for side, make in (("inside", self.inside), ("outside", self.outside)):
                 name = f"shard_map, check_vma={checked}, gradient {side}"
@@ -101,7 +105,7 @@ class _Strategies:
             traces = {name: partial(self.trace, name, self.ours) for name in names}
             for name, result in attempt_all(lambda names: self.run(names, self.ours), traces).items():
                 if isinstance(result, Exception):
-                    yield self.refusal(name, result)
+                    yield self.refusal(name, result, kind == AxisType.Explicit and _by_jit(AxisType.Auto) in results)
                 else:
                     results[name] = result
         for name, (result, _) in results.items():
@@ -143,9 +147,15 @@ class _Strategies:
         """Return True if JAX refuses to trace a strategy."""
         return isinstance(attempt(lambda: self.trace(name, f)), Exception)
 
-    def refusal(self, name: str, error: Exception) -> Finding:
-        """Return a failure, or a note or a skip where JAX refuses the rule or autodiff for their sharding."""
+    def refusal(self, name: str, error: Exception, of_types: bool = False) -> Finding:
+        """Return a failure, or a note or a skip where JAX refuses the rule or autodiff for their sharding.
+
+        `of_types` if the types of arrays alone are to blame, as the compiler finds a way by itself: under Explicit axes
+        their shardings are part of these, so that what mixes two raises, in a scan or a transpose too, in many words.
+        That is loud, and no wrong number; it fails only where all ways are claimed, as they are by a record.
+        """
         remedy = next((remedy for sign, remedy in _REFUSALS.items() if sign in str(error)), "")
+        remedy = remedy or (_TYPES if of_types and self.subject.communication else "")
         level, but = "fail", "autodiff does not"
         refused = [of for of, f in self.autodiff.items() if self.refused(name, f)]
         if self.subject.undifferentiable is not None:
@@ -194,7 +204,10 @@ class _Strategies:
                     level, but = "note", f"so does autodiff of {of}, {_listed(theirs)}"
             data = {"sent": [[op, list(shape)] for op, shape in ours]}
             message = f"{name}: sends data between devices, {_listed(ours)}; {but}"
-            yield finding(level, "communication", message, data=data)
+            if level == "fail" and self.subject.communication:
+                yield noted(f"{message}. communication=False claims none", code="communication", data=data)
+            else:
+                yield finding(level, "communication", message, data=data)
 
     def sent_by(self, name: str, f: Callable[..., Leaves]) -> Sent:
         """Return the data that a strategy, compiled alone, sends."""
@@ -255,6 +268,10 @@ class _Strategies:
 
 _KINDS = (AxisType.Auto, AxisType.Explicit)
 _psum = partial(lax.psum, axis_name=AXIS)
+
+
+def _by_jit(kind: AxisType) -> str:
+    return f"jit, {kind.name} axes"
 
 
 def _spec(axis: Any) -> P:

@@ -1,0 +1,64 @@
+"""Rules as researchers write them: right ones raise no alarm, wrong ones are caught, for the right reason."""
+
+import pytest
+from field_right_rules import RIGHT
+from field_wrong_rules import FIELD_WRONG_RULES
+
+import vjplib
+
+BY_NAME = {field.name: field for field in RIGHT}
+
+# The claims that raised a false alarm, by the name of the rule.
+RIGHT_BY_CLAIMS = {
+    # second derivatives: a surrogate in the reference, or one mode that is refused
+    "straight_through_sign": ("value", "second_order"),
+    "straight_through_round": ("second_order",),
+    "fake_quantise": ("second_order",),
+    "spike": ("second_order",),
+    "reverse_gradient": ("second_order",),
+    "scale_gradient": ("second_order",),
+    "pallas_silu": ("second_order",),
+    "equilibrium": ("second_order",),
+    "equilibrium_by_a_solve": ("second_order",),
+    "heron": ("second_order",),
+    "softmax_for_remat": ("second_order",),
+    "scale_for_remat": ("second_order",),
+    # several devices
+    "embedding": ("sharding",),
+    "resize_by_library": ("sharding",),
+    "tanh_with_scaled_cotangents": ("sharding",),
+    "sort_rows_by_score": ("sharding",),
+    # named axes
+    "centred_over_devices": None,
+    "synchronised_norm": ("contract", "value", "linearity", "transforms", "second_order", "residuals", "taylor"),
+}
+
+# Wrong rules that escaped, or were caught for another reason.
+WRONG_BY_NAME = (
+    "nested vmap: the host reduces axis 1",
+    "nested vmap: a batching rule that reduces axis 1",
+    "nested vmap: a batching rule that counts axis 1",
+)
+
+
+@pytest.mark.parametrize("name", RIGHT_BY_CLAIMS)
+def test_a_right_rule_raises_no_alarm(name):
+    field = BY_NAME[name]
+    report = vjplib.verify(field.fn, field.args, field.kwargs, claims=RIGHT_BY_CLAIMS[name], **field.options)
+    assert report.ok, report
+
+
+def test_a_backward_that_is_not_linear_on_purpose_is_told_what_to_do():
+    clip = BY_NAME["clip_gradient"]
+    report = vjplib.verify(clip.fn, clip.args, claims=("linearity",))
+    assert {f.trap for f in report.failures} == {"not-linear"}
+    assert "leave linearity out of claims if it is meant" in str(report).replace("\n", " ")
+    others = ("contract", "value", "transforms", "second_order", "residuals")
+    assert vjplib.verify(clip.fn, clip.args, claims=others).ok
+
+
+@pytest.mark.parametrize("name", WRONG_BY_NAME)
+def test_a_wrong_rule_is_caught_for_the_right_reason(name):
+    case = FIELD_WRONG_RULES[name]
+    report = vjplib.verify(case.fn, case.args, case.kwargs, claims=case.claims, **case.options)
+    assert any(case.argument in f"{f.argument} {f.message}" for f in report.failures), report
