@@ -155,7 +155,7 @@ def log_ndtr_bwd(res: Any, g: Any) -> Any:
 def tail(primal: Callable, bwd: Callable, at: list[float], **more: Any) -> WrongRule:
     where = ((np.array(at, np.float32),), {})
     return WrongRule(
-        keeping(primal, bwd), (normal(11),), "x", ("accuracy", "edges"), wrong_at=where, relative=True, **more
+        keeping(primal, bwd), (3 * normal(11),), "x", ("accuracy", "edges"), wrong_at=where, relative=True, **more
     )
 
 

@@ -31,6 +31,19 @@ RIGHT_BY_CLAIMS = {
     # named axes
     "centred_over_devices": None,
     "synchronised_norm": ("contract", "value", "linearity", "transforms", "second_order", "residuals", "taylor"),
+    # some dtypes alone
+    "pallas_gate": None,
+    "absolute_by_bits": ("contract", "value", "linearity", "transforms", "sharding", "accuracy", "variations"),
+    "log2_by_bits": ("contract", "value", "linearity", "transforms", "sharding", "accuracy", "variations"),
+    "bias_gelu": None,
+    # the digits of what is compared, and arrays by keyword
+    "biased_softmax": None,
+    "attention_with_bias": None,
+    "reparameterised_normal": ("value", "taylor", "sharding"),
+    "matmul_accumulated_in_float32": ("value", "taylor", "accuracy"),
+    "rms_norm_with_statistic": ("value", "taylor", "accuracy"),
+    "rms_norm_in_float16": ("value", "accuracy"),
+    "gumbel_softmax": ("value",),
 }
 
 # Wrong rules that escaped, or were caught for another reason.
@@ -38,6 +51,25 @@ WRONG_BY_NAME = (
     "nested vmap: the host reduces axis 1",
     "nested vmap: a batching rule that reduces axis 1",
     "nested vmap: a batching rule that counts axis 1",
+    "keyword array: no gradient",
+    "keyword array: the mean for the sum",
+    "keyword array: ignored in the other cotangent",
+    "keyword number: temperature's cotangent times temperature",
+    "bfloat16: bias added up row by row",
+    "bfloat16: scale added up row by row",
+    "bfloat16: weights added up in blocks",
+    "float16: squares overflow",
+    "refuses float64: a factor 1.001",
+    "refuses float64: the bit trick",
+    "refuses float64: a table of 65 nodes",
+    "tail: logistic by y (1 - y)",
+    "tail: tanh by 1 - y^2",
+    "tail: softplus by 1 - exp(-y)",
+    "tail: log sigmoid by 1 - sigmoid",
+    "tail: asinh by x * x",
+    "tail: normal's hazard by a quotient",
+    "garbage in float32: JAX's own cotangents of a causal convolution",
+    "garbage in float32: JAX's own cotangents of a cropped one",
 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from vjplib.compat import custom_vjp_of, require_passes
 from vjplib.rule import Case, Rule, check_axes, second_derivatives
 from vjplib.verification.axes import along_axes, on_all_devices
-from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax
+from vjplib.verification.call import ByPosition, CallUnderTest, Static, as_taken_by_jax, is_inexact, parameters
 from vjplib.verification.claim import Claim, Effort
 from vjplib.verification.isolation import TIME_LIMIT, as_finding, detect_side_effects, run_with_timeout
 from vjplib.verification.registry import order, selected
@@ -22,6 +22,7 @@ from vjplib.verification.runner import Job, Runner
 
 QUICK_CASES = 2  # whose values are compared in "quick"
 RANDOM_SIZES = 20  # at each case in "deep"
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 class NotVerifiedError(AssertionError):
@@ -47,6 +48,7 @@ def verify(
     communication: bool = True,
     axes: Mapping[str, int] | None = None,
     residual_bytes: int | None = None,
+    dtypes: Sequence[str] | None = None,
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
 ) -> Report:
@@ -59,7 +61,7 @@ def verify(
         fn: any function of arrays, in particular a `jax.custom_vjp` or a function that calls one.
         args: positional arguments, pytrees of arrays. Floating leaves are differentiated, integers and booleans not.
             Other arguments (an axis, a function, anything in a place named by nondiff_argnums) are passed on unchanged.
-        kwargs: keyword arguments, not differentiated.
+        kwargs: keyword arguments. Floating arrays are differentiated as positional ones are; Python's numbers are not.
         reference: the same function, written so that JAX can differentiate it. None for fn itself with its custom
             rules stripped.
         effort: how much to examine, see below.
@@ -73,6 +75,8 @@ def verify(
             `jax.shard_map` or in `jax.vmap` with `axis_name`. args are then those of one device; each of the others has
             the same arrays, floating ones times a number from 1/2 to 1.
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.
+        dtypes: the floating dtypes that fn takes, such as `("float32", "bfloat16")`; None to find out. Comparisons are
+            in float64 where it is among them, for no other shows so much.
         seed: of all random numbers; the same seed gives the same report.
         time_limit: seconds after which a claim fails as a timeout. Claims run in threads for this; `math.inf` runs
             them in the caller's own, for a debugger.
@@ -90,7 +94,7 @@ def verify(
         TypeError: fn is not callable, args is not a tuple or list, claims is a single string, or order_two or axes is
             of another kind.
         ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative or is a custom_vjp
-            without `defvjp`, effort or claims are not known, or time_limit is not positive.
+            without `defvjp`, effort, claims or dtypes are not known, or time_limit is not positive.
 
     Example:
         >>> import vjplib
@@ -108,6 +112,7 @@ def verify(
         second_derivatives(order_two)  # raises for what it does not know
         options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
         options |= {"communication": communication, "axes": check_axes(axes)}
+        options["dtypes"] = _dtypes(dtypes)
         subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, hurried=hurried, **options)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
     return _report(_name(fn), findings, run, start, chosen)
@@ -137,6 +142,9 @@ def _at_call(
     if parts := custom_vjp_of(fn):
         require_passes(parts)
         static = parts.static
+    fn, args, kwargs = _by_position(fn, args, kwargs, static)
+    if (reference := options.get("reference")) is not None and isinstance(fn, ByPosition):
+        options["reference"] = ByPosition(reference, fn.keywords)
     arrays = tuple(Static(a) if i in static or _is_static(a) else jax.tree.map(_array, a) for i, a in enumerate(args))
     sizes = {
         f"the axes of size {n}": n for n in sorted({n for a in jax.tree.leaves(arrays) for n in np.shape(a)}) if n > 1
@@ -273,6 +281,35 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTes
 def _check_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed must be an integer of at least 0, got {seed!r}")
+
+
+def _dtypes(dtypes: Any) -> tuple[str, ...] | None:
+    if dtypes is None:
+        return None
+    if isinstance(dtypes, str):
+        raise TypeError(f"dtypes must be a sequence of names, such as ('float32',), got {dtypes!r}")
+    names = tuple(jnp.dtype(dtype).name for dtype in dtypes)
+    if not names or not set(names) <= set(DTYPES):
+        raise ValueError(f"dtypes must be among {', '.join(DTYPES)}, got {', '.join(names) or 'none'}")
+    return names
+
+
+def _by_position(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], static: Collection[int]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """Return the call with its floating arrays by keyword last among the positional arguments, to be differentiated."""
+    nondiff = [parameters(fn, i + 1)[i] for i in static]
+    moving = [name for name, value in kwargs.items() if name not in nondiff and _is_floating(value)]
+    if not moving:
+        return fn, tuple(args), dict(kwargs)
+    rest = {name: value for name, value in kwargs.items() if name not in moving}
+    return ByPosition(fn, moving), (*args, *(kwargs[name] for name in moving)), rest
+
+
+def _is_floating(value: Any) -> bool:
+    """Return True for an array, or a pytree of arrays, some of them floating."""
+    leaves = jax.tree.leaves(value)
+    return all(hasattr(leaf, "dtype") for leaf in leaves) and any(map(is_inexact, leaves))
 
 
 def _is_static(argument: Any) -> bool:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import cost_of, fast_compile_options, programs, strip_custom_rules, unclose, x64
+from vjplib.compat import cost_of, fast_compile_options, strip_custom_rules, unclose, x64
 from vjplib.rule import Tail, second_derivatives
+from vjplib.verification.digits import coarsest_cast, coarsest_computed, eps_of, names_of
 from vjplib.verification.report import describe_error
-from vjplib.verification.tolerance import HALF_THE_DIGITS
+from vjplib.verification.tolerance import HALF_THE_DIGITS, to_float64
 
 Leaves = tuple[Any, ...]
 T = TypeVar("T")
@@ -28,6 +29,24 @@ class Static:
 
     def __init__(self, value: Any) -> None:
         self.value = value
+
+
+class ByPosition:
+    """A function that takes some of another's keyword arguments as its last positional ones.
+
+    Args:
+        fn: the other function.
+        keywords: the names of these arguments.
+    """
+
+    def __init__(self, fn: Callable[..., Any], keywords: Sequence[str]) -> None:
+        self.fn, self.keywords = fn, tuple(keywords)
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call fn."""
+        count = len(args) - len(self.keywords)
+        return self.fn(*args[:count], **dict(zip(self.keywords, args[count:], strict=True)), **kwargs)
 
 
 class Answers(NamedTuple):
@@ -53,7 +72,7 @@ class CallUnderTest:
         fn: the function under examination.
         reference: the same function, differentiated by JAX; None for fn's own primal, custom rules stripped.
         args: positional arguments, any pytrees; leaves of a floating or complex dtype are differentiated, others not.
-        kwargs: keyword arguments, not differentiated.
+        kwargs: keyword arguments, not differentiated; `ByPosition` makes positional ones of those that are to be.
         seed: of every random number.
         order_two: whether second derivatives are offered, by mode if it is a mapping.
         communication: whether devices may send data that autodiff does not; False claims that they send none.
@@ -68,6 +87,8 @@ class CallUnderTest:
         base: a call with the same oracle, whose arguments differ in floating numbers alone: its compiled programs serve
             this call too, the oracle's and, if the function is the same, the function's.
         hurried: whether compiling may leave out optimisation in float32 too; in float64 it does, if the call is small.
+        dtypes: the floating dtypes that the function takes, by name; None to find out about float32 and float64.
+        found: what was found out about dtypes, which all calls derived from this one share.
     """
 
     fn: Callable[..., Any]
@@ -86,6 +107,8 @@ class CallUnderTest:
     hurried: bool = False
     tails: Callable[[np.ndarray], Tail] | None = None
     base: "CallUnderTest | None" = field(default=None, repr=False)
+    dtypes: tuple[str, ...] | None = None
+    found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def offers(self, mode: str) -> bool:
         """Return True if second derivatives are offered in a mode, "reverse" or "forward", each over reverse."""
@@ -122,7 +145,16 @@ class CallUnderTest:
         return tuple(named[paths[i][0].idx] + jax.tree_util.keystr(paths[i][1:]) for i in self.differentiable)
 
     def leaves(self, dtype: Any = None, scale: float = 1.0) -> Leaves:
-        """Return the differentiated leaves, times scale, in a dtype (their own for None), as NumPy arrays."""
+        """Return the differentiated leaves, times scale, in a dtype (their own for None), as NumPy arrays.
+
+        float64 stands for `widest`, float32 for `working`: what a function refuses is not asked of it.
+        """
+        if dtype is not None and dtype in (np.float32, np.float64):
+            dtype = self.widest if dtype == np.float64 else self.working
+        return self.cast(dtype, scale)
+
+    def cast(self, dtype: Any = None, scale: float = 1.0) -> Leaves:
+        """Return the differentiated leaves, times scale, in this very dtype (their own for None), as NumPy arrays."""
         picked = (np.asarray(self._flat[0][i]) for i in self.differentiable)
         with np.errstate(over="ignore", under="ignore"):  # scaled in float64: half precision would overflow first
             return tuple(
@@ -155,24 +187,143 @@ class CallUnderTest:
 
         return run
 
+    @property
+    def working(self) -> Any:
+        """float32, in which numbers are compared; for a function that refuses it the dtypes of the call, as None."""
+        if self.base is not None:
+            return self.base.working
+        if "working" not in self.found:
+            self.found["working"] = self._working()
+        return self.found["working"]
+
+    def _working(self) -> Any:
+        own = names_of(self.cast())
+        if self.dtypes is not None and "float32" not in self.dtypes:
+            return None if own <= set(self.dtypes) else jnp.dtype(self.dtypes[0])
+        if self.dtypes is not None or own == {"float32"}:
+            return np.float32
+        refused = [isinstance(self._traced_in(dtype), Exception) for dtype in (np.float32, None)]
+        return None if refused == [True, False] else np.float32
+
+    def _traced_in(self, dtype: Any) -> Any:
+        """Return the jaxpr of the function's pullback in a dtype, or what it raises."""
+        leaves = self.cast(dtype)
+        return attempt(lambda: jax.make_jaxpr(self.pull(self.call))(leaves, self.cotangents(leaves)))
+
+    @property
+    def widest(self) -> Any:
+        """float64; `working` for a function or an oracle that refuses float64, or is another function there."""
+        if self.base is not None:
+            return self.base.widest
+        if self.dtypes is not None:
+            return np.float64 if "float64" in self.dtypes else self.working
+        return np.float64 if self.refusal is None else self.working
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the call is not compared in float64 but in `working`, or None.
+
+        Kernels are written for some dtypes, and a trick with the bits of float32 gives other shapes, or the wrong
+        dtype, for other bits. None too where `working` is refused as well: the claims report that.
+        """
+        if self.base is not None:
+            return self.base.refusal
+        if "refusal" not in self.found:
+            self.found["refusal"] = self._refusal()
+        return self.found["refusal"]
+
+    def _refusal(self) -> str | None:
+        narrow = self.traced[0]
+        if isinstance(narrow, str | None):
+            return None
+        count = len(narrow.out_avals) - len(self.differentiable)
+        with x64():
+            leaves = self.cast(np.float64)
+            found = attempt(lambda: self._lowered(leaves, self.cotangents(leaves)))
+        if isinstance(found, Exception):
+            return describe_error(found)
+        ys, dxs = found
+        if [y.shape for y in ys] != [y.shape for y in narrow.out_avals[:count]]:
+            return "its outputs have other shapes"
+        single = zip(narrow.out_avals[count:], self.leaves(np.float32), strict=True)
+        if any(dx.dtype != x.dtype for dx, x in zip(dxs, leaves, strict=True)):
+            return "a cotangent is of another dtype" if all(dx.dtype == x.dtype for dx, x in single) else None
+        return None
+
+    def _lowered(self, leaves: Leaves, gs: Leaves) -> tuple[Any, Any]:
+        """Return outputs and cotangents as shapes and dtypes; raise what JAX does until it would compile the program.
+
+        It is the program that the claims run, so that it is traced but once.
+        """
+        if self.undifferentiable is not None:
+            traced = jax.jit(self.pull(self.call)).trace(leaves, gs)
+            ys, dxs = traced.out_info
+        else:
+            traced = self._compared[0].trace(leaves, gs)
+            ys, dxs = traced.out_info[1:3]
+        traced.lower()
+        return ys, dxs
+
+    @property
+    def compared_in(self) -> str:
+        """The name of the dtype that is compared to half the digits."""
+        names = names_of(self.leaves(np.float64))
+        return names.pop() if len(names) == 1 else "the dtypes of the call"
+
+    @property
+    def coarse_oracle(self) -> bool:
+        """True if the oracle refuses float64 as the function does, so that it is known in `working` alone."""
+        if self.base is not None:
+            return self.base.coarse_oracle
+        if self.widest == np.float64:
+            return False
+        if "coarse_oracle" not in self.found:
+            self.found["coarse_oracle"] = self._coarse_oracle()
+        return self.found["coarse_oracle"]
+
+    def _coarse_oracle(self) -> bool:
+        wanted = [y.shape for y in self.outputs(self.leaves(np.float32))]
+
+        def shapes() -> list[Any]:
+            leaves = self.cast(np.float64)
+            gs = jax.eval_shape(self.oracle, *leaves)
+            jax.eval_shape(self.pull(self.oracle), leaves, gs)
+            return [g.shape for g in gs]
+
+        with x64():
+            return attempt(shapes) != wanted
+
     @cached_property
     def eps(self) -> float:
-        """The step between numbers near one of the coarsest dtype that the oracle casts float64 inputs to.
+        """The step between numbers near one of the coarsest dtype that numbers are compared in, or the oracle casts to.
 
         A function may compute in float32 whatever its inputs: then its results are known to float32's digits only.
         """
-        double = float(np.finfo(np.float64).eps)
+        known = max(map(eps_of, self.leaves(np.float64)), default=float(np.finfo(np.float64).eps))
+        return max(known, coarsest_cast(self._program_of_oracle))
+
+    @cached_property
+    def eps_elsewhere(self) -> float:
+        """`eps`, or that of numbers that the oracle computes in fewer bits and casts up, such as noise in float32.
+
+        Within one program these are the same for function and oracle; another program may round them differently.
+        """
+        return max(self.eps, coarsest_computed(self._program_of_oracle))
+
+    @cached_property
+    def _program_of_oracle(self) -> Any:
+        """The oracle's jaxpr in float64, where it takes that; None if it raises, which the claims report."""
         with x64():
-            program = attempt(lambda: jax.make_jaxpr(self.oracle)(*self.leaves(np.float64)))
-        # The claims report what the function raises.
-        return double if isinstance(program, Exception) else max(double, _coarsest(unclose(program)[0]))
+            leaves = self.cast(self.working if self.coarse_oracle else np.float64)
+            program = attempt(lambda: jax.make_jaxpr(self.oracle)(*leaves))
+        return None if isinstance(program, Exception) else unclose(program)[0]
 
     def digits(self, gap: float) -> float:
-        """Return the relative gap in float64 that is tolerated: half the digits that the oracle has."""
+        """Return the relative gap in `widest` that is tolerated: half the digits that the oracle has there."""
         return HALF_THE_DIGITS if gap <= HALF_THE_DIGITS else float(np.sqrt(self.eps))
 
     def ratio(self, gap: float) -> float:
-        """Return a relative gap in float64 in units of the tolerated one."""
+        """Return a relative gap in `widest` in units of the tolerated one."""
         return gap / self.digits(gap)
 
     def outputs(self, leaves: Leaves) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -194,14 +345,33 @@ class CallUnderTest:
         """All answers at leaves and cotangents as one compiled program, for compiling takes most of the time."""
         if self.base is not None:
             return self.base.answers if self.base.fn is self.fn else self._beside(self.base.answers)
+        double, single = self._compared
+        return self.fitted(
+            lambda leaves, gs: (double if any(a.dtype == np.float64 for a in leaves) else single)(leaves, gs)
+        )
+
+    @cached_property
+    def _compared(self) -> tuple[Any, Any]:
+        """The program of all answers, compiled for float64, and for other dtypes."""
         ours, theirs = self.pull(self.call), self.pull(self.oracle)
 
         def program(leaves: Leaves, gs: Leaves) -> Answers:
             return Answers(self.call(*leaves), *ours(leaves, gs), *theirs(leaves, gs))
 
         double = self.compiled(program)
-        single = double if self.hurried else jax.jit(program)
-        return lambda leaves, gs: (double if any(a.dtype == np.float64 for a in leaves) else single)(leaves, gs)
+        return double, double if self.hurried else jax.jit(program)
+
+    def fitted(self, run: Callable[[Leaves, Leaves], T]) -> Callable[[Leaves, Leaves], T]:
+        """Return run for leaves and cotangents in float64 too, which are rounded to `widest`; results are float64."""
+
+        def rounded(leaves: Leaves, gs: Leaves) -> T:
+            if self.widest == np.float64 or not names_of((*leaves, *gs)) & {"float64"}:
+                return run(leaves, gs)
+            like = self.point(np.float64)
+            given = jax.tree.map(lambda a, b: np.asarray(a).astype(b.dtype), (leaves, gs), like)
+            return jax.tree.map(lambda a: to_float64(np.asarray(a)), run(*given))
+
+        return rounded
 
     def answers_at(self, leaves: Leaves, gs: Leaves) -> Answers:
         """Return all answers, as NumPy arrays."""
@@ -209,7 +379,7 @@ class CallUnderTest:
 
     def _beside(self, of_base: Callable[[Leaves, Leaves], "Answers"]) -> Callable[[Leaves, Leaves], "Answers"]:
         """Return the base's answers with this function's outputs and cotangents."""
-        ours = self.compiled(self.pull(self.call))
+        ours = self.fitted(self.compiled(self.pull(self.call)))
 
         def run(leaves: Leaves, gs: Leaves) -> Answers:
             ys, dxs = ours(leaves, gs)
@@ -231,7 +401,7 @@ class CallUnderTest:
         """`pull` of the function alone, jitted, its results as NumPy arrays."""
         if self.undifferentiable is None:
             return lambda leaves, gs: self.answers_at(leaves, gs)[1:3]
-        jitted = self.compiled(self.pull(self.call))
+        jitted = self.fitted(self.compiled(self.pull(self.call)))
         return lambda leaves, gs: jax.tree.map(np.asarray, jitted(leaves, gs))
 
     @cached_property
@@ -282,7 +452,9 @@ class CallUnderTest:
         if self.base is not None:
             return self.base.truths
         alone = self.compiled(self.pull(self.oracle))
-        if not self.small:
+        if self.coarse_oracle:
+            return self.fitted(alone)
+        if not self.small or self.widest != np.float64:
             return alone
         programs = [alone, lambda leaves, gs: self.answers(leaves, gs)[3:]]
 
@@ -383,23 +555,6 @@ def combine(leaves: Sequence[Any], places: Sequence[int], values: Sequence[Any])
     return combined
 
 
-def _coarsest(jaxpr: Any) -> float:
-    """Return the largest eps among the floating dtypes of at least 16 bits that a program casts wider ones to."""
-    found = [0.0]
-    for eqn in jaxpr.eqns:
-        inner = [_coarsest(program) for _, program, _ in programs(eqn.params)]
-        inputs, outputs = ([e for v in part if (e := _eps_of(v.aval))] for part in (eqn.invars, eqn.outvars))
-        found += inner or [e for e in outputs if inputs and e > min(inputs)]
-    return max(found)
-
-
-def _eps_of(aval: Any) -> float | None:
-    dtype = getattr(aval, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact) or jnp.finfo(dtype).bits < 16:
-        return None
-    return float(jnp.finfo(dtype).eps)
-
-
 def kind_of(own: Any, dtype: Any) -> Any:
     """Return dtype, or own if it is None; for a complex array the complex dtype whose parts have that many bits.
 
@@ -438,10 +593,12 @@ def as_taken_by_jax(leaf: Any) -> Any:
 
 def parameters(fn: Callable[..., Any], count: int) -> list[str]:
     """Return a name for each of count positional arguments."""
+    if isinstance(fn, ByPosition):
+        return [*parameters(fn.fn, count - len(fn.keywords)), *fn.keywords]
     try:
-        parameters = inspect.signature(fn).parameters.values()
+        signature = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):  # built-in functions may have no signature
-        parameters = ()
+        signature = ()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [p.name for p in parameters if p.kind in positional]
+    names = [p.name for p in signature if p.kind in positional]
     return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]

@@ -11,6 +11,7 @@ _OF_VALUES = ("value", "variations", "edges", "accuracy", "taylor")
 _WRONG: tuple[Code, ...] = ("wrong_value", "inaccurate")
 _NAMES = {"second_order": "second order", "taylor": "Taylor's remainder"}
 _HEADINGS: Mapping[Code, str] = {
+    "both_wrong": "someone's derivative is wrong: the rule and autodiff of the reference agree in float32 on garbage",
     "not_linear": "the backward is not linear in the cotangent",
     "hidden_state": "two runs give different numbers",
     "wrong_aval": "a shape, dtype or tree is wrong",

@@ -14,6 +14,7 @@ Level = Literal["pass", "fail", "note", "skipped"]
 Code = Literal[
     "",
     "wrong_value",
+    "both_wrong",
     "inaccurate",
     "not_linear",
     "hidden_state",

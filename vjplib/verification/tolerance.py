@@ -18,6 +18,7 @@ HALF_THE_DIGITS = float(np.sqrt(np.finfo(np.float64).eps))  # relative, of float
 SLACK = 8.0
 UNSTABLE = 64.0
 MANIFEST = 0.1  # relative, an error that is more than that of few digits
+TOTAL = 0.5  # relative, an error that leaves nothing of what is right
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Error:
         known: the share of the array at which the oracle is a number; the rest cannot be judged.
         size: by root mean square, relative to the oracle's result.
         of_autodiff: autodiff's `size`.
+        of_rounding: the `size` of what rounding of the inputs changes.
     """
 
     ratio: float
@@ -46,6 +48,12 @@ class Error:
     known: float
     size: float = 0.0
     of_autodiff: float = 0.0
+    of_rounding: float = 0.0
+
+    @property
+    def total(self) -> bool:
+        """True if nothing is right though autodiff is, and rounding of the inputs does not matter."""
+        return self.size > TOTAL and max(self.of_autodiff, self.of_rounding) * SLACK < MANIFEST
 
     @property
     def excuse(self) -> str:
@@ -124,6 +132,7 @@ def error(
         float(np.mean(known)),
         ours / size,
         theirs / size,
+        max((root_mean_square(d) for d in changes), default=0.0) / size,
     )
 
 

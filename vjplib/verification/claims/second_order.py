@@ -99,7 +99,8 @@ def _is_rounding(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs, sc
     unit = subject.eps / 2
     program = subject.compiled(lambda p: jax.tree.leaves(_MODES[mode](subject.pull(subject.oracle), *p)))
     draws = [
-        program(jax.tree.map(lambda a: a * (1 + unit * rng.uniform(-1, 1, np.shape(a))), point)) for _ in range(DRAWS)
+        program(jax.tree.map(lambda a: (a * (1 + unit * rng.uniform(-1, 1, np.shape(a)))).astype(a.dtype), point))
+        for _ in range(DRAWS)
     ]
     for (r, o), moved in zip(pairs, zip(*draws, strict=True), strict=True):
         noise = SLACK * max(size_of(np.asarray(m) - o) for m in moved)

@@ -66,7 +66,7 @@ def check(subject: CallUnderTest, always: bool = True) -> Iterator[Finding]:
     with x64():
         try:
             point = _point(subject, np.float64)
-        except Exception:  # a callback or a kernel may be written for one dtype
+        except Exception:  # a callback may be written for one dtype, which does not show before it is called
             point = _point(subject, np.float32)
         directions, forward = _directions(subject, *point), _forward(subject, *point)
     for name, leaf, seen, gap in zip(subject.names, point[0], directions, forward, strict=True):
@@ -212,7 +212,7 @@ def _judged(
     subject: CallUnderTest, argument: str, directions: Sequence[_Direction], forward: float | None, dtype: Any
 ) -> Finding:
     """Return the finding on one argument."""
-    agrees = forward is not None and forward <= float(np.sqrt(np.finfo(dtype).eps))
+    agrees = forward is not None and forward <= max(subject.digits(forward), float(np.sqrt(jnp.finfo(dtype).eps)))
     verdicts = {direction.verdict for direction in directions}
     worst = min(directions, key=lambda direction: (direction.verdict != "wrong", direction.order))
     data = {"h": list(STEPS), "remainder": list(worst.remainders), "order": float(worst.order)}

@@ -42,7 +42,7 @@ def check(subject: CallUnderTest, eager: bool = True) -> Iterator[Finding]:
     with x64():
         leaves = subject.leaves(np.float64)
         rng = np.random.default_rng((subject.seed, 3))
-        others = tuple(a * rng.uniform(0.5, 1.0, a.shape) for a in leaves)
+        others = tuple((a * rng.uniform(0.5, 1.0, a.shape)).astype(a.dtype) for a in leaves)
         host = [(leaves, subject.cotangents(leaves, 1)), (others, subject.cotangents(leaves, 2))]
         pairs = jax.tree.map(jnp.asarray, host)
         pull, truth = subject.pull(subject.call), [subject.pullback(*pair) for pair in pairs]

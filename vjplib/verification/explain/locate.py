@@ -55,8 +55,8 @@ def explain(subject: CallUnderTest) -> tuple[Explanation, ...]:
 def another_draw(subject: CallUnderTest, draw: Draw) -> Draw | None:
     """Return other numbers of similar size, of either sign if function and oracle are finite there; None if nowhere."""
     rng = np.random.default_rng((subject.seed, 7))
-    moved = tuple(a * rng.uniform(0.5, 1.5, a.shape) for a in draw.leaves)
-    signed = tuple(a * rng.choice([-1.0, 1.0], a.shape) for a in moved)
+    moved = tuple((a * rng.uniform(0.5, 1.5, a.shape)).astype(a.dtype) for a in draw.leaves)
+    signed = tuple((a * rng.choice([-1.0, 1.0], a.shape)).astype(a.dtype) for a in moved)
     for leaves in (signed, moved):
         other = draw_at(subject, leaves, subject.cotangents(leaves, 1))
         if all(np.isfinite(a).all() for a in (*other.given, *other.truth)):

@@ -16,7 +16,17 @@ import jax
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import SCALES, CallUnderTest, Leaves, Static, attempt, is_inexact, kind_of, parameters
+from vjplib.verification.call import (
+    SCALES,
+    ByPosition,
+    CallUnderTest,
+    Leaves,
+    Static,
+    attempt,
+    is_inexact,
+    kind_of,
+    parameters,
+)
 from vjplib.verification.oracle import leaves_to_float64
 from vjplib.verification.tolerance import relative_gap, size_of
 
@@ -155,6 +165,10 @@ def _source(point: _Point) -> str:
     try:
         lines = [f"{name} = {_written(a)}" for name, a, moves in arguments if moves]
         passed = [name if moves else _written(a) for name, a, moves in arguments]
+        if by_keyword := subject.fn.keywords if isinstance(subject.fn, ByPosition) else ():
+            passed[-len(by_keyword) :] = [
+                f"{k}={v}" for k, v in zip(by_keyword, passed[-len(by_keyword) :], strict=True)
+            ]
         keywords = [f"{k}={_written(v)}" for k, v in subject.kwargs.items()]
         lines.append(f"g = {_written(_in_tree(whole, gs))}")
     except _NotWritableError:
@@ -162,7 +176,7 @@ def _source(point: _Point) -> str:
     name = getattr(subject.fn, "__name__", "")
     called = name if name.isidentifier() and name not in names else "fn"
     variables = ", ".join(name for name, _, moves in arguments if moves)
-    plain = all(moving) and not keywords
+    plain = all(moving) and not keywords and not by_keyword
     function = called if plain else f"lambda {variables}: {called}({', '.join([*passed, *keywords])})"
     lines.append(f"y, pullback = jax.vjp({function}, {variables})")
     if point.wrong < count:
@@ -180,6 +194,7 @@ def _source(point: _Point) -> str:
 
 def _imported(fn: Callable[..., Any], name: str) -> list[str]:
     """Return the line that imports a function under its name, none where there is no such import."""
+    fn = fn.fn if isinstance(fn, ByPosition) else fn
     module = getattr(inspect.unwrap(fn), "__module__", "")
     known = module != "__main__" and getattr(sys.modules.get(module), name, None) is fn
     return [f"from {module} import {name}"] if known else []

@@ -58,7 +58,7 @@ Sent = list[tuple[str, tuple[int, ...]]]  # operations and shapes
 def here(subject: CallUnderTest, agreed: bool = False) -> Iterator[Finding]:
     """Yield the findings on the devices of this process; `agreed` if fn equals its oracle in one of a single device."""
     devices = jax.devices()[:MOST_DEVICES]
-    for dtype, context in ((np.float64, x64), (np.float32, nullcontext)):
+    for dtype, context in ((np.float64, x64), (np.float32, nullcontext))[subject.widest != np.float64 :]:
         with context():
             data = find_data_axis(subject, len(devices), dtype)
             if data is not None:
@@ -172,7 +172,7 @@ class _Strategies:
         biggest = max(map(size_of, (*expected[1], *self.gs)), default=0.0)
         arguments = [f"output {i}" for i in range(len(self.gs))] + [f"cotangent of {n}" for n in self.subject.names]
         pairs = list(zip(*map(jax.tree.leaves, (result, expected)), strict=True))
-        eps = max(self.subject.eps, *(float(jnp.finfo(o.dtype).eps) for _, o in pairs))
+        eps = max(self.subject.eps_elsewhere, *(float(jnp.finfo(o.dtype).eps) for _, o in pairs))
         coarse = float(np.sqrt(eps)) / HALF_THE_DIGITS
         gaps = [relative_gap(r, o, biggest * _NOISE / HALF_THE_DIGITS) / coarse for r, o in pairs]
         gap, argument, i = max(zip(gaps, arguments, range(len(gaps)), strict=True))
