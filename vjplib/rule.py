@@ -196,6 +196,8 @@ class Rule:
         order_two: whether second derivatives are offered; if False, verification checks that they are refused.
         tails: a function of log-spaced numbers of both signs, (n,), that returns a call with its exact cotangents, for
             the largest relative error of the rule and its baselines.
+        domain: what arguments have to be, as `vjplib.verify` takes it; None for no condition, as the draws say it all.
+        vary: values that static arguments may take, by name, beside those of the cases.
         whole_array: True for rules whose typical call is not of one vector, which state no Jacobian.
 
     Example:
@@ -217,6 +219,8 @@ class Rule:
     source: str = ""
     order_two: bool = True
     tails: Callable[[np.ndarray], Tail] | None = None
+    domain: Any = None
+    vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     whole_array: bool = False
 
     def __post_init__(self) -> None:

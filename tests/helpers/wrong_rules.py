@@ -3,7 +3,7 @@
 A fault is put into an otherwise right backward, so that only the claim about it can tell.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ class Fault(NamedTuple):
     reference: Callable | None
     claims: tuple[str, ...]
     raises: bool = False
+    options: Mapping[str, Any] = {}
 
 
 def softmax(bwd: Callable, primal: Callable = lambda x: jax.nn.softmax(x)) -> Any:
@@ -293,6 +294,7 @@ FAULTS |= {
         (np.abs(normal(7)),),
         None,
         ("edges",),
+        options={"domain": {"x": "real"}},
     ),
     "float cotangent for an integer, under jit": Fault(jax.jit(scaled), (normal(5), np.int32(3)), None, ("contract",)),
 }

@@ -35,6 +35,7 @@ class Error:
         known: the share of the array at which the oracle is a number; the rest cannot be judged.
         size: by root mean square, relative to the oracle's result.
         of_autodiff: autodiff's `size`.
+        infinite: the share at which the oracle is infinite and the result is not: there it cannot be judged either.
     """
 
     ratio: float
@@ -46,6 +47,12 @@ class Error:
     known: float
     size: float = 0.0
     of_autodiff: float = 0.0
+    infinite: float = 0.0
+
+    @property
+    def unknown(self) -> str:
+        """What the oracle is where it is no number."""
+        return "NaN" if not self.infinite else "infinite" if self.infinite >= 1 - self.known else "infinite or NaN"
 
     @property
     def excuse(self) -> str:
@@ -93,7 +100,8 @@ def error(
     r, a = r.astype(np.float64), a.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         target = np.where(np.abs(o) > limit, np.copysign(np.inf, o), o)
-        known = ~np.isnan(target)
+        beyond = np.isinf(o) & np.isfinite(r)  # of a formula that overflows in float64 too
+        known = ~np.isnan(target) & ~beyond
         wrong = _gap(r, target, known)
         if wrong.size == 0:
             return Error(0.0, 0.0, (), 1.0, False, False, 1.0)
@@ -124,6 +132,7 @@ def error(
         float(np.mean(known)),
         ours / size,
         theirs / size,
+        float(np.mean(beyond)),
     )
 
 
