@@ -52,7 +52,16 @@ def test_another_size_keeps_the_property(name, change, dtype):
 
 
 @pytest.mark.parametrize(
-    "a", [RNG.standard_normal((4, 16)), np.zeros(5), np.ones(5), np.array([0, 1, 1, 2, 0]), np.array([True, False])]
+    "a",
+    [
+        RNG.standard_normal((4, 16)),
+        np.abs(RNG.standard_normal(4)),
+        np.float32(0.7),
+        np.zeros(5),
+        np.ones(5),
+        np.array([0, 1, 1, 2, 0]),
+        np.array([True, False]),
+    ],
 )
 def test_an_array_of_nothing_in_particular_states_nothing(a):
     assert domain.properties(a) == ()
@@ -71,7 +80,7 @@ def rule(primal, bwd, *static):
 
 
 halves = rule(lambda x: x / 2 + jnp.abs(x) / 2, lambda x, g: (g,))  # right for positive numbers
-POSITIVE = (np.float32([0.5, 2.0, 1.0, 3.0, 0.25]),)
+POSITIVE = (np.float32([0.5, 2.0, 1.0, 3.0, 0.25, 4.0, 1.5]),)
 
 
 def test_a_difference_outside_the_domain_is_a_doubt_with_its_remedy():
@@ -91,7 +100,7 @@ def test_a_stated_domain_decides():
     assert vjplib.verify(halves, POSITIVE, claims=("edges",), domain={"x": "real"}).failures
     assert not vjplib.verify(halves, POSITIVE, claims=("edges",), domain={"x": "positive"}).failures
     report = vjplib.verify(
-        halves, POSITIVE, claims=("edges", "variations"), domain=lambda rng, sizes: (rng.uniform(0, 9, sizes[5]),)
+        halves, POSITIVE, claims=("edges", "variations"), domain=lambda rng, sizes: (rng.uniform(0, 9, sizes[7]),)
     )
     assert report.ok, report
     assert report.doubts

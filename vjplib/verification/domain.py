@@ -5,6 +5,7 @@ the function is defined. So each property that a given array has exactly is take
 states otherwise: resized arrays keep it, and what differs at inputs without it is a doubt, no failure.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Draw = Callable[[np.random.Generator, Mapping[int, int]], Sequence[Any]]
 Stated = Mapping[str, str | Sequence[str]] | Draw
+CHANCE = 0.01  # that as many normal numbers have one sign, none smaller, or none larger, than the given ones
 MANY = 16  # fewer normal numbers may all lie in [-1, 1] by chance
 LONG = 4  # fewer numbers may be sorted by chance
 STRUCTURED = 100_000  # elements, above which no matrix is decomposed
@@ -74,9 +76,14 @@ def _within(a: np.ndarray, name: str) -> bool:
 
 def _bounds(a: np.ndarray) -> Iterator[str]:
     """Yield the strictest bounds that say something of an array."""
+    size = np.abs(_exact(a))
+    least, most = (math.erf(float(x) / math.sqrt(2)) / 2 for x in (np.min(size), np.max(size)))  # of normal numbers
     for strict, other in (("positive", "non-negative"), ("negative", "non-positive"), ("in (0, 1)", "in [0, 1]")):
-        if _within(a, strict) or (_within(a, other) and np.any(a)):
-            yield strict if _within(a, strict) else other
+        chance = 2 * (most if strict == "in (0, 1)" else min(0.5 - least, most)) ** a.size
+        if _within(a, strict) and chance <= CHANCE:
+            yield strict
+        elif np.any(a == 0) and np.any(a) and _within(a, other):  # a normal number is never 0
+            yield other
     both = np.any(a > 0) and np.any(a < 0)
     if a.size >= MANY and both and _within(a, "in [-1, 1]") and np.max(np.abs(_exact(a))) >= 0.5:
         yield "in [-1, 1]"
@@ -270,7 +277,12 @@ class Domain:
         return self.properties[i] if i < len(self.properties) else ()
 
     def lost(self, i: int, a: np.ndarray) -> str:
-        """Return the properties of a leaf that an array in its place does not have, in words."""
+        """Return the properties of a leaf that an array in its place does not have, in words.
+
+        Subnormal numbers count as the zeros that the platform may take them for.
+        """
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            a = np.where(np.abs(a) < jnp.finfo(a.dtype).smallest_normal, np.zeros_like(a), a)
         return ", ".join(p.name for p in self.of(i) if not p.holds(a))
 
     def restored(self, i: int, a: np.ndarray) -> np.ndarray:
@@ -518,7 +530,8 @@ def calls(
 
 def zeroed(subject: "CallUnderTest", leaves: "Leaves") -> "Leaves":
     """Return leaves moved so that the middle number of each is zero: sorted ones stay sorted."""
-    return tuple((a - _middle(a)).astype(a.dtype) for a in leaves)
+    with np.errstate(invalid="ignore"):  # infinity from infinity
+        return tuple((a - _middle(a)).astype(a.dtype) for a in leaves)
 
 
 def tied(subject: "CallUnderTest", leaves: "Leaves") -> "Leaves":

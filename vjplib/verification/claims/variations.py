@@ -53,10 +53,17 @@ def _at_other_sizes(subject: CallUnderTest, effort: str) -> Iterator[Finding]:
             if (findings := _at_sizes(subject, {name: size}, f"{name} made {size}")) is not None:
                 found[size] = findings
         trap = _trap_of_sizes(subject, name, n, {size: not _fails(findings) for size, findings in found.items()})
-        for findings in found.values():
-            yield from _with_trap(findings, trap)
+        for size, findings in found.items():
+            for f in _with_trap(findings, trap):
+                # A window longer than what it slides over raises, and no wrong number results.
+                yield _in_doubt(f) if size < n and f.code == "raises" and _right(subject) else f
         if trap and not any(map(_fails, found.values())):
             yield failed("wrong_value", f"right where {name} are of another parity", trap=trap)
+
+
+def _in_doubt(f: Finding) -> Finding:
+    remedy = "the function itself may refuse that size, by an exception of its own"
+    return finding("doubt", "", f"right at your call; {f.message} where {f.case}; {remedy}", f.argument, case=f.case)
 
 
 def _at_large_sizes(subject: CallUnderTest) -> Iterator[Finding]:
