@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from wrong_rules import FAULTS
 
 import vjplib
 from vjplib.reports import Run
@@ -104,6 +105,24 @@ def test_a_stated_domain_decides():
     )
     assert report.ok, report
     assert report.doubts
+
+
+def test_what_the_function_itself_cannot_compute_is_a_doubt_unless_a_reference_can():
+    fault = FAULTS["overflow at large logits"]
+    assert vjplib.verify(fault.fn, fault.args, claims=("edges",), reference=jax.nn.softmax).failures
+    report = vjplib.verify(fault.fn, fault.args, claims=("edges",))
+    assert report.ok, report
+    (doubt,) = report.doubts
+    assert "at inputs times 100 and inputs times 10,000 the function itself, without its rule, is not" in str(doubt)
+    assert "a reference= that is finite makes it a failure" in str(doubt)
+
+
+def test_where_the_function_has_no_value_nothing_is_held_against_the_rule():
+    """The matrix of ones is singular, and so is that of zeros."""
+    solve = rule(lambda A: jnp.linalg.solve(A, jnp.ones(3, A.dtype)), lambda A, g: (jnp.full((3, 3), jnp.nan),))
+    report = vjplib.verify(solve, (RNG.standard_normal((3, 3)).astype(np.float32),), claims=("edges",))
+    named = {f.argument for f in report.failures if f.message.startswith(("zeros", "ties"))}
+    assert not named, report
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.verification.report import Finding, finding
+from vjplib.verification.tolerance import Error
 
 if TYPE_CHECKING:
     from vjplib.verification.call import CallUnderTest, Leaves
@@ -555,8 +556,20 @@ def _middle(a: np.ndarray) -> Any:
     return np.sort(a.ravel())[a.size // 2] if a.size else 0
 
 
+def leaves_range(subject: "CallUnderTest", errors: Sequence[tuple[str, Error]], outputs: int) -> bool:
+    """Return True if the function itself, without its rule, is not finite in the working dtype where it is in float64.
+
+    Where the author gave a reference, that is the function; the draws of a record state its domain.
+    """
+    own = subject.domain is not None and subject.reference is None
+    return own and any(e.lost for _, e in errors[:outputs])
+
+
 class Doubt(NamedTuple):
-    """A difference at a call outside the domain: where, in which arrays, and what the inputs lost."""
+    """A difference at a call outside the domain: where, in which arrays, and what the inputs lost.
+
+    Nothing is lost where the function itself leaves the range of its numbers.
+    """
 
     where: str
     arguments: tuple[str, ...]
@@ -571,6 +584,10 @@ def told(doubts: Sequence[Doubt]) -> Iterator[Finding]:
     for same in groups.values():
         lost = same[0].lost
         where = joined(list(dict.fromkeys(d.where for d in same)))
+        if not lost:
+            message = f"right at your call; at {where} the function itself, without its rule, is not finite in float32"
+            yield finding("doubt", "", f"{message}, and is in float64; a reference= that is finite makes it a failure")
+            continue
         has = joined([f"{name} is {words}" for name, words in lost.items()])
         remedy = ", ".join(f"{name!r}: 'real'" for name in lost)
         arguments = list(dict.fromkeys(a for d in same for a in d.arguments if a))

@@ -41,7 +41,7 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
     doubts: list[domain.Doubt] = []
     for name, made, *others in _generic(subject, leaves):
         for at, lost, instead in domain.calls(subject, made, *others):
-            found = _edge(subject, name, at, gs, typical, instead=instead, outside=bool(lost))
+            found = _edge(subject, name, at, gs, typical, instead=instead, outside=bool(lost), doubts=doubts)
             if not lost:
                 yield from (found := list(found))
                 if any(f.level == "fail" for f in found):
@@ -125,15 +125,19 @@ def _edge(
     base: CallUnderTest | None = None,
     instead: Sequence[str] = (),
     outside: bool = False,
+    doubts: list[domain.Doubt] | None = None,
 ) -> Iterator[Finding]:
     """Yield the findings at an edge.
 
-    `instead` names leaves that are as given, or near it, for they have a domain; `outside` is true where some left it.
+    `instead` names leaves that are as given, or near it, for they have a domain; `outside` is true where some left it;
+    `doubts` takes what is only doubted.
     """
     generic = base is None
     shown = f"{name} within the domain of {domain.joined(instead)}" if instead else name
     errors = compare(subject, leaves, gs, typical, tied=name == "ties" or not generic)
-    if errors and all(e.known == 0 for _, e in errors):
+    outputs = errors[: len(gs)]
+    nowhere = generic and outputs and all(e.known == 0 for _, e in outputs)  # the function is not defined there
+    if errors and (nowhere or all(e.known == 0 for _, e in errors)):
         yield noted(f"{shown}: undecided, the oracle is {max((e.unknown for _, e in errors), key=len)} there")
         return
     if infinite := max((e.infinite for _, e in errors), default=0.0):
@@ -143,6 +147,10 @@ def _edge(
     if generic and name == SUBNORMAL:  # the platform may take them for zeros: only that results are finite is claimed
         errors = [(argument, e) for argument, e in errors if not np.isfinite(e.excused)]
     wrong = [(argument, e) for argument, e in errors if e.excused > 1]
+    if wrong and doubts is not None and name not in TINY and domain.leaves_range(subject, errors, len(gs)):
+        if not outside:
+            doubts.append(domain.Doubt(name, (), {}))
+        return
     if not wrong:
         yield passed(shown, ratio=max((e.excused for _, e in errors), default=0.0))
         return

@@ -44,7 +44,9 @@ def check(
         for at, lost, instead in domain.calls(subject, leaves) if scale != 1 else ((leaves, {}, ()),):
             within = f" within the domain of {domain.joined(instead)}" if instead else ""
             found = compare(subject, at, gs, typical)
-            if not lost:
+            if scale > 1 and domain.leaves_range(subject, found, len(gs)):
+                doubts.append(domain.Doubt(f"inputs times {scale:g}", (), {}))
+            elif not lost:
                 for name, e in found:
                     if scale < 1 and _underflown(e):
                         yield noted(f"undecided, inputs times {scale:g}: autodiff of the reference is not finite", name)
