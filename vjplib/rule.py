@@ -251,6 +251,8 @@ class Rule:
             mapped over them. Cases and edges are calls of one device.
         tails: a function of log-spaced numbers of both signs, (n,), that returns a call with its exact cotangents, for
             the largest relative error of the rule and its baselines.
+        domain: what arguments have to be, as `vjplib.verify` takes it; None for no condition, as the draws say it all.
+        vary: values that static arguments may take, by name, beside those of the cases.
         whole_array: True for rules whose typical call is not of one vector, which state no Jacobian.
 
     Example:
@@ -274,6 +276,8 @@ class Rule:
     communication: bool = False
     axes: Mapping[str, int] = field(default_factory=dict)
     tails: Callable[[np.ndarray], Tail] | None = None
+    domain: Any = None
+    vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     whole_array: bool = False
 
     def __post_init__(self) -> None:

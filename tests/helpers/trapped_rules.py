@@ -23,6 +23,7 @@ class Call(NamedTuple):
 
 
 V, PAIR = normal(7), (normal(7), normal(7))
+POWERS = {"vary": {"n": (1, 2, 3)}}
 
 
 def static_rule(primal: Callable, fwd: Callable, bwd: Callable, *static: int) -> Any:
@@ -253,7 +254,7 @@ TRAPPED: dict[str, tuple[Call, ...]] = {
     ),
     "unbatched-residuals": (Call(on_the_host("expand_dims"), (V,), ("transforms",)),),
     "one-static-value": (
-        Call(power(lambda x, n: 2 * x ** (n - 1)), (V, 2), ("value", "variations"), {"effort": "standard"}),
+        Call(power(lambda x, n: 2 * x ** (n - 1)), (V, 2), ("value", "variations"), {"effort": "standard", **POWERS}),
     ),
     "odd-or-even": (Call(pairs(lambda rest: rest), (V,), ("value", "variations"), {"effort": "standard"}),),
     "non-uniform-cotangent": (
@@ -306,7 +307,9 @@ RIGHT = {
     ),
     "symbolic zeros": Call(symbolic(filled), PAIR, ("contract", "value", "transforms", "second_order")),
     "on the host": Call(on_the_host("sequential"), (V,), ("value", "transforms")),
-    "any power": Call(power(lambda x, n: n * x ** (n - 1)), (V, 2), ("value", "variations"), {"effort": "standard"}),
+    "any power": Call(
+        power(lambda x, n: n * x ** (n - 1)), (V, 2), ("value", "variations"), {"effort": "standard", **POWERS}
+    ),
     "pairs": Call(pairs(lambda rest: 0), (V,), ("value", "variations"), {"effort": "standard"}),
     "a scalar times a vector": Call(scaled_by_one(lambda g, x: jnp.vdot(g, x)), (V, np.float32(3)), ("value",)),
 }

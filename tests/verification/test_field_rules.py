@@ -94,3 +94,48 @@ def test_a_wrong_rule_is_caught_for_the_right_reason(name):
     case = FIELD_WRONG_RULES[name]
     report = vjplib.verify(case.fn, case.args, case.kwargs, claims=case.claims, **case.options)
     assert any(case.argument in f"{f.argument} {f.message}" for f in report.failures), report
+
+
+# Right rules, by the claims that derive other calls from the given one.
+RIGHT_IN_ITS_DOMAIN = {
+    "segment_sum": ("variations",),
+    "segment_softmax": ("variations",),
+    "class_sums": ("variations",),
+    "embedding": ("variations",),
+    "weighted_histogram": ("variations",),
+    "quadratic_form": ("variations",),
+    "blur": ("variations",),
+    "pallas_silu": ("variations",),
+    "scatter_set": ("transforms", "variations"),
+    "permute_rows": ("variations",),
+    "quadratic_form_of_a_symmetric_matrix": ("second_order", "variations"),
+    "soft_cross_entropy": ("value", "second_order"),
+    "solve_orthonormal": ("value", "second_order", "variations"),
+    "interpolate": ("value", "edges", "variations"),
+    "log_cosh": ("edges",),
+    "softplus": ("edges",),
+    "logsumexp": ("edges",),
+    "safe_norm": ("edges",),
+    "planck": ("value", "accuracy"),
+}
+WRONG_ELSEWHERE = [
+    name
+    for name in FIELD_WRONG_RULES
+    if name.startswith(("static ", "blocks of 64", "order kept in int8", "FFT", "rows beyond"))
+]
+
+
+@pytest.mark.parametrize("name", RIGHT_IN_ITS_DOMAIN)
+def test_right_rule_raises_no_alarm_in_its_domain(name):
+    field = BY_NAME[name]
+    report = vjplib.verify(field.fn, field.args, field.kwargs, claims=RIGHT_IN_ITS_DOMAIN[name], **field.options)
+    assert report.ok, report
+
+
+@pytest.mark.parametrize("name", WRONG_ELSEWHERE)
+def test_wrong_rule_is_caught_at_a_call_that_it_should_take(name):
+    wrong = FIELD_WRONG_RULES[name]
+    report = vjplib.verify(wrong.fn, wrong.args, wrong.kwargs, claims=wrong.claims, vary=wrong.vary, **wrong.options)
+    assert {f.claim for f in report.failures} & set(wrong.claims), report
+    said = [f"{f.argument} {f.case}" for f in report.failures]
+    assert any(wrong.argument in words or "raises" in str(report) for words in said), report

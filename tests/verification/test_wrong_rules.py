@@ -13,7 +13,8 @@ from vjplib.compat import strip_custom_rules
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_caught(name):
     fault = FAULTS[name]
-    report = vjplib.verify(fault.fn, fault.args, reference=fault.reference, claims=fault.claims)
+    options = {"reference": fault.reference, "claims": fault.claims, **fault.options}
+    report = vjplib.verify(fault.fn, fault.args, **options)
     caught = {finding.claim for finding in report.failures}
     assert caught == set(fault.claims), report
     assert fault.raises or not any("raises" in finding.message for finding in report.failures), report

@@ -117,6 +117,7 @@ def _verify(parsed: argparse.Namespace) -> int:
         heading, *lines = cause.splitlines()
         show(console, [heading], "bold red")
         show(console, lines)
+    show(console, remarks(reports, "doubt"), "yellow")
     for level in ("skipped", "note") if parsed.verbose else ("skipped",):
         show(console, remarks(reports, level), "dim")
     undecided = [report.name for report in reports if not report.ok and not report.failures]

@@ -16,6 +16,7 @@ SMALL = 0.01
 _WORDS = {
     "pass": "held",
     "fail": "failed",
+    "doubt": "was in doubt",
     "note": "was only noted",
     "skipped": "was undecided",
     None: "was not examined",

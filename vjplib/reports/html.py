@@ -15,7 +15,8 @@ from vjplib.verification.explain.traps import TRAPS, anchor
 from vjplib.verification.registry import present
 from vjplib.verification.report import SIGNS, Finding, Report
 
-_ORDER = {"fail": 0, "skipped": 1, "note": 2, "pass": 3, None: 4}
+_ORDER = {"fail": 0, "skipped": 1, "doubt": 2, "note": 3, "pass": 4, None: 5}
+_WORDS = {"fail": "failures", "doubt": "doubts", "skipped": "undecided", "note": "notes", "pass": "shown"}
 _FEW = 4
 _KINDS = {"failure": "new failure", "bytes": "bytes grown", "error": "error grown"}  # the others as they are called
 
@@ -78,7 +79,7 @@ def _table(run: Run) -> Iterator[str]:
     yield '<section><form id="filter" role="search"><label>Filter <input id="text" type="search" size="28"'
     yield 'placeholder="rule, argument, words" autocomplete="off"></label>'
     yield '<label>Level <select id="level"><option value="">all</option>'
-    for level, words in (("fail", "failures"), ("skipped", "undecided"), ("note", "notes"), ("pass", "shown")):
+    for level, words in _WORDS.items():
         yield f'<option value="{level}">{words}</option>'
     yield '</select></label><output id="count"></output></form>'
     yield '<div class="wide"><table id="rules"><thead><tr>'

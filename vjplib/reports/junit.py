@@ -53,7 +53,7 @@ def _fill(case: ET.Element, report: Report, claim: str) -> None:
         failure.text = _xml("\n".join(paragraph(cause) for cause in causes(report) if claim in cause.claims))
     elif level == "skipped":
         ET.SubElement(case, "skipped", message=message)
-    elif notes := [f for f in of_claim if f.level == "note"]:
+    elif notes := [f for f in of_claim if f.level in ("doubt", "note")]:
         ET.SubElement(case, "system-out").text = _xml("\n".join(map(str, notes)))
 
 

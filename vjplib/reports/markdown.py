@@ -9,7 +9,7 @@ from vjplib.verification.causes import Cause, causes, details, heading
 from vjplib.verification.registry import present
 from vjplib.verification.report import SIGNS, in_markdown
 
-_SECTIONS = (("fail", "Failures"), ("skipped", "Undecided"), ("note", "Notes"))
+_SECTIONS = (("fail", "Failures"), ("doubt", "Doubts"), ("skipped", "Undecided"), ("note", "Notes"))
 
 
 def write_markdown(path: str | Path, run: Run, against: Run | None = None) -> None:

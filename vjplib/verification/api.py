@@ -15,6 +15,9 @@ from vjplib.rule import Case, Rule, check_axes, second_derivatives
 from vjplib.verification.axes import along_axes, on_all_devices
 from vjplib.verification.call import ByPosition, CallUnderTest, Static, as_taken_by_jax, is_inexact, parameters
 from vjplib.verification.claim import Claim, Effort
+from vjplib.verification.claims.value import CLAIM as VALUE
+from vjplib.verification.claims.variations import at_stated_values
+from vjplib.verification.domain import Stated, domain_of
 from vjplib.verification.isolation import TIME_LIMIT, as_finding, detect_side_effects, run_with_timeout
 from vjplib.verification.registry import order, selected
 from vjplib.verification.report import Finding, Report
@@ -49,13 +52,16 @@ def verify(
     axes: Mapping[str, int] | None = None,
     residual_bytes: int | None = None,
     dtypes: Sequence[str] | None = None,
+    domain: Stated | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
 ) -> Report:
     """Verify the derivative of fn at a call: every claim about it is shown or refuted.
 
     The arguments give shapes and magnitudes; dtypes, scales and sizes are varied from there. Pairwise distinct prime
-    sizes, and a batch of at least two, reveal swapped axes.
+    sizes, and a batch of at least two, reveal swapped axes. Each property that an argument has, such as sorted,
+    positive or symmetric, is taken for a condition: what differs at inputs without it is a doubt, and no failure.
 
     Args:
         fn: any function of arrays, in particular a `jax.custom_vjp` or a function that calls one.
@@ -77,6 +83,11 @@ def verify(
         residual_bytes: the bytes that the call in float32 is claimed to keep for its backward.
         dtypes: the floating dtypes that fn takes, such as `("float32", "bfloat16")`; None to find out. Comparisons are
             in float64 where it is among them, for no other shows so much.
+        domain: what arguments have to be, by their names: one or more of `vjplib.verification.domain.NAMES`, such as
+            "positive", or "real" for anything. Or a function of a NumPy generator and of the size that each size of
+            the call becomes, which draws positional arguments.
+        vary: the values that static arguments may take, by their names; what differs there fails, and others are not
+            tried. Without it, what differs at another value than the given one is a doubt.
         seed: of all random numbers; the same seed gives the same report.
         time_limit: seconds after which a claim fails as a timeout. Claims run in threads for this; `math.inf` runs
             them in the caller's own, for a debugger.
@@ -91,10 +102,11 @@ def verify(
         A `Report`: `.ok`, `.findings` and `.failures`; prints as a table.
 
     Raises:
-        TypeError: fn is not callable, args is not a tuple or list, claims is a single string, or order_two or axes is
-            of another kind.
+        TypeError: fn is not callable, args is not a tuple or list, claims is a single string, domain or vary is no
+            mapping, or order_two or axes is of another kind.
         ValueError: args holds nothing to differentiate, fn returns nothing that has a derivative or is a custom_vjp
-            without `defvjp`, effort, claims or dtypes are not known, or time_limit is not positive.
+            without `defvjp`, effort, claims or dtypes are not known, domain or vary name what there is not, or
+            time_limit is not positive.
 
     Example:
         >>> import vjplib
@@ -114,6 +126,7 @@ def verify(
         options |= {"communication": communication, "axes": check_axes(axes)}
         options["dtypes"] = _dtypes(dtypes)
         subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, hurried=hurried, **options)
+        subject = _with_domain(subject, domain, {} if vary is None else vary)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
     return _report(_name(fn), findings, run, start, chosen)
 
@@ -163,6 +176,21 @@ def _at_call(
     if outputs == ():  # what fn raises is for the claims to report
         raise ValueError("fn must return at least one floating array, to have a derivative; it returned none")
     return subject
+
+
+def _with_domain(subject: CallUnderTest, stated: Stated | None, vary: Mapping[str, Sequence[Any]]) -> CallUnderTest:
+    """Return a call with the domain that its arguments state by example, as far as the caller states no other."""
+    if not isinstance(vary, Mapping):
+        raise TypeError(f"vary must map static arguments to the values they may take, got {vary!r:.60}")
+    static = subject.static
+    if unknown := [name for name in vary if name not in static]:
+        raise ValueError(
+            f"vary must name static arguments, of {', '.join(static) or 'which there are none'}, got {unknown}"
+        )
+    if single := [name for name, values in vary.items() if isinstance(values, str) or not isinstance(values, Sequence)]:
+        raise TypeError(f"vary must give a tuple of values for {single[0]}, got {vary[single[0]]!r:.60}")
+    names = parameters(subject.fn, len(subject.args))
+    return replace(subject, vary=vary, domain=domain_of(subject.args, stated, names, subject.seed))
 
 
 def assert_verified(fn: Callable[..., Any], args: Sequence[Any], *rest: Any, **options: Any) -> None:
@@ -234,6 +262,8 @@ def verify_part(
                 check = first if i == 0 or effort == "deep" else claim.further.get(effort)
                 if check and (effort != "quick" or i < QUICK_CASES or claim.traces_only):
                     jobs.append(Job(claim, check, subject))
+                if claim is VALUE and i == 0 and subject.vary and effort != "quick":
+                    jobs.append(Job(claim, at_stated_values, subject))
             for number in range(RANDOM_SIZES if effort == "deep" else 0):
                 rng = np.random.default_rng((seed, i, number))
                 sizes = case.sizes(rng)
@@ -260,6 +290,7 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTes
     call = case.call(np.random.default_rng(seed), np.float32, **dims)
     described = [f"{k}={v}" for k, v in dims.items()]
     described += [f"{k}=mask" if isinstance(v, np.ndarray) else f"{k}={v}" for k, v in call.kwargs.items()]
+    names = parameters(rule.fn, len(call.args))
     subject = CallUnderTest(
         rule.fn,
         call.args,
@@ -274,6 +305,8 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTes
         resize=lambda changed: case.avals({**dims, **changed}),
         case=" ".join(described) or "scalars",
         tails=rule.tails if main else None,
+        domain=None if rule.domain is None else domain_of(call.args, rule.domain, names, seed),
+        vary=rule.vary,
     )
     return along_axes(subject, rule.axes)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from vjplib.compat import cost_of, fast_compile_options, strip_custom_rules, unclose, x64
 from vjplib.rule import Tail, second_derivatives
+from vjplib.verification import domain as domains
 from vjplib.verification.digits import coarsest_cast, coarsest_computed, eps_of, names_of
 from vjplib.verification.report import describe_error
 from vjplib.verification.tolerance import HALF_THE_DIGITS, to_float64
@@ -86,6 +87,8 @@ class CallUnderTest:
         tails: makes a call whose exact cotangents are known of log-spaced numbers, or None; see `vjplib.rule.Rule`.
         base: a call with the same oracle, whose arguments differ in floating numbers alone: its compiled programs serve
             this call too, the oracle's and, if the function is the same, the function's.
+        domain: the properties of the arguments that calls derived from this one keep; None for no property.
+        vary: values that static arguments may take, by the names of the arguments.
         hurried: whether compiling may leave out optimisation in float32 too; in float64 it does, if the call is small.
         dtypes: the floating dtypes that the function takes, by name; None to find out about float32 and float64.
         found: what was found out about dtypes, which all calls derived from this one share.
@@ -106,6 +109,8 @@ class CallUnderTest:
     case: str = ""
     hurried: bool = False
     tails: Callable[[np.ndarray], Tail] | None = None
+    domain: domains.Domain | None = None
+    vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     base: "CallUnderTest | None" = field(default=None, repr=False)
     dtypes: tuple[str, ...] | None = None
     found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -156,11 +161,18 @@ class CallUnderTest:
     def cast(self, dtype: Any = None, scale: float = 1.0) -> Leaves:
         """Return the differentiated leaves, times scale, in this very dtype (their own for None), as NumPy arrays."""
         picked = (np.asarray(self._flat[0][i]) for i in self.differentiable)
+        if self.domain is not None and dtype == np.float64 and scale == 1:
+            picked = (self._restored(i, leaf) for i, leaf in zip(self.differentiable, picked, strict=True))
         with np.errstate(over="ignore", under="ignore"):  # scaled in float64: half precision would overflow first
             return tuple(
                 (leaf.astype(kind_of(leaf.dtype, np.float64)) * scale).astype(kind_of(leaf.dtype, dtype))
                 for leaf in picked
             )
+
+    def _restored(self, i: int, leaf: np.ndarray) -> np.ndarray:
+        """Return a leaf in float64 whose properties hold to float64's digits."""
+        assert self.domain is not None
+        return leaf if np.iscomplexobj(leaf) else self.domain.restored(i, leaf.astype(np.float64))
 
     @cached_property
     def complex(self) -> bool:
@@ -443,8 +455,13 @@ class CallUnderTest:
     @property
     def runs(self) -> bool:
         """True if function and oracle accept this call: the user did not make it, and they may refuse it."""
-        ran = not any(program is None or isinstance(program, str) for program in self.traced)
-        return ran and bool(self.outputs(self.leaves(np.float32)))
+        return self.accepted and not isinstance(self.traced[0], str)
+
+    @property
+    def accepted(self) -> bool:
+        """True if the oracle and the function, undifferentiated, accept this call; its passes may still refuse it."""
+        accepts = not isinstance(self.traced[1], str | None)
+        return accepts and bool(self.outputs(self.leaves(np.float32)))
 
     @cached_property
     def truths(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
@@ -472,8 +489,19 @@ class CallUnderTest:
         base = self.base.at(args, kwargs, case) if self.base is not None else None
         return replace(self, args=args, kwargs=kwargs, case=case, base=base)
 
-    def resized(self, sizes: Mapping[str, int], case: str = "") -> Self | None:
-        """Return the call with other sizes, its numbers repeated or cut off; None where function or oracle refuses."""
+    def resized(
+        self, sizes: Mapping[str, int], case: str = "", static: Mapping[str, Any] | None = None, refusing: bool = False
+    ) -> Self | None:
+        """Return the call with other sizes, its numbers repeated or cut off; None where function or oracle refuses.
+
+        Args:
+            sizes: the new sizes, by name.
+            case: a name for the new call.
+            static: other values of static arguments, by name.
+            refusing: whether a call counts that only the passes refuse, not the function itself.
+
+        Arrays keep the properties that the domain names; where none of the new size has them, there is no such call.
+        """
         if self.resize is None or not sizes:
             return None
         smaller = any(n < self.sizes[name] for name, n in sizes.items())
@@ -487,12 +515,53 @@ class CallUnderTest:
 
         try:
             avals, drawn = self.resize(sizes)
-            args = jax.tree.map(fill, self.args, avals)
+            if self.domain is None:
+                args = jax.tree.map(fill, self.args, avals)
+            elif self.domain.draw is not None:
+                of = {self.sizes[name]: n for name, n in sizes.items()}
+                args = self.domain.redrawn(self.args, (self.seed, 10, *sizes.values()), of)
+            else:
+                args = self._resized(self.domain, avals, smaller)
             kwargs = {**self.kwargs, **{k: fill(self.kwargs[k], aval) for k, aval in drawn.items()}}
             other = replace(self, args=args, kwargs=kwargs, case=case or self.case, base=None)
-            return other if other.runs else None
+            other = other.with_static(static or {})
+            return other if (other.accepted if refusing else other.runs) else None
         except Exception:  # a function may refuse, in whatever way, sizes that nobody called it with
             return None
+
+    def _resized(self, domain: domains.Domain, avals: Any, smaller: bool) -> tuple[Any, ...]:
+        """Return the arguments at other sizes with the properties that they have."""
+        new = [aval.shape for aval in jax.tree.leaves(avals)]
+        indexed = [
+            (n, m) for a, shape in zip(self._flat[0], new, strict=True) for n, m in zip(np.shape(a), shape, strict=True)
+        ]
+        made = []
+        for i, (a, shape) in enumerate(zip(self._flat[0], new, strict=True)):
+            integers = not is_key(a) and jnp.issubdtype(jnp.result_type(a), jnp.integer)
+            most = int(np.max(np.asarray(a), initial=0)) if integers else 0
+            # An axis that they index is longer than the largest of them.
+            below = min((m for n, m in indexed if n > most), default=most + 1)
+            rng = np.random.default_rng((self.seed, 7, i))
+            made.append(domains.resized(a, shape, domain.of(i), rng, smaller, below))
+        return jax.tree.unflatten(self._flat[1], made)
+
+    @property
+    def static(self) -> dict[str, Any]:
+        """The values of the arguments that are no arrays, by name."""
+        names = parameters(self.fn, len(self.args))
+        found = {names[i]: a.value for i, a in enumerate(self.args) if isinstance(a, Static)}
+        return found | {k: v for k, v in self.kwargs.items() if not any(map(is_array, jax.tree.leaves(v)))}
+
+    def with_static(self, values: Mapping[str, Any], case: str = "") -> Self:
+        """Return the call with other values of static arguments."""
+        if not values:
+            return self
+        names = parameters(self.fn, len(self.args))
+        args = tuple(
+            Static(values[name]) if isinstance(a, Static) and name in values else a
+            for name, a in zip(names, self.args, strict=True)
+        )
+        return self.at(args, {k: values.get(k, v) for k, v in self.kwargs.items()}, case or self.case)
 
 
 def _free_memory() -> float:
@@ -525,6 +594,16 @@ def attempt_all(
     if isinstance(results, Exception):
         results = {name: attempt(lambda name=name: run([name])[name]) for name in names}
     return {**raised, **results}
+
+
+def is_key(leaf: Any) -> bool:
+    """Return True for typed keys of random numbers."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def is_array(leaf: Any) -> bool:
+    """Return True for arrays and NumPy's numbers."""
+    return hasattr(leaf, "dtype") and hasattr(leaf, "shape")
 
 
 def is_inexact(leaf: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vjplib.verification.explain.traps import describe
 
-Level = Literal["pass", "fail", "note", "skipped"]
+Level = Literal["pass", "fail", "doubt", "note", "skipped"]
 
 Code = Literal[
     "",
@@ -37,8 +37,8 @@ Code = Literal[
     "unusable_record",
 ]
 """What kind of finding it is, for programs; a finding that says no more than its level has none."""
-SIGNS: Mapping[Level, str] = {"pass": "ok", "fail": "FAIL", "note": "note", "skipped": "skip"}
-_GRAVITY: tuple[Level, ...] = ("fail", "skipped", "pass", "note")
+SIGNS: Mapping[Level, str] = {"pass": "ok", "fail": "FAIL", "doubt": "doubt", "note": "note", "skipped": "skip"}
+_GRAVITY: tuple[Level, ...] = ("fail", "skipped", "pass", "doubt", "note")
 
 
 Kind = Literal["", "factor", "product", "addition", "replacement"]
@@ -170,7 +170,8 @@ class Finding:
 
     Args:
         claim: the name of the claim, a key of `vjplib.verification.CLAIMS`.
-        level: "pass"; "fail"; "note", a limitation or a credit; or "skipped", undecided for the reason in the message.
+        level: "pass"; "fail"; "doubt", a difference at a call that may lie outside the function's domain; "note", a
+            limitation or a credit; or "skipped", undecided for the reason in the message.
         message: what was found, in words.
         argument: the argument or output concerned, as in "cotangent of x"; empty for the whole.
         ratio: the error in units of the tolerance, where one was measured; above 1 it fails.
@@ -303,6 +304,11 @@ class Report:
         return tuple(f for f in self.findings if f.level == "fail")
 
     @property
+    def doubts(self) -> tuple[Finding, ...]:
+        """The differences at calls that may lie outside the domain, each with what makes it a failure."""
+        return tuple(f for f in self.findings if f.level == "doubt")
+
+    @property
     def skipped(self) -> tuple[Finding, ...]:
         """The findings that could not be decided."""
         return tuple(f for f in self.findings if f.level == "skipped")
@@ -313,12 +319,12 @@ class Report:
         return tuple(f for f in self.findings if f.level == "note")
 
     def level(self, claim: str) -> Level | None:
-        """Return the gravest level of a claim, a note counting less than a pass; None if not examined."""
+        """Return the gravest level of a claim, doubts and notes counting less than a pass; None if not examined."""
         levels = {f.level for f in self.findings if f.claim == claim}
         return next((level for level in _GRAVITY if level in levels), None)
 
     def __str__(self) -> str:
-        """Return a table, then a paragraph for each cause of failure and a line for each skipped claim."""
+        """Return a table, then a paragraph for each cause of failure, and a line for each doubt and skipped claim."""
         from vjplib.verification.text import render  # which imports the claims, and they this module
 
         return render([self])

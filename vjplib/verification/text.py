@@ -8,8 +8,8 @@ from vjplib.verification.causes import causes, paragraph
 from vjplib.verification.registry import CLAIMS, present
 from vjplib.verification.report import SIGNS, Level, Report
 
-_SHORT: Mapping[Level, str] = {"pass": "ok", "fail": "NO", "note": "n", "skipped": "?"}
-_SHORT_LEGEND = "ok shown, NO refuted, ? undecided, n only noted, - not examined"
+_SHORT: Mapping[Level, str] = {"pass": "ok", "fail": "NO", "doubt": "d", "note": "n", "skipped": "?"}
+_SHORT_LEGEND = "ok shown, NO refuted, ? undecided, d in doubt, n only noted, - not examined"
 
 
 def table(reports: Sequence[Report], width: int = 80) -> str:
@@ -70,5 +70,6 @@ def remarks(reports: Sequence[Report], level: Level) -> Iterator[str]:
 
 
 def render(reports: Sequence[Report], width: int = 80) -> str:
-    """Return the table of the reports, their failures and what could not be decided as plain text."""
-    return "\n".join([table(reports, width), *remarks(reports, "fail"), *remarks(reports, "skipped")]) + "\n"
+    """Return the table of the reports, their failures and doubts and what could not be decided as plain text."""
+    levels: tuple[Level, ...] = ("fail", "doubt", "skipped")
+    return "\n".join([table(reports, width), *(line for level in levels for line in remarks(reports, level))]) + "\n"

@@ -37,6 +37,7 @@ class Error:
         size: by root mean square, relative to the oracle's result.
         of_autodiff: autodiff's `size`.
         of_rounding: the `size` of what rounding of the inputs changes.
+        infinite: the share at which the oracle is infinite and the result is not: there it cannot be judged either.
     """
 
     ratio: float
@@ -49,11 +50,17 @@ class Error:
     size: float = 0.0
     of_autodiff: float = 0.0
     of_rounding: float = 0.0
+    infinite: float = 0.0
 
     @property
     def total(self) -> bool:
         """True if nothing is right though autodiff is, and rounding of the inputs does not matter."""
         return self.size > TOTAL and max(self.of_autodiff, self.of_rounding) * SLACK < MANIFEST
+
+    @property
+    def unknown(self) -> str:
+        """What the oracle is where it is no number."""
+        return "NaN" if not self.infinite else "infinite" if self.infinite >= 1 - self.known else "infinite or NaN"
 
     @property
     def excuse(self) -> str:
@@ -101,7 +108,8 @@ def error(
     r, a = r.astype(np.float64), a.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         target = np.where(np.abs(o) > limit, np.copysign(np.inf, o), o)
-        known = ~np.isnan(target)
+        beyond = np.isinf(o) & np.isfinite(r)  # of a formula that overflows in float64 too
+        known = ~np.isnan(target) & ~beyond
         wrong = _gap(r, target, known)
         if wrong.size == 0:
             return Error(0.0, 0.0, (), 1.0, False, False, 1.0)
@@ -133,6 +141,7 @@ def error(
         ours / size,
         theirs / size,
         max((root_mean_square(d) for d in changes), default=0.0) / size,
+        float(np.mean(beyond)),
     )
 
 

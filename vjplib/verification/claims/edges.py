@@ -9,7 +9,8 @@ import numpy as np
 
 from vjplib.compat import x64
 from vjplib.rule import Edge
-from vjplib.verification.call import CallUnderTest, Leaves, as_taken_by_jax, kind_of
+from vjplib.verification import domain
+from vjplib.verification.call import CallUnderTest, Leaves, as_taken_by_jax, attempt, kind_of
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.value import compare, right
 from vjplib.verification.explain import shrink
@@ -34,13 +35,23 @@ LARGE = 10.0  # no number of a usual example is larger
 
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:
-    """Yield a finding for each generic edge, at the shapes of the call."""
+    """Yield a finding for each generic edge, at the shapes of the call; a doubt for those outside its domain."""
     leaves, gs = subject.point(np.float32)
     typical = typical_magnitude(subject, leaves, gs)
-    yield from _edge(subject, "zeros", tuple(map(np.zeros_like, leaves)), gs, typical)
-    yield from _edge(subject, "ties", tuple(map(np.ones_like, leaves)), gs, typical)
-    for name, scale in SCALED.items():
-        yield from _edge(subject, name, subject.leaves(np.float32, scale), gs, typical)
+    doubts: list[domain.Doubt] = []
+    for name, made, *others in _generic(subject, leaves):
+        for at, lost, instead in domain.calls(subject, made, *others):
+            found = _edge(subject, name, at, gs, typical, instead=instead, outside=bool(lost), doubts=doubts)
+            if not lost:
+                yield from (found := list(found))
+                if any(f.level == "fail" for f in found):
+                    break
+            elif not isinstance(outside := attempt(lambda found=found: list(found)), Exception):
+                yield from (f for f in outside if f.level != "fail")
+                if wrong := tuple(f.argument for f in outside if f.level == "fail"):
+                    doubts.append(domain.Doubt(name, wrong, lost))
+    if doubts and attempt(lambda: right(subject)) is True:
+        yield from domain.told(doubts)
     sparse = tuple(np.where(np.arange(g.size).reshape(g.shape) % 2, g, np.float32(0)) for g in gs)
     yield from _edge(subject, "a cotangent with exact zeros", leaves, sparse, typical)
     if not any(getattr(a, "dtype", None) == np.bool_ for a in jax.tree.leaves((subject.args, dict(subject.kwargs)))):
@@ -51,6 +62,15 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
         masked = _masked(subject, name, mask)
         if masked.runs:
             yield from _edge(masked, name, leaves, gs, typical, base=subject)
+
+
+def _generic(subject: CallUnderTest, leaves: Leaves) -> Iterator[tuple[Any, ...]]:
+    """Yield the generic edges: name, leaves, and what stands in for those that lose a property of the given ones."""
+    yield "zeros", tuple(map(np.zeros_like, leaves)), domain.zeroed(subject, leaves)
+    yield "ties", tuple(map(np.ones_like, leaves)), domain.tied(subject, leaves)
+    for name, scale in SCALED.items():
+        scaled = subject.leaves(np.float32, scale)
+        yield name, scaled, domain.turned(subject, scaled)
 
 
 def _infinite_where_masked(subject: CallUnderTest, leaves: Leaves, gs: Leaves) -> Leaves | None:
@@ -103,29 +123,49 @@ def _edge(
     gs: Leaves,
     typical: Leaves | None = None,
     base: CallUnderTest | None = None,
+    instead: Sequence[str] = (),
+    outside: bool = False,
+    doubts: list[domain.Doubt] | None = None,
 ) -> Iterator[Finding]:
+    """Yield the findings at an edge.
+
+    `instead` names leaves that are as given, or near it, for they have a domain; `outside` is true where some left it;
+    `doubts` takes what is only doubted.
+    """
     generic = base is None
+    shown = f"{name} within the domain of {domain.joined(instead)}" if instead else name
     errors = compare(subject, leaves, gs, typical, tied=name == "ties" or not generic)
-    if errors and all(e.known == 0 for _, e in errors):
-        yield noted(f"{name}: undecided, the oracle is NaN there")
+    outputs = errors[: len(gs)]
+    nowhere = generic and outputs and all(e.known == 0 for _, e in outputs)  # the function is not defined there
+    if errors and (nowhere or all(e.known == 0 for _, e in errors)):
+        yield noted(f"{shown}: undecided, the oracle is {max((e.unknown for _, e in errors), key=len)} there")
         return
+    if infinite := max((e.infinite for _, e in errors), default=0.0):
+        yield noted(
+            f"{shown}: the oracle is infinite at {infinite:.0%} of an array, and the rule finite: undecided there"
+        )
     if generic and name == SUBNORMAL:  # the platform may take them for zeros: only that results are finite is claimed
         errors = [(argument, e) for argument, e in errors if not np.isfinite(e.excused)]
     wrong = [(argument, e) for argument, e in errors if e.excused > 1]
+    if wrong and doubts is not None and name not in TINY and domain.leaves_range(subject, errors, len(gs)):
+        if not outside:
+            doubts.append(domain.Doubt(name, (), {}))
+        return
     if not wrong:
-        yield passed(name, ratio=max((e.excused for _, e in errors), default=0.0))
+        yield passed(shown, ratio=max((e.excused for _, e in errors), default=0.0))
         return
     excuses = _excuses(subject, leaves, gs) if all(np.isfinite(e.excused) for _, e in wrong) else {}
     for argument, e in wrong:
         level, reason = excuses.get(argument, ("fail", "differs from the oracle"))
         if not np.isfinite(e.excused):
             reason = "not finite where the oracle is"
-            if generic and name in TINY and e.lost:  # underflow in float32 is no fault of the rule
-                level, reason = "note", f"{reason}, and nor is autodiff"
-        trap = _trap(base or subject, leaves, bool(np.isfinite(e.excused))) if level == "fail" else ""
+        if generic and name in TINY and e.lost and level == "fail":  # underflow in float32 is no fault of the rule
+            level, reason = "note", "undecided, for autodiff of the reference is not finite there"
+        told = level == "fail" and not outside  # what differs outside the domain is told in one line
+        trap = _trap(base or subject, leaves, bool(np.isfinite(e.excused))) if told else ""
         source = shrink.counterexample(subject, leaves, gs) if trap in ("overflow", "zero-times-infinity") else ""
         yield finding(
-            level, "wrong_value", f"{name}: {reason}", argument, e.excused, e.index, trap=trap, counterexample=source
+            level, "wrong_value", f"{shown}: {reason}", argument, e.excused, e.index, trap=trap, counterexample=source
         )
 
 

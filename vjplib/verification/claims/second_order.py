@@ -11,6 +11,7 @@ import numpy as np
 from vjplib.compat import strip_custom_rules, x64
 from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all, normal_of
 from vjplib.verification.claim import Claim
+from vjplib.verification.domain import Doubt, told
 from vjplib.verification.explain.diagnose import lower_precision, passes_of, raised
 from vjplib.verification.oracle import DRAWS, roundings
 from vjplib.verification.report import Finding, describe_error, failed, noted, passed
@@ -64,7 +65,31 @@ def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
                         message = "is that of the function as it is written, not the reference's"
                         outputs = " and ".join(f"output {i}" for i in own)
                         yield noted(f"{mode}: the derivative of {outputs} {message}: JAX has no other")
-                yield _judged(subject, mode, point, pairs)
+                judged = _judged(subject, mode, point, pairs)
+                yield _along_the_domain(subject, mode, point, judged) if judged.level == "fail" else judged
+
+
+def _along_the_domain(subject: CallUnderTest, mode: str, point: Any, judged: Finding) -> Finding:
+    """Return a failure; a doubt if it is right along the properties of the arguments, such as among symmetric ones."""
+    (leaves, gs), tangents, directions = point
+    domain = subject.domain
+    along = domain and domain.tangent(subject.differentiable, leaves, tangents)
+    if domain is None or along is None:
+        return judged
+    at = ((leaves, gs), along if mode == _FORWARD else tangents, directions)
+    program = subject.compiled(lambda p: [_MODES[mode](subject.pull(f), *p) for f in (subject.call, subject.oracle)])
+    both = jax.device_get(program(at))
+    if mode == _REVERSE:  # the cotangents of the arguments count along the properties alone
+        both = [(domain.tangent(subject.differentiable, leaves, dxs), rest) for dxs, rest in both]
+    again = _judged(subject, mode, at, list(zip(*map(jax.tree.leaves, both), strict=True)))
+    if again.level == "fail":
+        return judged
+    lost = {
+        n: ", ".join(p.name for p in domain.of(i))
+        for i, n in zip(subject.differentiable, subject.names, strict=True)
+        if domain.of(i)
+    }
+    return next(iter(told([Doubt(f"second order, {mode}, along directions", (), lost)])))
 
 
 def _judged(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs) -> Finding:

@@ -48,7 +48,12 @@ def check(subject: CallUnderTest, eager: bool = True) -> Iterator[Finding]:
         pull, truth = subject.pull(subject.call), [subject.pullback(*pair) for pair in pairs]
         if eager:
             for name, pair in (("NumPy arguments, not jitted", host[0]), ("not jitted", pairs[0])):
-                yield _judged(subject, name, attempt(lambda pair=pair: jax.device_get(pull(*pair))), truth[0])
+                result = attempt(lambda pair=pair: jax.device_get(pull(*pair)))
+                plain = attempt(lambda pair=pair: subject.call(*pair[0])) if isinstance(result, Exception) else None
+                if pair is host[0] and isinstance(plain, Exception) and type(plain) is type(result):
+                    yield noted(f"{name}: raises {describe_error(plain)}; so does the function, undifferentiated")
+                else:
+                    yield _judged(subject, name, result, truth[0])
         yield _bitwise(truth[0], subject.pullback(*pairs[0]))
         yield from _together(subject, dict(_variants(subject, pull, pairs, truth, eager)))
 

@@ -7,7 +7,8 @@ from functools import partial, reduce
 import numpy as np
 
 from vjplib.compat import x64
-from vjplib.verification.call import SCALES, CallUnderTest, Leaves
+from vjplib.verification import domain
+from vjplib.verification.call import SCALES, CallUnderTest, Leaves, attempt
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain import diagnose
 from vjplib.verification.explain.jacobian_picture import jacobians
@@ -39,13 +40,27 @@ def check(
     calls = filter(None, (subject, original))
     typical = reduce(larger, [typical_magnitude(at, *at.point(np.float32)) for at in calls])
     errors: dict[str, list[tuple[Error, str]]] = {}
+    doubts: list[domain.Doubt] = []
     nobody: dict[str, Error] = {}
     for scale in scales:
-        found = compare(subject, *subject.point(np.float32, scale=scale), typical)
-        for name, e in found:
-            errors.setdefault(name, []).append((e, f"inputs times {scale:g}"))
-        if scale == 1 and original is None:
-            nobody = _nobody_right(subject, found)
+        leaves, gs = subject.point(np.float32, scale=scale)
+        for at, lost, instead in domain.calls(subject, leaves) if scale != 1 else ((leaves, {}, ()),):
+            within = f" within the domain of {domain.joined(instead)}" if instead else ""
+            found = compare(subject, at, gs, typical)
+            if scale == 1 and original is None:
+                nobody = _nobody_right(subject, found)
+            if scale > 1 and domain.leaves_range(subject, found, len(gs)):
+                doubts.append(domain.Doubt(f"inputs times {scale:g}", (), {}))
+            elif not lost:
+                for name, e in found:
+                    if scale < 1 and _underflown(e):
+                        yield noted(f"undecided, inputs times {scale:g}: autodiff of the reference is not finite", name)
+                    else:
+                        errors.setdefault(name, []).append((e, f"inputs times {scale:g}{within}"))
+            elif wrong := tuple(name for name, e in found if e.excused > 1):
+                doubts.append(domain.Doubt(f"inputs times {scale:g}", wrong, lost))
+    if doubts and attempt(lambda: right(subject)) is True:
+        yield from domain.told(doubts)
     exact, traps = _in_float64(subject, original)
     for name, pairs in errors.items():
         if name in nobody:
@@ -76,6 +91,11 @@ def _nobody_right(subject: CallUnderTest, found: list[tuple[str, Error]]) -> dic
     return wrong if wrong and same_in_float32(subject) else {}
 
 
+def _underflown(e: Error) -> bool:
+    """Return True if small inputs leave float32's range inside the function: its plain derivative is not finite."""
+    return e.lost and e.excused > 1
+
+
 def _judged(name: str, found: list[tuple[Error, str]], trap: str) -> Iterator[Finding]:
     """Yield a failure; or the worst of the scales that could be decided, and a note for each that could not."""
 
@@ -93,11 +113,11 @@ def _judged(name: str, found: list[tuple[Error, str]], trap: str) -> Iterator[Fi
     for e, where in found:
         level: Level = "note" if decided or (e.ratio > 1 and not e.unstable) else "skipped"
         if e.known == 0:
-            yield judged(level, f"undecided, {where}: the oracle is NaN there", e)
+            yield judged(level, f"undecided, {where}: the oracle is {e.unknown} there", e)
         elif e.ratio > 1:
             yield judged(level, f"undecided, {where}: {e.excuse}", e)
         elif e.known < 1:
-            yield judged("note", f"the oracle is NaN at {1 - e.known:.0%} of it, {where}: undecided there", e)
+            yield judged("note", f"the oracle is {e.unknown} at {1 - e.known:.0%} of it, {where}: undecided there", e)
 
 
 def in_float64(subject: CallUnderTest) -> Iterator[Finding]:

@@ -102,7 +102,7 @@ def elsewhere(subject: CallUnderTest) -> Iterator[Finding]:
     """Yield the findings from a process of its own, with devices made of the processor's cores."""
     steps = {(name, n + 1): subject.resize({name: n + 1}) for name, n in subject.sizes.items() if subject.resize}
     args, kwargs = jax.device_get((subject.args, dict(subject.kwargs)))
-    away = replace(subject, compared=None, args=args, kwargs=kwargs, resize=partial(_recorded, steps))
+    away = replace(subject, compared=None, vary={}, args=args, kwargs=kwargs, resize=partial(_recorded, steps))
     # Where the function equals its oracle here, a difference elsewhere comes of the devices.
     agreed = subject.undifferentiable is None and attempt(lambda: right(subject)) is True
     sent = attempt(lambda: _pickled((away, agreed)))
