@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import custom_vjp_of, require_passes
+from vjplib.compat import as_function, custom_vjp_of, hi_primitive_of, require_passes
 from vjplib.rule import Case, Rule
 from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax
 from vjplib.verification.claim import Claim, Effort
@@ -53,7 +53,8 @@ def verify(
     sizes, and a batch of at least two, reveal swapped axes.
 
     Args:
-        fn: any function of arrays, in particular a `jax.custom_vjp` or a function that calls one.
+        fn: any function of arrays, in particular a `jax.custom_vjp`, a primitive of `jax.experimental.hijax`, or a
+            function that calls one.
         args: positional arguments, pytrees of arrays. Floating leaves are differentiated, integers and booleans not.
             Other arguments (an axis, a function, anything in a place named by nondiff_argnums) are passed on unchanged.
         kwargs: keyword arguments, not differentiated.
@@ -121,6 +122,7 @@ def _at_call(
         raise TypeError(f"kwargs must be a mapping of keyword arguments, got {kwargs!r}")
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of positional arguments, got {type(args).__name__}")
+    fn = fn if hi_primitive_of(fn) is None else as_function(fn)
     static: Collection[int] = ()
     if parts := custom_vjp_of(fn):
         require_passes(parts)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vjplib.compat import x64
+from vjplib.compat import not_offered, x64
 from vjplib.verification.call import CallUnderTest, attempt_all, normal_of
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import lower_precision, passes_of, raised
@@ -100,6 +100,8 @@ def _is_rounding(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs, sc
 
 def _refusal(subject: CallUnderTest, mode: str, error: Exception) -> Finding:
     if subject.order_two:
+        if missing := not_offered(error):
+            return noted(f"{mode} is not offered: the primitive does not support {missing}")
         trap = "optimize-remat" if any(rule.optimize_remat for rule in passes_of(subject)) else raised(subject, error)
         return failed("raises", f"{mode} raises {describe_error(error)}", trap=trap)
     return passed(f"{mode} is refused, as declared, by {describe_error(error)}")
