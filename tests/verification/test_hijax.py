@@ -71,8 +71,6 @@ def test_every_part_of_a_right_primitive_is_examined():
         "jvp of vmap over args[0] alone",
         "jvp of vmap over args[1] alone",
         "lin of vmap",
-        "lin of vmap over args[0] alone",
-        "lin of vmap over args[1] alone",
         "vjp of two vmaps",
         "dce",
         "remat",
@@ -99,8 +97,8 @@ def test_the_place_in_a_backward_is_told():
 
 def test_a_slip_in_one_part_accuses_no_other():
     report = vjplib.verify(scaled_softmax("lin"), (X, W), claims=("contract", "value", "modes"))
-    assert {a.partition(".")[2].split()[0] for _, a in failures(report)} == {"lin"}, report
-    assert "lin is wrong" in str(report) or "differ from its body" in str(report)
+    assert failures(report) == {("modes", "ScaledSoftmax.lin")}, report
+    assert "ScaledSoftmax.lin is wrong" in str(report)
 
 
 def test_what_a_class_leaves_out_is_noted():
@@ -218,7 +216,7 @@ def test_a_primitive_in_a_loop_is_examined_by_the_whole_call():
 def test_a_primitive_made_for_float32_is_verified_as_a_function():
     for slip in ("", "vjp of w"):
         primitive = ScaledSoftmax(jax.typeof(jnp.asarray(X)), jax.typeof(jnp.asarray(W)), slip=slip)
-        report = vjplib.verify(primitive, (X, W), claims=("contract", "value", "linearity", "modes"), effort="quick")
+        report = vjplib.verify(primitive, (X, W), claims=("contract", "value", "modes"), effort="quick")
         assert report.name == "ScaledSoftmax"
         assert report.ok is (not slip), report
 
@@ -282,19 +280,19 @@ def test_the_audit_finds_primitives_in_a_program():
     assert row.differentiated == row.calls
 
 
-@pytest.mark.parametrize("slip", ["vjp of w", "jvp", "lin", "batched vjp"])
-def test_the_audit_fails_a_wrong_primitive(slip):
-    report = vjplib.audit(program(slip), X, W[0])
-    assert [row.verdict for row in report.rules] == ["fail"], report
-    assert failures_of(report.rules[0])
-
-
-def failures_of(row):
-    return [f for f in row.findings if f.level == "fail"]
+@pytest.mark.parametrize(("slip", "claim"), [("vjp of w", "value"), ("lin", "modes")])
+def test_the_audit_fails_a_wrong_primitive(slip, claim):
+    with vjplib.watching() as watch:
+        program(slip)(X, W[0])
+    (row,) = vjplib.examined(watch, effort="quick").rules
+    assert row.verdict == "fail", row
+    assert {f.claim for f in row.findings if f.level == "fail"} >= {claim}
 
 
 def test_the_audit_tells_parameters_apart():
-    report = vjplib.audit(lambda x, w: (RIGHT(x, w), scaled_softmax("vjp")(x, w)), X, W)
+    with vjplib.watching() as watch:
+        RIGHT(X, W), scaled_softmax("vjp")(X, W)
+    report = vjplib.examined(watch, effort="quick")
     assert sorted(row.verdict for row in report.rules) == ["fail", "pass"], report
 
 

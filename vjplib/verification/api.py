@@ -53,8 +53,8 @@ def verify(
     sizes, and a batch of at least two, reveal swapped axes.
 
     Args:
-        fn: any function of arrays, in particular a `jax.custom_vjp`, a primitive of `jax.experimental.hijax`, or a
-            function that calls one.
+        fn: any function of arrays, in particular a `jax.custom_vjp`, a hijax primitive, or a function that
+            calls one.
         args: positional arguments, pytrees of arrays. Floating leaves are differentiated, integers and booleans not.
             Other arguments (an axis, a function, anything in a place named by nondiff_argnums) are passed on unchanged.
         kwargs: keyword arguments, not differentiated.

@@ -1,9 +1,10 @@
 """Modes: each part of a hijax primitive that JAX calls in place of its body does what JAX would make of the body.
 
-A primitive of `jax.experimental.hijax` has parts of its own for reverse mode, forward mode, linearization, vmap, dead
-code, rematerialization and transposition, and no two of them are called by the same transformation. Each that the class
-offers is put to use as JAX uses it, at the inputs that the call gives the primitive, in float64, beside the same
-transformation of the body; and <J t, g> = <t, J^T g> holds between the modes. What the class leaves out is noted.
+A hijax primitive has parts of its own for reverse mode, forward mode, linearization, vmap, dead code, rematerialization
+and transposition, and no two of them are called by the same transformation. Each that the class offers is put to use as
+JAX uses it, at the inputs that the call gives the primitive, in float64, beside the same transformation of the body;
+and <J t, g> = <t, J^T g> holds between the modes. What the class leaves out is noted. Of uses that fail for one reason,
+as a wrong jvp does under vmap too, the first stands for the others.
 
 A call without such a primitive and without `linear_call` has no finding.
 """
@@ -131,13 +132,23 @@ def _examined(subject: CallUnderTest, name: str, prim: Any) -> Iterator[Finding]
     if left_out:
         yield noted(f"not offered: {', '.join(left_out)}", name)
     uses = dict(_uses(subject, at, parts if prim is not None else {"vjp", "jvp", "lin"}, prim is not None))
-    findings = []
-    for use, result in _results(subject, uses, at).items():
-        found = _judged(subject, f"{name}.{use}" if prim is not None else use, uses[use], result, at)
-        whole = prim is None and found.level == "fail" and found.code == "raises"
-        findings.append((use, noted(found.message, found.argument) if whole else found))
-    wrong = any(f.level == "fail" for use, f in findings if not use.endswith(AGAINST))
-    yield from (f for use, f in findings if not (wrong and f.level == "fail" and use.endswith(AGAINST)))
+    wrong: set[str] = set()  # the modes
+    for use, result in sorted(_results(subject, uses, at).items(), key=lambda pair: pair[0].endswith(AGAINST)):
+        modes = {"jvp", "lin", "vjp"} if use.endswith(AGAINST) else {use.split()[0].rstrip(",")} | _contained(use)
+        follows = bool(wrong & modes)
+        found = _judged(subject, f"{name}.{use}" if prim is not None else use, uses[use], result, at, follows)
+        if found.level != "fail":
+            yield found
+        elif prim is None and found.code == "raises":
+            yield noted(found.message, found.argument)
+        elif not follows:
+            wrong |= modes - _contained(use)
+            yield found
+
+
+def _contained(use: str) -> set[str]:
+    """Return the mode that a use shows the faults of, beside its own."""
+    return {"vjp"} if use.startswith(("dce", "remat")) else set()
 
 
 def _uses(subject: CallUnderTest, at: Point, parts: set[str], every: bool) -> Iterator[tuple[str, _Part]]:
@@ -207,7 +218,7 @@ def _batched(
             runs = [lambda at, f=f, s=stacked: _pulled(subject, f, _stacked(1, s(at))) for f in twice]
             yield "vjp of two vmaps", _Part(*runs, outputs + cotangents)
         for part, forward in (("jvp", _pushed), ("lin", _linearized)):
-            if part in parts:
+            if part in parts and (part == "jvp" or label == ""):
                 runs = [lambda at, f=f, g=g, s=stacked: g(f, s(at)) for f, g in ((ours, forward), (theirs, _pushed))]
                 yield f"{part} of vmap{label}", _Part(*runs, outputs + tangents)
 
@@ -344,8 +355,8 @@ def _results(subject: CallUnderTest, uses: dict[str, _Part], at: Point) -> dict[
     return {name: results[name] for name in uses}
 
 
-def _judged(subject: CallUnderTest, name: str, use: _Part, result: Any, at: Point) -> Finding:
-    """Return the finding on one use of a part."""
+def _judged(subject: CallUnderTest, name: str, use: _Part, result: Any, at: Point, follows: bool) -> Finding:
+    """Return the finding on one use of a part; where its failure follows from another's, rounding is not looked for."""
     if isinstance(result, Exception):
         if isinstance(result, NotImplementedError):
             return noted(f"not offered: {not_offered(result) or describe_error(result)}", name)
@@ -358,7 +369,7 @@ def _judged(subject: CallUnderTest, name: str, use: _Part, result: Any, at: Poin
     gaps = [relative_gap(np.asarray(r), np.asarray(o)) for r, o in zip(ours, theirs, strict=True)]
     worst = max(range(len(gaps)), key=lambda i: gaps[i])
     gap, ratio = gaps[worst], gaps[worst] / digits
-    if ratio > 1 and _is_rounding(subject, use, ours, theirs, at, digits):
+    if ratio > 1 and not follows and _is_rounding(subject, use, ours, theirs, at, digits):
         return noted("undecided: all terms cancel, and what is left of the body's is their rounding", name)
     if ratio > 1:
         size = f"by {gap:.1e} of its size" if np.isfinite(gap) else "in shape, dtype or by infinities"
