@@ -26,9 +26,9 @@ MOST_SHAPES = {"quick": 2, "standard": 6, "deep": 24}  # examined of one rule
 def audit(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> AuditReport:
     """Verify each custom rule that fn(*args, **kwargs) calls, at the inputs of these calls.
 
-    fn runs once, unchanged: each call of a `jax.custom_vjp` or `jax.custom_jvp` records the values of its arguments,
-    through jit, grad, scan, while, cond, vmap, checkpoint, shard_map and rules inside rules. Then each rule is verified
-    at a sample of these calls, against autodiff of its primal in float64.
+    fn runs once, unchanged: each call of a `jax.custom_vjp`, a `jax.custom_jvp`, a hijax primitive or `linear_call`
+    records the values of its arguments, through jit, grad, scan, while, cond, vmap, checkpoint, shard_map and rules
+    inside rules. Then each rule is verified at a sample of these calls, against autodiff of its primal in float64.
 
     `watching` and `examined` do the same for several steps, and with other options.
 

@@ -21,7 +21,7 @@ from vjplib.auditing.recording import CallGroup, KeyData, RecordedCall
 from vjplib.compat import x64
 from vjplib.verification.call import CallUnderTest, Static, as_taken_by_jax, attempt, inexact, parameters
 from vjplib.verification.claim import Check, Claim
-from vjplib.verification.claims import contract, edges, linearity, second_order, taylor, transforms, value
+from vjplib.verification.claims import contract, edges, linearity, modes, second_order, taylor, transforms, value
 from vjplib.verification.claims.residuals import residual_bytes
 from vjplib.verification.explain import locate
 from vjplib.verification.isolation import run_with_timeout
@@ -193,7 +193,7 @@ class _Work:
         if refusal := self._refusal(subject):
             self.add(refusal)
             return
-        if self.group.kind == "custom_vjp":
+        if self.group.kind != "custom_jvp":
             self._guarded(contract.CLAIM, partial(contract.check, dtypes=()), subject)
         if subject.undifferentiable is not None:
             self.add(skipped(f"JAX cannot differentiate the primal: {subject.undifferentiable}"))
@@ -206,6 +206,8 @@ class _Work:
             self._values(other, number)
         if self.group.kind == "custom_jvp":
             self._guarded(value.CLAIM, forward, subject)
+        if self.group.kind in ("hijax", "linear_call"):
+            self._guarded(modes.CLAIM, modes.check, subject)
         self._guarded(linearity.CLAIM, linearity.check, subject)
         if any(f.level == "fail" for f in self.findings):
             self.design = by_design(subject)

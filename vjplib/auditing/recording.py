@@ -13,19 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray, Tracer
 
-from vjplib.auditing.source import caller_of, code_of, definition_of, key_of
+from vjplib.auditing.source import caller_of, code_of, definition_of, key_of, shortened
 from vjplib.auditing.tap import Axes, requested, tap
 from vjplib.compat import (
     CustomJVP,
     CustomVJP,
+    HiPrimitive,
+    LinearCall,
+    as_function,
     custom_jvp_of,
     custom_vjp_of,
     force_retrace,
+    hi_primitive_parts_of,
     replaced_custom_jvp_calls,
     replaced_custom_vjp_calls,
+    replaced_hi_primitive_calls,
+    replaced_linear_calls,
     replaced_vjp,
 )
 from vjplib.verification.avals import Aval
+
+_Parts = CustomVJP | CustomJVP | HiPrimitive | LinearCall
 
 
 class RecordedCall(NamedTuple):
@@ -178,7 +186,8 @@ class Watch:
 
     def called(self, original: Callable[..., Any], fn: Any, *args: Any, **kwargs: Any) -> Any:
         """Record a call of a custom rule, and make it."""
-        parts = custom_vjp_of(fn) or custom_jvp_of(fn)
+        parts: _Parts | None = custom_vjp_of(fn) or custom_jvp_of(fn) or hi_primitive_parts_of(fn)
+        parts = fn if isinstance(fn, LinearCall) else parts
         if not self.open or parts is None or None in parts.passes:
             return original(fn, *args, **kwargs)
         try:
@@ -196,7 +205,7 @@ class Watch:
             group = self._group(parts, bound.args, seen)
             group.callers.setdefault(caller)
             group.recomputed |= recomputed
-            site = CallSite(self, group, fn, tree, seen)
+            site = CallSite(self, group, as_function(fn) if isinstance(parts, HiPrimitive) else fn, tree, seen)
             group.first = group.first or site
             if in_pallas or any(isinstance(a, Tracer) for a in seen):
                 group.unseen = "inside a kernel, where values cannot be read" if in_pallas else "a mutable reference"
@@ -213,12 +222,18 @@ class Watch:
             outputs[i] = value
         return jax.tree.unflatten(out, outputs)
 
-    def _group(self, parts: CustomVJP | CustomJVP, args: tuple[Any, ...], seen: list[Any]) -> CallGroup:
+    def _group(self, parts: _Parts, args: tuple[Any, ...], seen: list[Any]) -> CallGroup:
         owners = [i for i, a in enumerate(args) for _ in jax.tree.leaves(a)]
         pairs = list(zip(owners, seen, strict=True))
         described = [key_of(a) if i in parts.static else _described(a) for i, a in pairs]
-        name, source = definition_of(parts.primal)
-        kind = "custom_vjp" if isinstance(parts, CustomVJP) else "custom_jvp"
+        if isinstance(parts, HiPrimitive):
+            kind, name, source = "hijax", parts.name, definition_of(parts.source)[1]
+            described += [f"{n}={key_of(value)}" for n, value in parts.parameters]
+        elif isinstance(parts, LinearCall):
+            kind, name, source = "linear_call", parts.name, shortened(parts.place)
+        else:
+            kind = "custom_vjp" if isinstance(parts, CustomVJP) else "custom_jvp"
+            name, source = definition_of(parts.primal)
         key = (kind, name, source, key_of(parts.passes[-1]), tuple(described))
         if key not in self.groups:
             shown = " ".join(_described(a) for i, a in pairs if i not in parts.static)
@@ -252,7 +267,7 @@ _tokens = itertools.count()
 
 @contextmanager
 def watching(seed: int = 0, keep: int = 3) -> Iterator[Watch]:
-    """Record every custom_vjp and custom_jvp that is called inside the context.
+    """Record every custom_vjp, custom_jvp, hijax primitive and linear_call that is called inside the context.
 
     Functions that `jax.jit` has traced before are traced again. Inside the context JAX's classes are patched, for all
     threads.
@@ -266,6 +281,8 @@ def watching(seed: int = 0, keep: int = 3) -> Iterator[Watch]:
         force_retrace(f"audit {next(_tokens)}"),
         replaced_custom_vjp_calls(watch.called),
         replaced_custom_jvp_calls(watch.called),
+        replaced_hi_primitive_calls(watch.called),
+        replaced_linear_calls(watch.called),
         replaced_vjp(watch.gradient),
     ):
         watch.open = True

@@ -34,7 +34,7 @@ class AuditedRule(Judgement):
 
     Args:
         name: the rule's name.
-        kind: "custom_vjp" or "custom_jvp".
+        kind: "custom_vjp", "custom_jvp", "hijax" or "linear_call".
         source: file and line where it is defined.
         callers: the lines that call it.
         shapes: its arguments.
@@ -121,7 +121,7 @@ class AuditReport:
     def summary(self) -> str:
         """The number of rows of each verdict, in a line."""
         if not self.rules:
-            return "no custom_vjp and no custom_jvp was met"
+            return "no custom_vjp, custom_jvp, hijax primitive or linear_call was met"
         count = Counter(rule.verdict for rule in self.rules)
         said = ", ".join(f"{count[v]} {v}" for v in ("pass", "fail", "note", "undecided") if count[v])
         names = len({(rule.name, rule.source) for rule in self.rules})

@@ -28,6 +28,15 @@ from vjplib.compat.custom_rules import replaced_custom_vjp_calls as replaced_cus
 from vjplib.compat.custom_rules import replaced_vjp as replaced_vjp
 from vjplib.compat.custom_rules import require_passes as require_passes
 from vjplib.compat.custom_rules import with_backward as with_backward
+from vjplib.compat.hijax import HiPrimitive as HiPrimitive
+from vjplib.compat.hijax import as_function as as_function
+from vjplib.compat.hijax import hi_primitive_of as hi_primitive_of
+from vjplib.compat.hijax import hi_primitive_parts_of as hi_primitive_parts_of
+from vjplib.compat.hijax import name_of as name_of
+from vjplib.compat.hijax import not_offered as not_offered
+from vjplib.compat.hijax import offered as offered
+from vjplib.compat.hijax import recomputed as recomputed
+from vjplib.compat.hijax import replaced_hi_primitive_calls as replaced_hi_primitive_calls
 from vjplib.compat.jaxprs import INLINED as INLINED
 from vjplib.compat.jaxprs import bind_eqn as bind_eqn
 from vjplib.compat.jaxprs import equations as equations
@@ -42,6 +51,8 @@ from vjplib.compat.jaxprs import used_inputs as used_inputs
 from vjplib.compat.jaxprs import where_written as where_written
 from vjplib.compat.jaxprs import with_programs as with_programs
 from vjplib.compat.jaxprs import without_dead_code as without_dead_code
+from vjplib.compat.linear_call import LinearCall as LinearCall
+from vjplib.compat.linear_call import replaced_linear_calls as replaced_linear_calls
 from vjplib.compat.placing import auto_sharded as auto_sharded
 from vjplib.compat.placing import bound_axes as bound_axes
 from vjplib.compat.placing import is_vmapped as is_vmapped

@@ -13,6 +13,8 @@ from jax._src import api, source_info_util
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from vjplib.compat.hijax import replaced_hi_primitive_calls, with_backward_in
+
 T = TypeVar("T")
 
 if TYPE_CHECKING:
@@ -213,7 +215,7 @@ _tokens = itertools.count()
 
 @contextmanager
 def backwards_where_written() -> Iterator[None]:
-    """Context in which the equations of a custom_vjp's backward have the source lines of the backward.
+    """Context in which the equations of the backward of a custom_vjp or a hijax primitive have its source lines.
 
     JAX gives them those of the call. Equations that `mark_of` recognizes mark where a backward begins and ends.
     """
@@ -222,14 +224,21 @@ def backwards_where_written() -> Iterator[None]:
         rule = custom_vjp_of(fn)
         assert rule is not None
 
+        return original(with_backward(rule, marked(rule.bwd)), *args, **kwargs)
+
+    def call_primitive(original: Callable[..., Any], prim: Any, *args: Any) -> Any:
+        return original(with_backward_in(prim, marked), *args)
+
+    def marked(backward: Callable[..., Any]) -> Callable[..., Any]:
         def bwd(*given: Any) -> Any:
             with as_written():
-                dxs = rule.bwd(*given[:-2], *_marked(given[-2:], _ENTER))
+                dxs = backward(*given[:-2], *_marked(given[-2:], _ENTER))
                 return _marked(dxs, _LEAVE)
 
-        return original(with_backward(rule, bwd), *args, **kwargs)
+        return bwd
 
-    with replaced_custom_vjp_calls(call), force_retrace(f"where written {next(_tokens)}"):
+    token = f"where written {next(_tokens)}"
+    with replaced_custom_vjp_calls(call), replaced_hi_primitive_calls(call_primitive), force_retrace(token):
         yield
 
 

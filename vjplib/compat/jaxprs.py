@@ -9,11 +9,14 @@ from jax._src import source_info_util
 from jax._src.interpreters import partial_eval
 from jax.extend.core import Jaxpr, Literal
 
+from vjplib.compat.hijax import HI_PRIMITIVE, body_of, has_body
+
 
 def strip_custom_rules(f: Callable[..., Any]) -> Callable[..., Any]:
     """Return f without the custom derivative rules inside it, so that JAX differentiates its primal.
 
-    Each `jax.custom_vjp` and `jax.custom_jvp` is replaced by its primal, through jit, scan, while, cond and checkpoint.
+    Each `jax.custom_vjp` and `jax.custom_jvp` is replaced by its primal, each hijax primitive by its body and each
+    `linear_call` by its function, through jit, scan, while, cond and checkpoint.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,7 +42,12 @@ def programs(params: Mapping[str, Any]) -> list[tuple[str, Jaxpr, list[Any]]]:
 
 
 def _program(value: Any) -> Any:
-    """Return the jaxpr of a parameter, or of the primitive object of the newer custom_vjp, or None."""
+    """Return the jaxpr of a parameter, of a hijax primitive that is one, or None; the newer custom_vjp is one too."""
+    if has_body(value):
+        try:
+            return body_of(value)
+        except Exception:  # it takes no arrays, or needs the mesh axes that it was called under
+            return None
     value = getattr(getattr(value, "traced", None), "jaxpr", value)
     return value if isinstance(getattr(value, "jaxpr", value), Jaxpr) else None  # with or without its constants
 
@@ -49,7 +57,7 @@ def unclose(item: Any) -> tuple[Jaxpr, list[Any]]:
     return getattr(item, "jaxpr", item), list(getattr(item, "consts", ()))
 
 
-_CUSTOM = {"custom_jvp_call", "custom_vjp_call", "call_hi_primitive"}
+_CUSTOM = {"custom_jvp_call", "custom_vjp_call", HI_PRIMITIVE, "linear_call"}
 INLINED = frozenset({"jit", "pjit", "remat2", "checkpoint", "closed_call"})
 _INLINED = _CUSTOM | INLINED
 
@@ -64,7 +72,12 @@ def equations(program: Any) -> Iterator[Any]:
 
 def holds_custom_vjp(program: Any) -> bool:
     """Return whether a jaxpr, or a program inside it, calls a custom_vjp."""
-    return any(eqn.primitive.name in ("custom_vjp_call", "call_hi_primitive") for eqn in equations(program))
+    return any(eqn.primitive.name == "custom_vjp_call" or _is_traced_rule(eqn) for eqn in equations(program))
+
+
+def _is_traced_rule(eqn: Any) -> bool:
+    """Return whether an equation calls the primitive that the newer custom_vjp makes."""
+    return eqn.primitive.name == HI_PRIMITIVE and hasattr(eqn.params["_prim"], "traced")
 
 
 def bind_eqn(eqn: Any, values: Sequence[Any], **params: Any) -> Sequence[Any]:
@@ -81,6 +94,7 @@ def evaluated(
     args: Sequence[Any],
     after: Callable[[Any, Sequence[Any]], Sequence[Any]] = lambda eqn, outputs: outputs,
     bind: Callable[..., Sequence[Any]] = bind_eqn,
+    enter: Callable[[Any, Sequence[Any]], Any] = lambda eqn, values: None,
 ) -> list[Any]:
     """Evaluate a jaxpr, each custom rule by its primal, each equation's outputs passed through `after`.
 
@@ -90,13 +104,17 @@ def evaluated(
         args: the values of its arguments.
         after: takes an equation and its outputs; returns the outputs to use.
         bind: takes an equation, its inputs and changed parameters; returns its outputs, of any type.
+        enter: takes an equation that is replaced by the program inside it, and its inputs.
     """
 
     def apply(eqn: Any, values: list[Any]) -> Sequence[Any]:
         inner = programs(eqn.params)
         if eqn.primitive.name in _INLINED and inner:
+            enter(eqn, values)
             _, program, held = inner[0]
-            return evaluated(program, held, values, after, bind)
+            return evaluated(program, held, values, after, bind, enter)
+        if eqn.primitive.name == HI_PRIMITIVE and has_body(eqn.params["_prim"]):
+            body_of(eqn.params["_prim"])  # raises
         params = with_programs(eqn.params, _stripped) if inner else {}
         return after(eqn, bind(eqn, values, **params))
 
@@ -154,7 +172,7 @@ def with_programs(held: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(held, (tuple, list)):
         items = [with_programs(item, change) for item in held]
         return type(held)(*items) if hasattr(held, "_fields") else type(held)(items)
-    return held if _program(held) is None else change(held)
+    return held if has_body(held) or _program(held) is None else change(held)
 
 
 def _stripped(program: Any) -> Any:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import custom_vjp_of, require_passes
+from vjplib.compat import as_function, custom_vjp_of, hi_primitive_of, require_passes
 from vjplib.rule import Case, Rule, check_axes, second_derivatives
 from vjplib.verification.axes import along_axes, on_all_devices
 from vjplib.verification.call import ByPosition, CallUnderTest, Static, as_taken_by_jax, is_inexact, parameters
@@ -64,7 +64,8 @@ def verify(
     positive or symmetric, is taken for a condition: what differs at inputs without it is a doubt, and no failure.
 
     Args:
-        fn: any function of arrays, in particular a `jax.custom_vjp` or a function that calls one.
+        fn: any function of arrays, in particular a `jax.custom_vjp`, a hijax primitive, or a function that
+            calls one.
         args: positional arguments, pytrees of arrays. Floating leaves are differentiated, integers and booleans not.
             Other arguments (an axis, a function, anything in a place named by nondiff_argnums) are passed on unchanged.
         kwargs: keyword arguments. Floating arrays are differentiated as positional ones are; Python's numbers are not.
@@ -151,6 +152,7 @@ def _at_call(
         raise TypeError(f"kwargs must be a mapping of keyword arguments, got {kwargs!r}")
     if not isinstance(args, (tuple, list)):
         raise TypeError(f"args must be a tuple of positional arguments, got {type(args).__name__}")
+    fn = fn if hi_primitive_of(fn) is None else as_function(fn)
     static: Collection[int] = ()
     if parts := custom_vjp_of(fn):
         require_passes(parts)

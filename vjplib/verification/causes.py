@@ -137,6 +137,8 @@ def heading(cause: Cause) -> str:
         what = _wrong(arguments)
     elif lead.claim == "second_order":
         what = "the second derivative is wrong"
+    elif lead.claim == "modes":
+        what = "parts of the primitive differ from its body" if len(arguments) > 1 else f"{arguments[0]} is wrong"
     else:
         what = f"{lead.claim} changes the result" if lead.claim in ("transforms", "sharding") else f"{lead.claim} fails"
     return what + (f" ({times(worst)} the tolerance)" if worst is not None else "")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vjplib.compat import strip_custom_rules, x64
+from vjplib.compat import not_offered, strip_custom_rules, x64
 from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all, normal_of
 from vjplib.verification.claim import Claim
 from vjplib.verification.domain import Doubt, told
@@ -158,6 +158,8 @@ def _refusal(subject: CallUnderTest, mode: str, error: Exception, point: Any, st
     raises = f"{mode} raises {describe_error(error)}"
     if not subject.offers(_OVER[mode]):
         return passed(f"{mode} is refused, as declared, by {describe_error(error)}")
+    if missing := not_offered(error):
+        return noted(f"{mode} is not offered: the primitive does not support {missing}")
     # Both are compiled together, so the error may be the oracle's.
     if isinstance(attempt(lambda: jax.jit(_derivative(mode, subject.oracle, subject)).lower(point)), Exception):
         return noted(f"{raises}; so does that of the oracle")

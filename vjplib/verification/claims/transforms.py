@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import x64
+from vjplib.compat import not_offered, x64
 from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all
 from vjplib.verification.claim import Claim
 from vjplib.verification.explain.diagnose import passes_of, raised, refused_by_jax
@@ -139,6 +139,8 @@ def _together(subject: CallUnderTest, variants: dict[str, _Variant]) -> Iterator
 def _judged(subject: CallUnderTest, name: str, result: Any, expected: Any, part: bool = False) -> Finding:
     """Return the finding on the result of a transform, or on what it raises."""
     if isinstance(result, Exception):
+        if missing := not_offered(result):
+            return noted(f"{name}: not offered: the primitive does not support {missing}")
         return failed("raises", f"{name}: raises {describe_error(result)}", trap=raised(subject, result))
     pairs = list(zip(*map(jax.tree.leaves, (result, expected)), strict=True))
     gap = max(relative_gap(r, o) for r, o in pairs)
