@@ -26,11 +26,16 @@ NESTED = ((0, 1, 0), (1, 1, 0))  # which points stand in two nested batches: no 
 
 
 class _Variant(NamedTuple):
-    """A traceable function of nothing, and what it must return; `part` if it takes a part of the derivative."""
+    """A traceable function, its arguments, and what it must return; `part` if it takes a part of the derivative."""
 
-    run: Callable[[], Any]
+    f: Callable[..., Any]
+    args: tuple[Any, ...]
     expected: Any
     part: bool = False
+
+    def run(self) -> Any:
+        """Return what the function returns, without jit."""
+        return self.f(*jax.tree.map(jnp.asarray, self.args))  # a callback under vmap does not take NumPy's
 
 
 def check(subject: CallUnderTest, eager: bool = True) -> Iterator[Finding]:
@@ -70,31 +75,34 @@ def _variants(
         axes = tuple(0 if chosen else None for chosen in choice)
         inputs = tuple(np.stack((a, b)) if c else a for a, b, c in zip(xs, other_xs, choice, strict=True))
         names = ", ".join(n for n, chosen in zip(subject.names, choice, strict=True) if chosen)
-        run = _lazily(jax.vmap(pull, in_axes=(axes, 0)), inputs, both_gs)
-        yield f"vmap over {names}", _Variant(run, _stack(truth[0], jitted(mixed, other_gs)))
-    run = _lazily(jax.vmap(jax.vmap(pull)), _nested(xs, other_xs), _nested(gs, other_gs))
-    yield "two nested vmaps", _Variant(run, _nested(*truth))
+        expected = _stack(truth[0], jitted(mixed, other_gs))
+        yield f"vmap over {names}", _Variant(jax.vmap(pull, in_axes=(axes, 0)), (inputs, both_gs), expected)
+    nested = _nested(xs, other_xs), _nested(gs, other_gs)
+    yield "two nested vmaps", _Variant(jax.vmap(jax.vmap(pull)), nested, _nested(*truth))
     # A batching rule of a custom rule's own may have a backward of its own, which mapping the pullback does not reach.
-    run = _lazily(subject.pull(jax.vmap(subject.call)), _stack(xs, other_xs), both_gs)
-    yield "pullback of a vmap", _Variant(run, _stack(*truth))
-    run = _lazily(jax.vmap(pull, in_axes=(None, 0)), xs, both_gs)
-    yield "vmap over cotangents alone", _Variant(run, _stack(truth[0], jitted(xs, other_gs)))
-    run = _lazily(lambda x, g: jax.lax.map(lambda pair: pull(*pair), (x, g)), _stack(xs, other_xs), both_gs)
-    yield "scan", _Variant(run, _stack(*truth))
+    both = _stack(xs, other_xs), both_gs
+    yield "pullback of a vmap", _Variant(subject.pull(jax.vmap(subject.call)), both, _stack(*truth))
+    expected = _stack(truth[0], jitted(xs, other_gs))
+    yield "vmap over cotangents alone", _Variant(jax.vmap(pull, in_axes=(None, 0)), (xs, both_gs), expected)
+    scanned = lambda x, g: jax.lax.map(lambda pair: pull(*pair), (x, g))  # noqa: E731
+    yield "scan", _Variant(scanned, both, _stack(*truth))
     policies: dict[str, Any] = {"checkpoint": None}
     if policy and not subject.complex:  # JAX saves nothing complex under a policy: its reduce_precision refuses them
         policies["checkpoint, all saved"] = jax.checkpoint_policies.everything_saveable
     for label, chosen in policies.items():
         again = jax.checkpoint(subject.call, policy=chosen)
-        yield label, _Variant(_lazily(subject.pull(again), xs, gs), truth[0])
+        yield label, _Variant(subject.pull(again), (xs, gs), truth[0])
     for i, name in enumerate(subject.names) if count > 1 else ():
-        run = _lazily(lambda gs, i=i: jax.vjp(lambda x: subject.call(*xs[:i], x, *xs[i + 1 :]), xs[i])[1](gs)[0], gs)
-        yield f"gradient of {name} alone", _Variant(run, truth[0][1][i], part=True)
+
+        def alone(xs: Leaves, gs: Leaves, i: int = i) -> Any:
+            return jax.vjp(lambda x: subject.call(*xs[:i], x, *xs[i + 1 :]), xs[i])[1](gs)[0]
+
+        yield f"gradient of {name} alone", _Variant(alone, (xs, gs), truth[0][1][i], part=True)
     for i in range(min(len(gs), MOST_OUTPUTS)) if len(gs) > 1 else ():
         only = tuple(g if j == i else jnp.zeros_like(g) for j, g in enumerate(gs))
         # The other outputs' cotangents are not zeros but absent.
-        run = _lazily(lambda g, i=i: jax.vjp(lambda *ls: subject.call(*ls)[i], *xs)[1](g), gs[i])
-        yield f"output {i} alone", _Variant(run, jitted(xs, only)[1], part=True)
+        of_one = lambda xs, g, i=i: jax.vjp(lambda *ls: subject.call(*ls)[i], *xs)[1](g)  # noqa: E731
+        yield f"output {i} alone", _Variant(of_one, (xs, gs[i]), jitted(xs, only)[1], part=True)
 
 
 def _stack(a: Any, b: Any) -> Any:
@@ -108,27 +116,23 @@ def _nested(a: Any, b: Any) -> Any:
     )
 
 
-def _lazily(f: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    there = jax.tree.map(jnp.asarray, args)  # a callback under vmap does not take NumPy's as constants
-    return lambda: f(*there)
-
-
 def _together(subject: CallUnderTest, variants: dict[str, _Variant]) -> Iterator[Finding]:
-    """Yield the finding on each transform, all compiled as one program.
+    """Yield the finding on each transform, all compiled as one program, of whose arguments XLA can fold nothing.
 
     A vmap that fails only over some of the arguments has a trap of its own.
     """
+    program = lambda given: {name: variants[name].f(*args) for name, args in given.items()}  # noqa: E731
     results = attempt_all(
-        lambda names: jax.device_get(subject.compiled(lambda: {n: variants[n].run() for n in names})()),
+        lambda names: jax.device_get(subject.compiled(program)({name: variants[name].args for name in names})),
         {name: partial(jax.eval_shape, variant.run) for name, variant in variants.items()},
     )
     findings = {}
     for name, result in results.items():
-        run, expected, part = variants[name]
-        if isinstance(result, Exception) and refused_by_jax(run, result):
+        variant = variants[name]
+        if isinstance(result, Exception) and refused_by_jax(variant.run, result):
             findings[name] = noted(f"{name}: raises {describe_error(result)}; so does JAX for any rule")
         else:
-            findings[name] = _judged(subject, name, result, expected, part)
+            findings[name] = _judged(subject, name, result, variant.expected, variant.part)
     whole = f"vmap over {', '.join(subject.names)}"
     for name, found in findings.items():
         partly = found.level == "fail" and not found.trap and name.startswith("vmap") and name != whole
