@@ -391,10 +391,10 @@ CASES = {
         (V,),
         """
         sin: it did not end in time
-          contract: did not end within 1 s
+          contract: did not end within 4 s
         """,
         claims=("contract", "value"),
-        time_limit=1,
+        time_limit=4,
     ),
 }
 
