@@ -1,5 +1,7 @@
 """Comparisons are in the digits that a function has: float64 where it takes that, else fewer; tails by their own."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +100,7 @@ def test_arrays_by_keyword_are_differentiated():
     assert {f.argument for f in report.failures} == {"cotangent of scale"}
     (source,) = {f.counterexample for f in report.failures if f.counterexample}
     assert "primal(x, scale=scale, negative=True)" in source
-    space = {"primal": scaled(2.0)}
+    space: dict[str, Any] = {"primal": scaled(2.0)}
     exec(source, space)
     np.testing.assert_allclose(space["given"], 2 * space["right"], rtol=1e-5)
 

@@ -44,6 +44,9 @@ RIGHT_BY_CLAIMS = {
     "rms_norm_with_statistic": ("value", "taylor", "accuracy"),
     "rms_norm_in_float16": ("value", "accuracy"),
     "gumbel_softmax": ("value",),
+    # what float32 and float64 may give another sign, and what is not linear in large cotangents
+    "eigh": ("value",),
+    "clip_gradient": ("value", "accuracy"),
 }
 
 # Wrong rules that escaped, or were caught for another reason.

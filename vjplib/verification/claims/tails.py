@@ -86,8 +86,8 @@ def _cotangents(subject: CallUnderTest) -> tuple[np.ndarray, ...] | None:
 
 
 def _cotangents_of(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return powers of two, which multiply exactly, so that what moves or adds up slopes shows."""
-    return 2.0 ** rng.integers(0, 6, x.shape)
+    """Return powers of two up to 1, which multiply exactly, so that what moves or adds up slopes shows."""
+    return 2.0 ** -rng.integers(0, 6, x.shape)
 
 
 def _alone(subject: CallUnderTest, leaf: np.ndarray, rng: np.random.Generator) -> bool:
