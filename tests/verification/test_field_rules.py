@@ -30,6 +30,15 @@ RIGHT_IN_ITS_DOMAIN = {
     "logsumexp": ("edges",),
     "safe_norm": ("edges",),
     "planck": ("value", "accuracy"),
+    "leaky_integrator": ("value", "edges"),
+    "solve_tridiagonal": ("edges",),
+    "spectral_filter": ("variations",),
+    "kepler": ("value", "edges"),
+    "state_space_scan": ("edges",),
+    "logdet": ("variations",),
+    "eigh": ("variations",),
+    "gaussian_log_likelihood": ("value", "edges", "variations"),
+    "kl_from_log_probabilities": ("value", "edges", "variations"),
 }
 WRONG_ELSEWHERE = [
     name
