@@ -81,7 +81,7 @@ def rule(primal, bwd, *static):
 
 
 halves = rule(lambda x: x / 2 + jnp.abs(x) / 2, lambda x, g: (g,))  # right for positive numbers
-POSITIVE = (np.float32([0.5, 2.0, 1.0, 3.0, 0.25, 4.0, 1.5]),)
+POSITIVE = (np.array([0.5, 2.0, 1.0, 3.0, 0.25, 4.0, 1.5], np.float32),)
 
 
 def test_a_difference_outside_the_domain_is_a_doubt_with_its_remedy():
