@@ -81,7 +81,7 @@ def rule(primal, bwd, *static):
 
 
 halves = rule(lambda x: x / 2 + jnp.abs(x) / 2, lambda x, g: (g,))  # right for positive numbers
-POSITIVE = (np.float32([0.5, 2.0, 1.0, 3.0, 0.25, 4.0, 1.5]),)
+POSITIVE = (np.array([0.5, 2.0, 1.0, 3.0, 0.25, 4.0, 1.5], np.float32),)
 
 
 def test_a_difference_outside_the_domain_is_a_doubt_with_its_remedy():
@@ -186,3 +186,14 @@ def test_a_static_size_changes_with_its_axis():
     report = vjplib.verify(made, (RNG.standard_normal(5).astype(np.float32), 5), claims=("variations",))
     assert report.ok, report
     assert not report.doubts
+
+
+def test_a_record_states_domain_and_static_values_too():
+    made = rule(lambda x, n=2: x**n, lambda n, x, g: (g * 2 * x ** (n - 1),), 1)
+    case = vjplib.Case(("n",), {"n": 3}, {"n": 2})
+    options = {"fn": made, "reference": lambda x, n: x**n, "baselines": {}, "cases": (case,)}
+    claims = ("value",)
+    assert vjplib.verify_rule(vjplib.Rule(**options), claims=claims).ok
+    assert vjplib.verify_rule(vjplib.Rule(**options, vary={"n": (2, 3)}), claims=claims).failures
+    stated = vjplib.Rule(**options, domain={"x": "real"})
+    assert vjplib.verify_rule(stated, claims=claims).ok

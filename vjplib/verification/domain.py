@@ -365,13 +365,15 @@ def domain_of(args: tuple[Any, ...], stated: Stated | None, names: Sequence[str]
     if not isinstance(stated, Mapping):
         raise TypeError(f"domain must map arguments to properties, or be a function that draws, got {stated!r:.60}")
     paths = [path for path, _ in jax.tree.leaves_with_path(args)]
-    of = [(names[path[0].idx], names[path[0].idx] + jax.tree_util.keystr(path[1:])) for path in paths]
+    arguments: list[str] = [names[int(path[0].idx)] for path in paths]
+    of = [(name, name + jax.tree_util.keystr(path[1:])) for name, path in zip(arguments, paths, strict=True)]
     if unknown := [key for key in stated if not any(key in known for known in of)]:
         raise ValueError(f"domain must name arguments, of {', '.join(dict.fromkeys(n for n, _ in of))}, got {unknown}")
     for i, known in enumerate(of):
         for key in known:
             if key in stated:
-                wanted = [stated[key]] if isinstance(stated[key], str) else list(stated[key])
+                given = stated[key]
+                wanted: list[str] = [given] if isinstance(given, str) else list(given)
                 found[i] = tuple(_stated(key, name, np.asarray(leaves[i])) for name in wanted if name != "real")
     return Domain(tuple(found))
 

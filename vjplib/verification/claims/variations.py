@@ -54,16 +54,33 @@ def _at_other_sizes(subject: CallUnderTest, effort: str) -> Iterator[Finding]:
                 found[size] = findings
         trap = _trap_of_sizes(subject, name, n, {size: not _fails(findings) for size, findings in found.items()})
         for size, findings in found.items():
-            for f in _with_trap(findings, trap):
-                # A window longer than what it slides over raises, and no wrong number results.
-                yield _in_doubt(f) if size < n and f.code == "raises" and _right(subject) else f
+            told = _with_trap(findings, trap)
+            yield from _in_doubt(subject, name, told) if size < n and _fails(told) and _right(subject) else told
         if trap and not any(map(_fails, found.values())):
             yield failed("wrong_value", f"right where {name} are of another parity", trap=trap)
 
 
-def _in_doubt(f: Finding) -> Finding:
-    remedy = "the function itself may refuse that size, by an exception of its own"
-    return finding("doubt", "", f"right at your call; {f.message} where {f.case}; {remedy}", f.argument, case=f.case)
+def _in_doubt(subject: CallUnderTest, name: str, findings: list[Finding]) -> list[Finding]:
+    """Return the failures at a smaller size as doubts where the function may not be meant to take it.
+
+    A window longer than what it slides over raises, and no wrong number results. An axis that cannot grow alone belongs
+    to another one: made one element, it is accepted because it broadcasts.
+    """
+    n = subject.sizes[name]
+    grows = any(subject.resized({name: m}, refusing=True) is not None for m in (n + 2, 2 * n + 1))
+
+    def doubted(f: Finding) -> Finding:
+        raises = f.code == "raises"
+        if f.level != "fail" or (grows and not raises):
+            return f
+        what = f.message if raises else "differs"
+        why = (
+            "" if raises else ", which may be accepted only because one element broadcasts, for it refuses larger ones"
+        )
+        message = f"right at your call; {what} where {f.case}{why}; the function may refuse that size by an exception"
+        return finding("doubt", "", message, f.argument, case=f.case)
+
+    return list(dict.fromkeys(map(doubted, findings)))
 
 
 def _at_large_sizes(subject: CallUnderTest) -> Iterator[Finding]:
