@@ -10,7 +10,7 @@ A call without such a primitive and without `linear_call` has no finding.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -61,6 +61,12 @@ class _Part(NamedTuple):
     theirs: Callable[[Point], Sequence[Any]]
     names: tuple[str, ...]
     other: str = "what the body gives"
+
+
+def _of(runs: Iterable[Callable[[Point], Sequence[Any]]], names: tuple[str, ...]) -> _Part:
+    """Return the use whose two functions are given in order."""
+    ours, theirs = runs
+    return _Part(ours, theirs, names)
 
 
 def check(subject: CallUnderTest) -> Iterator[Finding]:
@@ -177,7 +183,7 @@ def _uses(subject: CallUnderTest, at: Point, parts: set[str], every: bool) -> It
         yield part, _Part(partial(forward, call), partial(_pushed, oracle), outputs + tangents)
         for i, x in enumerate(subject.names if 1 < len(subject.names) <= MOST_ALONE else ()):
             both = (partial(_alone, run, f, i) for run, f in ((forward, call), (_pushed, oracle)))
-            yield f"{part} of {x} alone", _Part(*both, outputs + tangents)
+            yield f"{part} of {x} alone", _of(both, outputs + tangents)
         yield f"{part}{AGAINST}", _dot_test(subject, forward)
     if not every:
         return
@@ -186,20 +192,20 @@ def _uses(subject: CallUnderTest, at: Point, parts: set[str], every: bool) -> It
         left = [partial(_without_the_others, subject, kept), lambda *ls, kept=kept: tuple(oracle(*ls)[i] for i in kept)]
         runs = (partial(_pulled_some, subject, f, kept) for f in left)
         shown = ", ".join(str(i) for i in kept)
-        yield f"dce, output {shown} kept", _Part(*runs, tuple(outputs[i] for i in kept) + cotangents)
+        yield f"dce, output {shown} kept", _of(runs, tuple(outputs[i] for i in kept) + cotangents)
     if "remat" in parts:
         first = tuple(f"{y} at first" for y in outputs)
         runs = partial(_rematerialized, subject), lambda at: [*oracle(*at.leaves), *_pulled(subject, oracle, at)]
-        yield "remat", _Part(*runs, first + tuple(f"{y} made again" for y in outputs) + cotangents)
+        yield "remat", _of(runs, first + tuple(f"{y} made again" for y in outputs) + cotangents)
     if "accumulators" in parts:
         added = tuple(f"what is added to the Ref of {x}'s cotangent" for x in subject.names)
         runs = partial(_into_refs, subject), lambda at: _pulled(subject, oracle, at)[count:]
-        yield "vjp into Refs", _Part(*runs, added)
+        yield "vjp into Refs", _of(runs, added)
     if "transpose" in parts:
         for moving in _linear_in(subject, at):
             runs = partial(_transposed, subject, moving), lambda at, m=moving: _pulled_by(subject, oracle, m, at)
             named = ", ".join(subject.names[i] for i in moving)
-            yield f"transpose in {named}", _Part(*runs, tuple(cotangents[i] for i in moving))
+            yield f"transpose in {named}", _of(runs, tuple(cotangents[i] for i in moving))
 
 
 def _batched(
@@ -220,15 +226,15 @@ def _batched(
         ours, theirs = (jax.vmap(f, in_axes=in_axes) for f in (subject.call, subject.oracle))
         stacked = partial(_stacked, in_axes)
         runs = [lambda at, f=f, s=stacked: _pulled(subject, f, s(at)) for f in (ours, theirs)]
-        yield f"vjp of vmap{label}", _Part(*runs, outputs + cotangents)
+        yield f"vjp of vmap{label}", _of(runs, outputs + cotangents)
         if label == "":
             twice = (jax.vmap(f, in_axes=(1,) * len(ranks)) for f in (ours, theirs))
             runs = [lambda at, f=f, s=stacked: _pulled(subject, f, _stacked(1, s(at))) for f in twice]
-            yield "vjp of two vmaps", _Part(*runs, outputs + cotangents)
+            yield "vjp of two vmaps", _of(runs, outputs + cotangents)
         for part, forward in (("jvp", _pushed), ("lin", _linearized)):
             if part in parts and (part == "jvp" or label == ""):
                 runs = [lambda at, f=f, g=g, s=stacked: g(f, s(at)) for f, g in ((ours, forward), (theirs, _pushed))]
-                yield f"{part} of vmap{label}", _Part(*runs, outputs + tangents)
+                yield f"{part} of vmap{label}", _of(runs, outputs + tangents)
 
 
 def _stacked(axes: Any, at: Point) -> Point:
@@ -276,7 +282,7 @@ def _pulled_by(subject: CallUnderTest, f: Callable[..., Leaves], moving: Sequenc
 def _dot_test(subject: CallUnderTest, forward: Callable[..., list[Any]]) -> _Part:
     """Return that the two modes of a function are each other's transpose, relative to the terms of the products."""
 
-    def products(a: Leaves, b: Leaves) -> list[Any]:
+    def products(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
         return [jnp.sum(jnp.real(x * y)) for x, y in zip(a, b, strict=True)]
 
     def both(at: Point) -> tuple[Any, Any, Any]:
@@ -317,6 +323,7 @@ def _rematerialized(subject: CallUnderTest, at: Point) -> list[Any]:
 
 def _into_refs(subject: CallUnderTest, at: Point) -> list[Any]:
     """Return what a backward adds to Refs, which need not be zero before."""
+    back: Any
     ys, back = jax.vjp(subject.call, *at.leaves)
     refs: list[Any] = [jax.new_ref(jnp.ones_like(a)) for a in at.leaves]
     back.with_refs(*refs)(tuple(g.astype(y.dtype) for g, y in zip(at.gs, ys, strict=True)))
