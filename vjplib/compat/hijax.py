@@ -117,7 +117,7 @@ def body_of(prim: Any) -> Any:
         TypeError: it takes something else than arrays, as a Ref that gradients are added to.
     """
     bodies = vars(prim).setdefault(_BODIES, {})
-    double = bool(jax.config.jax_enable_x64)
+    double = jax.dtypes.canonicalize_dtype("float64") == "float64"
     if double not in bodies:
         for aval in prim.in_avals_flat:
             if not isinstance(aval, ShapedArray):

@@ -22,7 +22,7 @@ class LinearCall:
     """
 
     def __init__(self, parameters: dict[str, Any]) -> None:
-        program = unclose(parameters["callee"])[0]
+        program: Any = unclose(parameters["callee"])[0]
         self.parameters = parameters
         self.static = frozenset(range(parameters["num_callee_consts"] + parameters["num_res"]))
         self.name, _, self.place = program.debug_info.func_src_info.partition(" at ")
