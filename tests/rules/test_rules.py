@@ -15,7 +15,7 @@ from vjplib.rule import find, rules
 from vjplib.verification import CLAIMS, verify_rule
 from vjplib.verification.api import at_case
 
-CHECKED = [claim.name for claim in CLAIMS.values() if claim.records]
+CHECKED = [claim.name for claim in CLAIMS.values() if claim.records and claim.name != "modes"]  # of hijax primitives
 RULES = {rule.name: rule for rule in rules()}
 CASES = {f"{name}-{i}": (rule, case) for name, rule in RULES.items() for i, case in enumerate(rule.cases)}
 
