@@ -17,7 +17,7 @@ from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claims.tails import in_tails
 
 
-def normal(*shape, dtype=np.float32):
+def normal(*shape, dtype: Any = np.float32):
     return np.random.default_rng(shape).standard_normal(shape).astype(dtype)
 
 
@@ -34,7 +34,7 @@ def sine_of(*dtypes, factor=1.0):
 
 
 def test_what_is_compared_in_which_dtype():
-    def found(fn, dtype=np.float32, **options):
+    def found(fn, dtype: Any = np.float32, **options):
         call = CallUnderTest(fn, (normal(5, dtype=dtype),), **options)
         return call.compared_in, call.working, call.coarse_oracle
 

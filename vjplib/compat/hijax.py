@@ -192,7 +192,8 @@ def recomputed(f: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
     further = (
         {"custom_vjp_rules": True} if "custom_vjp_rules" in inspect.signature(remat.remat_transform).parameters else {}
     )
-    out, again = remat.remat_transform(None, f, *args, **further)
+    transformed: Any = remat.remat_transform  # one of JAX's lines types it as if it did not return
+    out, again = transformed(None, f, *args, **further)
     return out, again(*args)
 
 
