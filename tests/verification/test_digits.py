@@ -14,7 +14,7 @@ import vjplib
 from vjplib.rule import rules
 from vjplib.verification.api import at_case
 from vjplib.verification.call import CallUnderTest
-from vjplib.verification.claims.tails import in_tails
+from vjplib.verification.tails import in_tails
 
 
 def normal(*shape, dtype: Any = np.float32):
@@ -43,7 +43,7 @@ def test_what_is_compared_in_which_dtype():
     assert found(sine_of("float32"), reference=jnp.sin) == ("float32", np.float32, False)
     assert found(sine_of("bfloat16"), jnp.bfloat16) == ("bfloat16", None, True)
     assert found(sine_of("float16", "bfloat16", "float32"), jnp.bfloat16) == ("float32", np.float32, True)
-    assert found(sine_of()) == ("float64", np.float32, False)  # it takes none: that is told as it is called
+    assert found(sine_of()) == ("float64", np.float32, False)  # it takes none: the claims report that it raises
     assert found(jnp.sin, dtypes=("float32",)) == ("float32", np.float32, False)
     assert CallUnderTest(sine_of("float32"), (normal(5),)).eps == np.finfo(np.float32).eps
 

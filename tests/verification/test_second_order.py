@@ -35,9 +35,9 @@ def second(fn, order_two: Any = True, **options):
 def test_a_mode_that_is_refused_is_stated_and_shown():
     report = second(root(), REVERSE, reference=jnp.sqrt)
     assert report.ok, report
-    said = [f.message for f in report.findings]
-    assert said[0].startswith("reverse over reverse is refused, as declared, by ValueError")
-    assert said[1] == "forward over reverse equals the oracle"
+    messages = [f.message for f in report.findings]
+    assert messages[0].startswith("reverse over reverse is refused, as declared, by ValueError")
+    assert messages[1] == "forward over reverse equals the oracle"
 
 
 @pytest.mark.parametrize("effort", ["quick", "standard"])

@@ -158,12 +158,12 @@ def test_sent_activations_fail_where_none_are_claimed(name):
     fn, operation = WASTEFUL[name]
     for communication, level in ((False, "fail"), (True, "note")):
         findings = found(fn, (X,), communication=communication)
-        (told,) = [f for f in findings if f.code == "communication"]
-        assert told.level == level
+        (note,) = [f for f in findings if f.code == "communication"]
+        assert note.level == level
         assert levels(findings) == {"pass", level}
-        assert "sends data between devices" in told.message, findings
-        assert "autodiff sends none" in told.message
-        assert any(operation in op for op, _ in told.data["sent"])
+        assert "sends data between devices" in note.message, findings
+        assert "autodiff sends none" in note.message
+        assert any(operation in op for op, _ in note.data["sent"])
 
 
 def test_a_record_claims_that_nothing_is_sent():

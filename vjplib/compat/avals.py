@@ -20,6 +20,16 @@ def is_symbolic(*sizes: Any) -> bool:
     return any(map(is_symbolic_dim, sizes))
 
 
+def is_key(value: Any) -> bool:
+    """Return True for typed keys of random numbers, arrays or avals.
+
+    Example:
+        >>> is_key(jax.random.key(0)), is_key(jax.random.key_data(jax.random.key(0))), is_key(0.5)
+        (True, False, False)
+    """
+    return hasattr(value, "dtype") and jax.numpy.issubdtype(value.dtype, jax.dtypes.extended)
+
+
 def weakly_typed(x: jax.Array) -> jax.Array:
     """Return x with a weak dtype, which JAX's public functions offer for Python scalars alone.
 

@@ -13,6 +13,7 @@ from jax._src import api, source_info_util
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from vjplib.compat.avals import is_key
 from vjplib.compat.hijax import replaced_hi_primitive_calls, with_backward_in
 
 T = TypeVar("T")
@@ -262,7 +263,7 @@ def is_plain_array(leaf: Any) -> bool:
     """Return whether a leaf is an array of numbers: no symbolic zero, no float0, no random key, no text."""
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or leaf.dtype == jax.dtypes.float0:
         return False
-    return not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return not is_key(leaf)
 
 
 def mark_of(eqn: Any) -> bool | None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import strip_custom_rules
+from vjplib.compat import is_key, strip_custom_rules
 from vjplib.verification.call import CallUnderTest, Static, attempt, combine, is_inexact, kind_of, parameters
 
 _UNBOUND = re.compile(r"unbound axis name: (\w+)")
@@ -124,7 +124,7 @@ def on_all_devices(args: Sequence[Any], axes: Mapping[str, int], seed: int) -> t
     factors.flat[0] = 1.0
 
     def wide(leaf: Any) -> Any:
-        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.extended):  # keys of random numbers
+        if is_key(leaf):
             return jnp.broadcast_to(leaf, (*shape, *jnp.shape(leaf)))
         leaf = np.asarray(leaf)
         if not is_inexact(leaf):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import cost_of, fast_compile_options, strip_custom_rules, unclose, x64
+from vjplib.compat import cost_of, fast_compile_options, is_key, strip_custom_rules, unclose, x64
 from vjplib.rule import Tail, second_derivatives
 from vjplib.verification import domain as domains
 from vjplib.verification.digits import coarsest_cast, coarsest_computed, eps_of, names_of
@@ -596,11 +596,6 @@ def attempt_all(
     return {**raised, **results}
 
 
-def is_key(leaf: Any) -> bool:
-    """Return True for typed keys of random numbers."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-
-
 def is_array(leaf: Any) -> bool:
     """Return True for arrays and NumPy's numbers."""
     return hasattr(leaf, "dtype") and hasattr(leaf, "shape")
@@ -664,7 +659,7 @@ def as_taken_by_jax(leaf: Any) -> Any:
         ['int32', 'float32', 'float32']
     """
     array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    if jnp.issubdtype(array.dtype, jax.dtypes.extended):  # keys of random numbers
+    if is_key(array):
         return array
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     return array if dtype == array.dtype else array.astype(dtype)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vjplib.compat import is_key
 from vjplib.verification.report import Finding, finding
 from vjplib.verification.tolerance import Error
 
@@ -226,7 +227,7 @@ def properties(a: Any) -> tuple[Property, ...]:
         >>> [p.name for p in properties(np.array([2, 0, 1]))], properties(np.array([0.5, -1.0, 2.0]))
         (['a permutation'], ())
     """
-    if _is_key(a):
+    if is_key(a):
         return ()
     a = np.asarray(a)
     if not a.size or (a.size > 1 and np.all(a == a.flat[0])):  # an array filled with a number states nothing
@@ -241,10 +242,6 @@ def properties(a: Any) -> tuple[Property, ...]:
     if structures and structures[0].name == "positive definite":
         del structures[1]  # symmetric
     return (*bounds, *_order(a), *structures)
-
-
-def _is_key(a: Any) -> bool:
-    return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jax.dtypes.extended)
 
 
 def _named(name: str, a: np.ndarray) -> Property | None:
@@ -329,7 +326,7 @@ def drawn(
         raise ValueError(f"domain must return a tuple of {len(args)} arguments, returned {new!r:.60}")
 
     def cast(given: Any, other: Any) -> Any:
-        return other if _is_key(given) else np.asarray(other, jnp.result_type(given))
+        return other if is_key(given) else np.asarray(other, jnp.result_type(given))
 
     try:
         return tuple(a if not jax.tree.leaves(a) else jax.tree.map(cast, a, b) for a, b in zip(args, new, strict=True))
@@ -404,7 +401,7 @@ def resized(
     Raises:
         ValueError: no array of this shape with these properties was found.
     """
-    if _is_key(value):
+    if is_key(value):
         if np.shape(value) != shape:
             raise ValueError("a key of random numbers keeps its shape")
         return value
@@ -578,7 +575,7 @@ class Doubt(NamedTuple):
     lost: Mapping[str, str]
 
 
-def told(doubts: Sequence[Doubt]) -> Iterator[Finding]:
+def as_findings(doubts: Sequence[Doubt]) -> Iterator[Finding]:
     """Yield a doubt for each set of properties lost, with its remedy."""
     groups: dict[str, list[Doubt]] = {}
     for d in doubts:

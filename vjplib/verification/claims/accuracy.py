@@ -17,10 +17,10 @@ from vjplib.precision import compute_dtype
 from vjplib.rule import Tail
 from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.claim import Claim
-from vjplib.verification.claims.tails import in_tails
 from vjplib.verification.claims.value import compare
 from vjplib.verification.oracle import typical_magnitude
 from vjplib.verification.report import Finding, describe_error, finding, skipped
+from vjplib.verification.tails import in_tails
 from vjplib.verification.tolerance import MANIFEST, Error
 
 DTYPES = ("float32", "bfloat16", "float16")

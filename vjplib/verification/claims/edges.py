@@ -51,7 +51,7 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
                 if wrong := tuple(f.argument for f in outside if f.level == "fail"):
                     doubts.append(domain.Doubt(name, wrong, lost))
     if doubts and attempt(lambda: right(subject)) is True:
-        yield from domain.told(doubts)
+        yield from domain.as_findings(doubts)
     sparse = tuple(np.where(np.arange(g.size).reshape(g.shape) % 2, g, np.float32(0)) for g in gs)
     yield from _edge(subject, "a cotangent with exact zeros", leaves, sparse, typical)
     if not any(getattr(a, "dtype", None) == np.bool_ for a in jax.tree.leaves((subject.args, dict(subject.kwargs)))):
@@ -161,8 +161,8 @@ def _edge(
             reason = "not finite where the oracle is"
         if generic and name in TINY and e.lost and level == "fail":  # underflow in float32 is no fault of the rule
             level, reason = "note", "undecided, for autodiff of the reference is not finite there"
-        told = level == "fail" and not outside  # what differs outside the domain is told in one line
-        trap = _trap(base or subject, leaves, bool(np.isfinite(e.excused))) if told else ""
+        fails = level == "fail" and not outside  # what differs outside the domain is one doubt in all
+        trap = _trap(base or subject, leaves, bool(np.isfinite(e.excused))) if fails else ""
         source = shrink.counterexample(subject, leaves, gs) if trap in ("overflow", "zero-times-infinity") else ""
         yield finding(
             level, "wrong_value", f"{shown}: {reason}", argument, e.excused, e.index, trap=trap, counterexample=source

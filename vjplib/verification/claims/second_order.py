@@ -11,7 +11,7 @@ import numpy as np
 from vjplib.compat import not_offered, strip_custom_rules, x64
 from vjplib.verification.call import CallUnderTest, Leaves, attempt, attempt_all, normal_of
 from vjplib.verification.claim import Claim
-from vjplib.verification.domain import Doubt, told
+from vjplib.verification.domain import Doubt, as_findings
 from vjplib.verification.explain.diagnose import lower_precision, passes_of, raised
 from vjplib.verification.oracle import DRAWS, roundings
 from vjplib.verification.report import Finding, describe_error, failed, noted, passed
@@ -89,7 +89,7 @@ def _along_the_domain(subject: CallUnderTest, mode: str, point: Any, judged: Fin
         for i, n in zip(subject.differentiable, subject.names, strict=True)
         if domain.of(i)
     }
-    return next(iter(told([Doubt(f"second order, {mode}, along directions", (), lost)])))
+    return next(iter(as_findings([Doubt(f"second order, {mode}, along directions", (), lost)])))
 
 
 def _judged(subject: CallUnderTest, mode: str, point: Any, pairs: Pairs) -> Finding:

@@ -60,7 +60,7 @@ def check(
             elif wrong := tuple(name for name, e in found if e.excused > 1):
                 doubts.append(domain.Doubt(f"inputs times {scale:g}", wrong, lost))
     if doubts and attempt(lambda: right(subject)) is True:
-        yield from domain.told(doubts)
+        yield from domain.as_findings(doubts)
     exact, traps = _in_float64(subject, original)
     for name, pairs in errors.items():
         if name in nobody:

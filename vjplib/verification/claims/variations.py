@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import equations
-from vjplib.verification.call import SMALL, CallUnderTest, attempt, is_key
+from vjplib.compat import equations, is_key
+from vjplib.verification.call import SMALL, CallUnderTest, attempt
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims import value
 from vjplib.verification.domain import joined
@@ -54,8 +54,9 @@ def _at_other_sizes(subject: CallUnderTest, effort: str) -> Iterator[Finding]:
                 found[size] = findings
         trap = _trap_of_sizes(subject, name, n, {size: not _fails(findings) for size, findings in found.items()})
         for size, findings in found.items():
-            told = _with_trap(findings, trap)
-            yield from _in_doubt(subject, name, told) if size < n and _fails(told) and _right(subject) else told
+            findings = _with_trap(findings, trap)
+            smaller = size < n and _fails(findings) and _right(subject)
+            yield from _in_doubt(subject, name, findings) if smaller else findings
         if trap and not any(map(_fails, found.values())):
             yield failed("wrong_value", f"right where {name} are of another parity", trap=trap)
 
@@ -194,7 +195,7 @@ def _at_other_values(subject: CallUnderTest, effort: str, guess: bool = True) ->
                 differing.append((new, [f for f in findings if f.level == "fail"]))
         if differing and _right(subject):
             yield _doubt(name, differing)
-        if not tried and not stated and _told(given):
+        if not tried and not stated and _worth_a_note(given):
             yield noted(f"static argument {name} was tried at {given!r} only")
 
 
@@ -212,7 +213,7 @@ def _doubt(name: str, differing: Sequence[tuple[Any, list[Finding]]]) -> Finding
     return finding("doubt", "", f"{message}; {remedy}", arguments, case=case)
 
 
-def _told(given: Any) -> bool:
+def _worth_a_note(given: Any) -> bool:
     """Return True for values that a note is due for where no other was tried; a function cannot be guessed."""
     return isinstance(given, (bool, int, float, str, tuple, enum.Enum)) or is_dataclass(given)
 

@@ -21,9 +21,8 @@ from types import FunctionType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from vjplib.compat import CustomVJP, custom_vjp_of, equations, with_collective_timeout
+from vjplib.compat import CustomVJP, custom_vjp_of, equations, is_key, with_collective_timeout
 from vjplib.verification.call import CallUnderTest, attempt
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.sharding.strategies import MOST_DEVICES, here
@@ -40,7 +39,7 @@ def check(subject: CallUnderTest) -> Iterator[Finding]:
     """
     if _calls_back(subject):  # the process would end: devices wait for one another, and one for Python
         yield skipped("the function calls back to Python, which devices of one process cannot wait for: not examined")
-    elif any(jnp.issubdtype(jnp.result_type(a), jax.dtypes.extended) for a in jax.tree.leaves(subject.args)):
+    elif any(map(is_key, jax.tree.leaves(subject.args))):
         yield skipped("an argument is a typed random key, which is not split over devices: not examined")
     elif subject.axes:
         yield skipped(f"the named axes ({', '.join(subject.axes)}) stand for devices: not split over others")

@@ -37,20 +37,20 @@ def in_tails(subject: CallUnderTest) -> Iterator[Finding]:
     fair, both = wrong & (theirs < RIGHT), wrong & alike & (theirs >= RIGHT)
     argument = f"cotangent of {subject.names[0]}"
     if fair.any():
-        yield failed("inaccurate", f"{_said(x, given, exact, fair)}, where autodiff is right", argument)
+        yield failed("inaccurate", f"{_worst(x, given, exact, fair)}, where autodiff is right", argument)
     else:
         yield passed(
             "float32: components keep their relative accuracy in the tails, or autodiff errs as well", argument
         )
     if both.any():
-        yield noted(f"{_said(x, given, exact, both)}, and autodiff errs too", argument)
+        yield noted(f"{_worst(x, given, exact, both)}, and autodiff errs too", argument)
 
 
 def _relative(a: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(a), np.abs(a - exact) / np.abs(exact), np.inf)
 
 
-def _said(x: np.ndarray, given: np.ndarray, exact: np.ndarray, where: np.ndarray) -> str:
+def _worst(x: np.ndarray, given: np.ndarray, exact: np.ndarray, where: np.ndarray) -> str:
     """Return the number of smallest size at which it is wrong, what is given there and what is right."""
     i = np.flatnonzero(where)[np.argmin(np.abs(x[where]))]
     return f"float32, in the tails: {given[i]:.2g} at {x[i]:.3g}, exact {exact[i]:.2g}"
