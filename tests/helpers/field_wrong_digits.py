@@ -265,8 +265,8 @@ def by_tracer(traced: float, concrete: float) -> WrongRule:
         g = np.ones(7, np.float32)
         return (jax.jit(back)(g), back(g))[:: 1 if traced != 1 else -1]
 
-    said = "x" if traced != 1 else "not jitted"
-    return WrongRule(made, (normal(7),), said, ("value", "transforms"), shown=shown)
+    argument = "x" if traced != 1 else "not jitted"
+    return WrongRule(made, (normal(7),), argument, ("value", "transforms"), shown=shown)
 
 
 def every_second_call() -> WrongRule:
