@@ -18,6 +18,7 @@ HALF_THE_DIGITS = float(np.sqrt(np.finfo(np.float64).eps))  # relative, of float
 SLACK = 8.0
 UNSTABLE = 64.0
 MANIFEST = 0.1  # relative, an error that is more than that of few digits
+SQUARED = (1e-100, 1e100)  # numbers between them have squares in float64
 TOTAL = 0.5  # relative, an error that leaves nothing of what is right
 
 
@@ -38,6 +39,7 @@ class Error:
         of_autodiff: autodiff's `size`.
         of_rounding: the `size` of what rounding of the inputs changes.
         infinite: the share at which the oracle is infinite and the result is not: there it cannot be judged either.
+        overflows: whether the oracle's result leaves the range of the working dtype.
     """
 
     ratio: float
@@ -51,6 +53,7 @@ class Error:
     of_autodiff: float = 0.0
     of_rounding: float = 0.0
     infinite: float = 0.0
+    overflows: bool = False
 
     @property
     def total(self) -> bool:
@@ -106,29 +109,30 @@ def error(
         return replace(e, index=e.index[:-1])
     limit, tiny = float(jnp.finfo(r.dtype).max), float(jnp.finfo(r.dtype).smallest_normal)
     r, a = r.astype(np.float64), a.astype(np.float64)
+    if r.size == 0:
+        return Error(0.0, 0.0, (), 1.0, False, False, 1.0)
+    target, known, beyond = o, np.True_, np.False_
     with np.errstate(invalid="ignore", over="ignore"):
-        target = np.where(np.abs(o) > limit, np.copysign(np.inf, o), o)
-        beyond = np.isinf(o) & np.isfinite(r)  # of a formula that overflows in float64 too
-        known = ~np.isnan(target) & ~beyond
-        wrong = _gap(r, target, known)
-        if wrong.size == 0:
-            return Error(0.0, 0.0, (), 1.0, False, False, 1.0)
-        of_autodiff = _gap(a, target, known)
-        finite = np.isfinite(target)
-        scale = np.where(finite, target, 0.0)
-        changes = [np.where(finite & np.isfinite(d), d, 0.0) for d in draws]
-        given = scale if typical is None else np.where(np.isfinite(typical), typical, 0.0)
-    worst = tuple(int(i) for i in np.unravel_index(np.argmax(np.where(np.isnan(wrong), np.inf, wrong)), wrong.shape))
+        if not _max(o) <= limit:
+            target = np.where(np.abs(o) > limit, np.copysign(np.inf, o), o)
+            beyond = np.isinf(o) & np.isfinite(r)  # of a formula that overflows in float64 too
+            known = ~np.isnan(target) & ~beyond
+        wrong, of_autodiff = _gap(r, target, known), _gap(a, target, known)
+        scale = _finite(target)
+        changes = [_finite(d, target) for d in draws]
+        given = scale if typical is None else _finite(typical)
+    worst = tuple(int(i) for i in np.unravel_index(np.argmax(wrong), wrong.shape))
+    norms = [_norms(x) for x in (wrong, of_autodiff, scale, given, *changes)]
     ratios, excused, unstable = [], [], False
-    for norm in (root_mean_square, _max):
-        floor = max([unit * norm(scale), unit * norm(given), tiny, *(norm(d) for d in changes)])
-        autodiff = norm(of_autodiff)
+    for off, autodiff, of_oracle, of_given, *of_changes in zip(*norms, strict=True):
+        floor = max([unit * of_oracle, unit * of_given, tiny, *of_changes])
         tolerance = max(floor, autodiff) if np.isfinite(autodiff) else floor
-        excused.append(norm(wrong) / (SLACK * max(tolerance, reach * unit * max(norm(scale), norm(given)))))
+        excused.append(off / (SLACK * max(tolerance, reach * unit * max(of_oracle, of_given))))
         if autodiff > UNSTABLE * floor:
             unstable, tolerance = True, floor
-        ratios.append(norm(wrong) / (SLACK * tolerance))
-    ours, theirs, size = root_mean_square(wrong), root_mean_square(of_autodiff), root_mean_square(scale) or 1.0
+        ratios.append(off / (SLACK * tolerance))
+    ours, theirs, size, _, *of_changes = (rms for rms, _ in norms)
+    size = size or 1.0
     relative = ours / theirs if theirs else (np.inf if ours else 1.0)
     return Error(
         max(ratios),
@@ -140,8 +144,9 @@ def error(
         float(np.mean(known)),
         ours / size,
         theirs / size,
-        max((root_mean_square(d) for d in changes), default=0.0) / size,
+        max(of_changes, default=0.0) / size,
         float(np.mean(beyond)),
+        bool(np.any(np.isinf(target) & np.isfinite(o))),
     )
 
 
@@ -160,10 +165,19 @@ def as_parts(x: np.ndarray) -> np.ndarray:
     return np.stack((np.real(x), np.imag(x)), axis=-1)
 
 
-def _gap(x: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:
+def _finite(x: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+    """Return x with 0 where it is not finite, or another array is not."""
+    arrays = [a for a in (x, where) if a is not None and not np.isfinite(_max(a))]
+    return np.where(np.logical_and.reduce([np.isfinite(a) for a in arrays]), x, 0.0) if arrays else x
+
+
+def _gap(x: np.ndarray, target: np.ndarray, known: np.ndarray | np.bool_) -> np.ndarray:
     """Return |x - target|, 0 where both are the same infinity or the target is unknown, inf where x is not finite."""
     with np.errstate(invalid="ignore"):
-        gap = np.where((x == target) | ~known, 0.0, np.abs(x - target))
+        gap = np.abs(x - target)
+        if np.isfinite(_max(gap)) and np.all(known):
+            return gap
+        gap = np.where((x == target) | ~known, 0.0, gap)
     return np.where(np.isnan(gap), np.inf, gap)
 
 
@@ -184,14 +198,24 @@ def relative_gap(x: np.ndarray, target: np.ndarray, scale: float = 0.0) -> float
 def size_of(x: np.ndarray) -> float:
     """Return the largest finite |x|, 0 for an empty array."""
     x = as_parts(x) if np.iscomplexobj(x) else x
-    return _max(np.where(np.isfinite(x), x, 0.0))
+    return _max(_finite(x))
 
 
 def root_mean_square(x: np.ndarray) -> float:
     """Return the root mean square, without overflow."""
+    return _norms(x)[0]
+
+
+def _norms(x: np.ndarray) -> tuple[float, float]:
+    """Return the root mean square and the largest |x|."""
     largest = _max(x)
-    return largest if largest in (0.0, np.inf) else largest * float(np.sqrt(np.mean((x / largest) ** 2)))
+    if not 0.0 < largest < np.inf:
+        return largest, largest
+    flat = np.asarray(x, np.float64).ravel()
+    unit = 1.0 if SQUARED[0] < largest < SQUARED[1] else largest
+    flat = flat if unit == 1.0 else flat / unit
+    return unit * float(np.sqrt(np.dot(flat, flat) / flat.size)), largest
 
 
 def _max(x: np.ndarray) -> float:
-    return float(np.max(np.abs(x), initial=0.0))
+    return max(float(np.max(x, initial=0.0)), -float(np.min(x, initial=0.0)))  # two passes, and no array made
