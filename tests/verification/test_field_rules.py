@@ -33,17 +33,19 @@ RIGHT_BY_CLAIMS = {
     "synchronised_norm": ("contract", "value", "linearity", "transforms", "second_order", "residuals", "taylor"),
     # some dtypes alone
     "pallas_gate": None,
-    "absolute_by_bits": ("contract", "value", "linearity", "transforms", "sharding", "accuracy", "variations"),
+    "absolute_by_bits": ("contract", "value", "linearity", "transforms", "sharding", "edges", "accuracy", "variations"),
     "log2_by_bits": ("contract", "value", "linearity", "transforms", "sharding", "accuracy", "variations"),
     "bias_gelu": None,
     # the digits of what is compared, and arrays by keyword
     "biased_softmax": None,
     "attention_with_bias": None,
-    "reparameterised_normal": ("value", "taylor", "sharding"),
+    "reparameterised_normal": ("value", "taylor", "sharding", "transforms"),
     "matmul_accumulated_in_float32": ("value", "taylor", "accuracy"),
     "rms_norm_with_statistic": ("value", "taylor", "accuracy"),
     "rms_norm_in_float16": ("value", "accuracy"),
     "gumbel_softmax": ("value",),
+    "phasor": ("contract",),
+    "probit": ("value", "edges"),
     # what float32 and float64 may give another sign, and what is not linear in large cotangents
     "eigh": ("value",),
     "clip_gradient": ("value", "accuracy"),
@@ -81,6 +83,22 @@ def test_a_right_rule_raises_no_alarm(name):
     field = BY_NAME[name]
     report = vjplib.verify(field.fn, field.args, field.kwargs, claims=RIGHT_BY_CLAIMS[name], **field.options)
     assert report.ok, report
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name != "clip_gradient"])  # which fails on purpose, below
+def test_a_right_rule_raises_no_alarm_at_default_effort(name):
+    field = BY_NAME[name]
+    report = vjplib.verify(field.fn, field.args, field.kwargs, **field.options)
+    assert report.ok, report
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", FIELD_WRONG_RULES)
+def test_a_wrong_rule_is_caught_at_default_effort(name):
+    case = FIELD_WRONG_RULES[name]
+    report = vjplib.verify(case.fn, case.args, case.kwargs, **case.options)
+    assert any(case.argument in f"{f.argument} {f.message}" for f in report.failures), report
 
 
 def test_a_backward_that_is_not_linear_on_purpose_is_told_what_to_do():

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from vjplib.verification.tolerance import HALF_THE_DIGITS, to_float64
 Leaves = tuple[Any, ...]
 T = TypeVar("T")
 SMALL = 100_000  # elements
+FOLDED = 1_000  # elements of an array that a program may hold as a constant: the compiler folds what depends on it
 SCALES = (1.0, 1e-3, 30.0)  # factors of the inputs at which values are compared
 
 
@@ -30,6 +32,48 @@ class Static:
 
     def __init__(self, value: Any) -> None:
         self.value = value
+
+
+class _Held(threading.local):
+    """The tracers that stand for arrays while a program is traced that takes these as arguments, by their ids."""
+
+    def __init__(self) -> None:
+        self.tracers: Mapping[int, Any] = {}
+
+    def get(self, leaf: Any) -> Any:
+        """Return what stands for an array: itself, unless a program takes it."""
+        return self.tracers.get(id(leaf), leaf)
+
+
+_HELD = _Held()
+
+
+class Program:
+    """A jitted function of leaves and cotangents that takes other large arrays of a call as arguments too.
+
+    Args:
+        f: the function; while it is traced, tracers stand for these arrays.
+        held: the arrays.
+        options: of the compiler.
+    """
+
+    def __init__(self, f: Callable[..., Any], held: Leaves, options: Any) -> None:
+        def run(arrays: Leaves, *args: Any) -> Any:
+            before, _HELD.tracers = _HELD.tracers, {id(a): tracer for a, tracer in zip(held, arrays, strict=True)}
+            try:
+                return f(*args)
+            finally:
+                _HELD.tracers = before
+
+        self.held, self.jitted = held, jax.jit(run, compiler_options=options)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the program."""
+        return self.jitted(self.held, *args)
+
+    def trace(self, *args: Any) -> Any:
+        """Return the program as `jax.jit` traces it."""
+        return self.jitted.trace(self.held, *args)
 
 
 class ByPosition:
@@ -121,12 +165,43 @@ class CallUnderTest:
 
     def flat(self, f: Callable[..., Any]) -> Callable[..., Leaves]:
         """Return f at this call as a function of the differentiated leaves, to its floating output leaves."""
-        return lambda *leaves: inexact(f(*self.rebuild(leaves), **self.kwargs))
+        return lambda *leaves: inexact(f(*self.rebuild(leaves), **self._keywords))
+
+    @property
+    def _keywords(self) -> Mapping[str, Any]:
+        """The keyword arguments, with tracers for the arrays that the program being traced takes."""
+        return jax.tree.map(_HELD.get, dict(self.kwargs)) if _HELD.tracers else self.kwargs
+
+    @property
+    def call(self) -> Callable[..., Leaves]:
+        """The function under examination, flat; one object, so that JAX traces its shapes once.
+
+        Not where programs take arrays as arguments: a trace that JAX keeps would hold tracers of another program.
+        """
+        return self.flat(self.fn) if self.held else self._call
 
     @cached_property
-    def call(self) -> Callable[..., Leaves]:
-        """The function under examination, flat; one object, so that JAX traces its shapes once."""
+    def _call(self) -> Callable[..., Leaves]:
         return self.flat(self.fn)
+
+    @cached_property
+    def held(self) -> Leaves:
+        """The large arrays that are not differentiated, which programs take as arguments.
+
+        None where the function reads the numbers of one given by keyword, which is passed on as it is.
+        """
+        others = [leaf for i, leaf in enumerate(self._flat[0]) if i not in self.differentiable]
+        large = (a for a in (*others, *jax.tree.leaves(dict(self.kwargs))) if is_array(a) and np.size(a) > FOLDED)
+        found = tuple({id(a): a for a in large if not is_key(a)}.values())
+        if not found or any(isinstance(a, jax.core.Tracer) for a in (*self._flat[0], *found)):  # or traced already
+            return ()
+        leaves, ours = self.cast(), self.pull(self._call)
+
+        def traced(program: Any) -> Any:
+            return attempt(lambda: program.trace(leaves, jax.eval_shape(self._call, *leaves)))
+
+        refused = isinstance(traced(Program(ours, found, None)), Exception)
+        return () if refused and not isinstance(traced(jax.jit(ours)), Exception) else found
 
     @property
     def oracle(self) -> Callable[..., Leaves]:
@@ -182,12 +257,13 @@ class CallUnderTest:
 
     def rebuild(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
         """Return the positional arguments with these differentiated leaves in place."""
-        own = [leaf if i in self.differentiable else jnp.asarray(leaf) for i, leaf in enumerate(self._flat[0])]
+        given = enumerate(self._flat[0])
+        own = [leaf if i in self.differentiable else jnp.asarray(_HELD.get(leaf)) for i, leaf in given]
         return unwrap(jax.tree.unflatten(self._flat[1], combine(own, self.differentiable, leaves)))
 
     def whole(self, leaves: Sequence[Any]) -> Any:
         """Return the function's output, integers and structure included."""
-        return self.fn(*self.rebuild(leaves), **self.kwargs)
+        return self.fn(*self.rebuild(leaves), **self._keywords)
 
     def pull(self, f: Callable[..., Leaves]) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
         """Return the function of leaves and output cotangents that gives a flat f's outputs and cotangents."""
@@ -268,7 +344,7 @@ class CallUnderTest:
         It is the program that the claims run, so that it is traced but once.
         """
         if self.undifferentiable is not None:
-            traced = jax.jit(self.pull(self.call)).trace(leaves, gs)
+            traced = self._jitted(self.pull(self.call)).trace(leaves, gs)
             ys, dxs = traced.out_info
         else:
             traced = self._compared[0].trace(leaves, gs)
@@ -330,13 +406,18 @@ class CallUnderTest:
             program = attempt(lambda: jax.make_jaxpr(self.oracle)(*leaves))
         return None if isinstance(program, Exception) else unclose(program)[0]
 
-    def digits(self, gap: float) -> float:
-        """Return the relative gap in `widest` that is tolerated: half the digits that the oracle has there."""
-        return HALF_THE_DIGITS if gap <= HALF_THE_DIGITS else float(np.sqrt(self.eps))
+    def digits(self, gap: float, elsewhere: bool = False) -> float:
+        """Return the relative gap in `widest` that is tolerated: half the digits that the oracle has there.
 
-    def ratio(self, gap: float) -> float:
+        `elsewhere` is true where it lies between two programs, of which either may round.
+        """
+        if gap <= HALF_THE_DIGITS:
+            return HALF_THE_DIGITS
+        return float(np.sqrt(self.eps_elsewhere if elsewhere else self.eps))
+
+    def ratio(self, gap: float, elsewhere: bool = False) -> float:
         """Return a relative gap in `widest` in units of the tolerated one."""
-        return gap / self.digits(gap)
+        return gap / self.digits(gap, elsewhere)
 
     def outputs(self, leaves: Leaves) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Return the shape and dtype of each floating output leaf."""
@@ -371,7 +452,7 @@ class CallUnderTest:
             return Answers(self.call(*leaves), *ours(leaves, gs), *theirs(leaves, gs))
 
         double = self.compiled(program)
-        return double, double if self.hurried else jax.jit(program)
+        return double, double if self.hurried else self._jitted(program)
 
     def fitted(self, run: Callable[[Leaves, Leaves], T]) -> Callable[[Leaves, Leaves], T]:
         """Return run for leaves and cotangents in float64 too, which are rounded to `widest`; results are float64."""
@@ -401,12 +482,31 @@ class CallUnderTest:
 
     def compiled(self, f: Callable[..., T]) -> Callable[..., T]:
         """Return f jitted, without optimisation if the call is small: compiling and running then take less in all."""
-        return jax.jit(f, compiler_options=fast_compile_options() if self.small else None)
+        return self._jitted(f, fast_compile_options() if self.small else None)
+
+    def _jitted(self, f: Callable[..., T], options: Any = None) -> Callable[..., T]:
+        return Program(f, self.held, options) if self.held else jax.jit(f, compiler_options=options)
 
     @cached_property
     def small(self) -> bool:
         """True if the arrays are so small that compiling takes longer than computing, optimised or not."""
         return sum(np.size(leaf) for leaf in self._flat[0]) <= SMALL
+
+    @cached_property
+    def reduced(self) -> Self:
+        """The call with its longest axes halved until it is `small`; the call itself where that is refused."""
+        sizes = dict(self.sizes)
+        while not self.small and max(sizes.values(), default=1) > 1:
+            longest = max(sizes, key=lambda name: sizes[name])
+            sizes[longest] = -(-sizes[longest] // 2)
+            changed = {name: n for name, n in sizes.items() if n < self.sizes[name]}
+            avals = attempt(lambda changed=changed: self.resize and self.resize(changed))
+            if isinstance(avals, Exception) or avals is None:
+                break
+            if sum(math.prod(aval.shape) for aval in jax.tree.leaves(avals)) <= SMALL:
+                made = ", ".join(f"{name} made {n}" for name, n in changed.items())
+                return self.resized(changed, " ".join(filter(None, (self.case, made)))) or self
+        return self
 
     @cached_property
     def pullback(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:

@@ -1,7 +1,7 @@
 """Claim: the record that each file in `claims/` ends with, as each rule file ends with its `RULES`."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vjplib.verification.call import CallUnderTest
@@ -10,6 +10,16 @@ from vjplib.verification.report import Explanation, Finding
 Effort = Literal["quick", "standard", "deep"]
 EFFORTS: tuple[Effort, ...] = ("quick", "standard", "deep")
 Check = Callable[[CallUnderTest], Iterable[Finding]]
+
+
+def reduced(check: Check) -> Check:
+    """Return a check, of what hardly depends on the sizes of arrays, at a call of fewer numbers."""
+
+    def run(subject: CallUnderTest) -> Iterator[Finding]:
+        at = subject.reduced
+        yield from (replace(f, case=f.case or at.case) for f in check(at))
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _order(a: np.ndarray, least: int = LONG) -> Iterator[Property]:
         for sign, word in ((1, "increasing"), (-1, "decreasing")):
             for strict in (True, False):
                 holds = partial(_is_sorted, axis=axis, sign=sign, strict=strict)
-                if a.shape[axis] >= least and np.unique(a).size > 2 and holds(a):
+                if a.shape[axis] >= least and holds(a) and np.unique(a).size > 2:
                     where = f" along axis {axis % a.ndim}" if a.ndim > 1 else ""
                     yield Property(f"{'strictly ' if strict else ''}{word}{where}", holds, axis=axis)
                     return
@@ -261,10 +261,12 @@ class Domain:
     Args:
         properties: of each leaf of the positional arguments.
         draw: takes a generator and the size that each size of the call becomes; returns positional arguments.
+        stated: the leaves whose properties the caller states, so that nothing else is taken from their numbers.
     """
 
     properties: tuple[tuple[Property, ...], ...]
     draw: Draw | None = None
+    stated: frozenset[int] = frozenset()
 
     def __reduce__(self) -> Any:
         """Return what a process with other devices needs: nothing, for it derives no calls."""
@@ -273,6 +275,12 @@ class Domain:
     def of(self, i: int) -> tuple[Property, ...]:
         """Return the properties of a leaf."""
         return self.properties[i] if i < len(self.properties) else ()
+
+    def within(self, i: int, a: np.ndarray) -> np.ndarray:
+        """Return where numbers keep the bounds of a leaf."""
+        return np.logical_and.reduce(
+            [np.full(a.shape, True), *(_BOUNDS[p.name](a) for p in self.of(i) if p.name in _BOUNDS)]
+        )
 
     def lost(self, i: int, a: np.ndarray) -> str:
         """Return the properties of a leaf that an array in its place does not have, in words.
@@ -358,7 +366,7 @@ def domain_of(args: tuple[Any, ...], stated: Stated | None, names: Sequence[str]
             if shapes[0] != shapes[1]:
                 raise ValueError(f"domain must draw arrays of the shapes given, {shapes[0]}, drew {shapes[1]}")
             found = [tuple(p for p in ps if p.holds(np.asarray(a))) for ps, a in zip(found, new, strict=True)]
-        return Domain(tuple(found), stated)
+        return Domain(tuple(found), stated, frozenset(range(len(leaves))))
     if not isinstance(stated, Mapping):
         raise TypeError(f"domain must map arguments to properties, or be a function that draws, got {stated!r:.60}")
     paths = [path for path, _ in jax.tree.leaves_with_path(args)]
@@ -366,13 +374,15 @@ def domain_of(args: tuple[Any, ...], stated: Stated | None, names: Sequence[str]
     of = [(name, name + jax.tree_util.keystr(path[1:])) for name, path in zip(arguments, paths, strict=True)]
     if unknown := [key for key in stated if not any(key in known for known in of)]:
         raise ValueError(f"domain must name arguments, of {', '.join(dict.fromkeys(n for n, _ in of))}, got {unknown}")
+    of_caller = set[int]()
     for i, known in enumerate(of):
         for key in known:
             if key in stated:
+                of_caller.add(i)
                 given = stated[key]
                 wanted: list[str] = [given] if isinstance(given, str) else list(given)
                 found[i] = tuple(_stated(key, name, np.asarray(leaves[i])) for name in wanted if name != "real")
-    return Domain(tuple(found))
+    return Domain(tuple(found), stated=frozenset(of_caller))
 
 
 def _stated(key: str, name: str, a: np.ndarray) -> Property:
@@ -561,7 +571,7 @@ def leaves_range(subject: "CallUnderTest", errors: Sequence[tuple[str, Error]], 
     Where the author gave a reference, that is the function; the draws of a record state its domain.
     """
     own = subject.domain is not None and subject.reference is None
-    return own and any(e.lost for _, e in errors[:outputs])
+    return own and any(e.lost or e.overflows for _, e in errors[:outputs])
 
 
 class Doubt(NamedTuple):

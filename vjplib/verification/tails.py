@@ -69,7 +69,7 @@ def _cotangents(subject: CallUnderTest) -> tuple[np.ndarray, ...] | None:
     rng = np.random.default_rng((subject.seed, 9))
     if not _alone(subject, leaf, rng):
         return None
-    x = rng.permutation(_within(leaf))
+    x = rng.permutation(_within(subject, leaf))
     g = _cotangents_of(x, rng)
     truth = _rows(subject, subject.oracle, leaf.shape)
     with x64():
@@ -100,8 +100,11 @@ def _alone(subject: CallUnderTest, leaf: np.ndarray, rng: np.random.Generator) -
     return bool(np.all((slopes[0] == slopes[1]) | ~stay | np.isnan(slopes[0])))
 
 
-def _within(leaf: np.ndarray) -> np.ndarray:
-    """Return the numbers in the domain that an argument states by example: its sign, or at most one in size."""
+def _within(subject: CallUnderTest, leaf: np.ndarray) -> np.ndarray:
+    """Return the numbers in the domain as it is stated; else those of the one sign, or at most one in size, of all."""
+    (i,) = subject.differentiable
+    if subject.domain is not None and i in subject.domain.stated:
+        return NUMBERS[subject.domain.within(i, NUMBERS)]
     low = 0.0 if (leaf >= 0).all() else -np.inf
     high = 0.0 if (leaf <= 0).all() else np.inf
     if (np.abs(leaf) <= 1).all():

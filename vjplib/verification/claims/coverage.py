@@ -46,8 +46,10 @@ def _examined(subject: CallUnderTest) -> Finding:
         return skipped("no floating equation of a custom_vjp's backward is in sight: there is none, or it is in a loop")
     if count > MOST:
         return skipped(f"the backward has {count} equations, more than {MOST}")
-    size = sizes([np.asarray(dx) for dx in program.evaluate(program.inputs)])
-    moves = np.asarray(jax.jit(jax.jacfwd(program.cotangents(inside)))(jnp.ones(count), program.inputs))
+    scaled = program.cotangents(inside)
+    run = subject.compiled(lambda theta, inputs: (program.evaluate(inputs), jax.jacfwd(scaled)(theta, inputs)))
+    dxs, moves = jax.device_get(run(jnp.ones(count), program.inputs))
+    size = sizes(dxs)
     if not np.isfinite(moves).all():
         return skipped("a cotangent, or its derivative by an equation, is not finite at these inputs")
     still = np.linalg.norm(moves / size[:, None], axis=0) <= HALF_THE_DIGITS

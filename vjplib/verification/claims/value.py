@@ -28,6 +28,8 @@ from vjplib.verification.tolerance import (
     unit_of,
 )
 
+LARGEST_LOGARITHM = float(np.log(np.finfo(np.float32).max))
+
 
 def check(
     subject: CallUnderTest, scales: tuple[float, ...] = SCALES, original: CallUnderTest | None = None
@@ -46,7 +48,7 @@ def check(
         leaves, gs = subject.point(np.float32, scale=scale)
         for at, lost, instead in domain.calls(subject, leaves) if scale != 1 else ((leaves, {}, ()),):
             within = f" within the domain of {domain.joined(instead)}" if instead else ""
-            found = compare(subject, at, gs, typical)
+            found = compare(subject, at, gs, typical, extreme=scale != 1)
             if scale == 1 and original is None:
                 nobody = _nobody_right(subject, found)
             if scale > 1 and domain.leaves_range(subject, found, len(gs)):
@@ -172,11 +174,17 @@ def right(subject: CallUnderTest) -> bool:
 
 
 def compare(
-    subject: CallUnderTest, leaves: Leaves, gs: Leaves, typical: Leaves | None = None, tied: bool = False
+    subject: CallUnderTest,
+    leaves: Leaves,
+    gs: Leaves,
+    typical: Leaves | None = None,
+    tied: bool = False,
+    extreme: bool = False,
 ) -> list[tuple[str, Error]]:
     """Return the error of each output, differentiated and not, and of each cotangent, against the oracle.
 
     `typical` holds the results of `typical_magnitude`, None for those at these leaves; `tied` is `evaluate_oracle`'s.
+    At `extreme` leaves an output counts as a residual that is exponentiated: a logarithm of tiny numbers is large.
     """
     found = subject.answers_at(leaves, gs)
     autodiff = (*found.true_ys, *found.true_dxs)
@@ -184,7 +192,8 @@ def compare(
     differentiated = [f"{name} of the forward pass" for name in outputs]
     names = [*outputs, *differentiated, *(f"cotangent of {name}" for name in subject.names)]
     rows = [*enumerate(found.primal), *enumerate((*found.ys, *found.dxs))]
-    reach = max([1.0, *(size_of(to_float64(a)) for a in leaves)])
+    sizes = [size_of(to_float64(a)) for a in (*leaves, *(found.true_ys if extreme else ()))]
+    reach = max([1.0, *sizes[: len(leaves)], *(size for size in sizes[len(leaves) :] if size <= LARGEST_LOGARITHM)])
 
     def errors(unit: float) -> list[tuple[str, Error]]:
         truth, moved = evaluate_oracle(subject, leaves, gs, unit, tied)
