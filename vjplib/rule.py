@@ -253,6 +253,7 @@ class Rule:
             the largest relative error of the rule and its baselines.
         domain: what arguments have to be, as `vjplib.verify` takes it; None for no condition, as the draws say it all.
         vary: values that static arguments may take, by name, beside those of the cases.
+        dtypes: the floating dtypes that the function takes, by name, as `vjplib.verify` takes them; None to find out.
         whole_array: True for rules whose typical call is not of one vector, which state no Jacobian.
 
     Example:
@@ -278,6 +279,7 @@ class Rule:
     tails: Callable[[np.ndarray], Tail] | None = None
     domain: Any = None
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    dtypes: tuple[str, ...] | None = None
     whole_array: bool = False
 
     def __post_init__(self) -> None:

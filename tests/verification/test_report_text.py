@@ -267,6 +267,7 @@ CASES = {
               the tolerance)
           trap: it is wrong for an axis of one element only; do not squeeze, nor divide by n - 1, at n = 1:
               docs/traps.md#batch-of-one
+          right at your call; if the function is not meant for such sizes, an exception says so
           reproduce:
         """,
         effort="standard",
@@ -317,6 +318,7 @@ CASES = {
           trap: at a boundary it is not finite where the derivative is, as 0 * inf and 0 / 0 are not; make
               the argument harmless by jnp.where before dividing, not only the result after:
               docs/traps.md#zero-times-infinity
+          right at your call; if the function is not meant for such inputs, domain= says so
           reproduce:
         """,
     ),

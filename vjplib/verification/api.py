@@ -20,7 +20,7 @@ from vjplib.verification.claims.variations import at_stated_values
 from vjplib.verification.domain import Stated, domain_of
 from vjplib.verification.isolation import TIME_LIMIT, as_finding, detect_side_effects, run_with_timeout
 from vjplib.verification.registry import order, selected
-from vjplib.verification.report import Finding, Report
+from vjplib.verification.report import SIZES, Finding, Report
 from vjplib.verification.runner import Job, Runner
 
 QUICK_CASES = 2  # whose values are compared in "quick"
@@ -161,9 +161,7 @@ def _at_call(
     if (reference := options.get("reference")) is not None and isinstance(fn, ByPosition):
         options["reference"] = ByPosition(reference, fn.keywords)
     arrays = tuple(Static(a) if i in static or _is_static(a) else jax.tree.map(_array, a) for i, a in enumerate(args))
-    sizes = {
-        f"the axes of size {n}": n for n in sorted({n for a in jax.tree.leaves(arrays) for n in np.shape(a)}) if n > 1
-    }
+    sizes = {f"{SIZES} {n}": n for n in sorted({n for a in jax.tree.leaves(arrays) for n in np.shape(a)}) if n > 1}
     resize = partial(_resized, arrays, sizes)
     subject = CallUnderTest(fn, arrays, kwargs, sizes=sizes, resize=resize, **options)
     subject = along_axes(subject, subject.axes)
@@ -309,6 +307,7 @@ def at_case(rule: Rule, case: Case, seed: int = 0, **sizes: int) -> CallUnderTes
         tails=rule.tails if main else None,
         domain=None if rule.domain is None else domain_of(call.args, rule.domain, names, seed),
         vary=rule.vary,
+        dtypes=_dtypes(rule.dtypes),
     )
     return along_axes(subject, rule.axes)
 

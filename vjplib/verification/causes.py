@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vjplib.verification.explain.traps import describe
-from vjplib.verification.report import Code, Finding, Report
+from vjplib.verification.report import SIZES, Code, Finding, Report
 
 _OF_VALUES = ("value", "variations", "edges", "accuracy", "taylor")
+_DERIVED = ("edges", "variations")
 _WRONG: tuple[Code, ...] = ("wrong_value", "inaccurate")
 _NAMES = {"second_order": "second order", "taylor": "Taylor's remainder"}
 _HEADINGS: Mapping[Code, str] = {
@@ -40,11 +41,13 @@ class Cause:
         lead: the failure that is explained, or the first.
         findings: all of them, the lead first.
         elsewhere: failures of the same cotangents at other calls, for which the explanation was not tried.
+        derived: whether the call as given is right, and only calls derived from it are wrong.
     """
 
     lead: Finding
     findings: tuple[Finding, ...]
     elsewhere: tuple[Finding, ...] = ()
+    derived: bool = False
 
     @property
     def claims(self) -> tuple[str, ...]:
@@ -80,6 +83,8 @@ def causes(report: Report) -> tuple[Cause, ...]:
         groups.setdefault(_key(f, groups), []).append(f)
     found += [Cause(group[0], tuple(group)) for group in groups.values()]
     order = {id(f): i for i, f in enumerate(report.failures)}
+    right = report.level("value") == "pass" and not any(f.case for f in report.findings if f.claim == "value")
+    found = [replace(cause, derived=right and set(cause.claims) <= set(_DERIVED)) for cause in found]
     return tuple(sorted(found, key=lambda cause: order[id(cause.lead)]))
 
 
@@ -190,6 +195,18 @@ def details(cause: Cause) -> Iterator[str]:
         yield describe(lead.trap)
     elif explanation is not None and str(explanation):
         yield str(explanation)
+    if cause.derived:
+        yield _remedy(cause)
+
+
+def _remedy(cause: Cause) -> str:
+    """Return that the call as given is right, and how to leave out calls derived from it that make no sense."""
+    if "edges" in cause.claims:
+        return "right at your call; if the function is not meant for such inputs, domain= says so"
+    sizes = any(f.case.startswith(SIZES) for f in cause.findings)
+    return "right at your call" + (
+        "; if the function is not meant for such sizes, an exception says so" if sizes else ""
+    )
 
 
 def _line(f: Finding, argument: bool) -> str:

@@ -37,6 +37,8 @@ Code = Literal[
     "unusable_record",
 ]
 """What kind of finding it is, for programs; a finding that says no more than its level has none."""
+SIZES = "the axes of size"
+"""How the names of the sizes of a call begin; those of a record's cases are its own."""
 SIGNS: Mapping[Level, str] = {"pass": "ok", "fail": "FAIL", "doubt": "doubt", "note": "note", "skipped": "skip"}
 _GRAVITY: tuple[Level, ...] = ("fail", "skipped", "pass", "doubt", "note")
 
