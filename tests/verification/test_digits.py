@@ -1,5 +1,6 @@
 """Comparisons are in the digits that a function has: float64 where it takes that, else fewer; tails by their own."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -70,6 +71,14 @@ def test_stated_dtypes_are_those_examined():
             vjplib.verify(jnp.sin, x, dtypes=wrong)
     with pytest.raises(TypeError, match="dtypes must be a sequence"):
         vjplib.verify(jnp.sin, x, dtypes="float32")
+
+
+def test_a_record_states_dtypes():
+    record = next(record for record in rules() if record.name == "tanh")
+    report = vjplib.verify_rule(replace(record, dtypes=("float32",)), effort="quick", claims=("contract",))
+    assert not any("float16" in f.message for f in report.findings)
+    with pytest.raises(ValueError, match="dtypes must be among"):
+        vjplib.verify_rule(replace(record, dtypes=("float8",)), claims=("contract",))
 
 
 def test_noise_in_float32_is_of_float32_to_another_program():
@@ -176,6 +185,15 @@ def test_a_tail_where_autodiff_errs_too_is_noted():
     (note,) = (f for f in report.notes if "in the tails" in f.message)
     assert note.argument == "cotangent of x"
     assert "autodiff errs too" in note.message
+
+
+def test_a_tail_of_the_other_sign_is_examined_where_the_domain_says_so():
+    case = FIELD_WRONG_RULES["tail: logistic by y (1 - y)"]  # wrong for large numbers
+    negative = (np.linspace(-3, -0.1, 11, dtype=np.float32),)
+    reports = [
+        vjplib.verify(case.fn, negative, claims=("accuracy",), domain=stated) for stated in (None, {"x": "real"})
+    ]
+    assert [report.ok for report in reports] == [True, False]
 
 
 def test_tails_are_those_of_elementwise_functions_of_one_array_alone():

@@ -322,7 +322,10 @@ def _dtypes(dtypes: Any) -> tuple[str, ...] | None:
         return None
     if isinstance(dtypes, str):
         raise TypeError(f"dtypes must be a sequence of names, such as ('float32',), got {dtypes!r}")
-    names = tuple(jnp.dtype(dtype).name for dtype in dtypes)
+    try:
+        names = tuple(jnp.dtype(dtype).name for dtype in dtypes)
+    except TypeError:  # numpy's, for what is no dtype
+        names = tuple(map(str, dtypes))
     if not names or not set(names) <= set(DTYPES):
         raise ValueError(f"dtypes must be among {', '.join(DTYPES)}, got {', '.join(names) or 'none'}")
     return names
