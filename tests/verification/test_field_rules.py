@@ -97,8 +97,11 @@ def test_a_right_rule_raises_no_alarm_at_default_effort(name):
 @pytest.mark.parametrize("name", FIELD_WRONG_RULES)
 def test_a_wrong_rule_is_caught_at_default_effort(name):
     case = FIELD_WRONG_RULES[name]
-    report = vjplib.verify(case.fn, case.args, case.kwargs, **case.options)
-    assert any(case.argument in f"{f.argument} {f.message}" for f in report.failures), report
+    report = vjplib.verify(case.fn, case.args, case.kwargs, vary=case.vary, **case.options)
+    found = report.failures
+    assert any(f.claim in case.claims for f in found), report
+    raises = any(f.code == "raises" for f in found)
+    assert raises or any(case.argument in f"{f.argument} {f.case} {f.message}" for f in found), report
 
 
 def test_a_backward_that_is_not_linear_on_purpose_is_told_what_to_do():
