@@ -221,6 +221,32 @@ def test_verdicts(fn, verdicts):
     assert report.ok is ("fail" not in verdicts and not report.raised)
 
 
+def without_nan(x, y):
+    """x y, zero where y is zero even if x is not finite, after TensorFlow's multiply_no_nan."""
+    return jnp.where(y == 0, 0.0, x * y)
+
+
+WITHOUT_NAN = jax.custom_jvp(without_nan)
+WITHOUT_NAN.defjvp(lambda primals, ts: (without_nan(*primals), primals[1] * ts[0] + primals[0] * ts[1]))
+
+
+def test_a_difference_at_a_kink_is_no_error_of_a_rule_that_passes():
+    y = jnp.array([0.0, 2.0, 0.0, 3.0])
+    report = audit(jax.grad(lambda xy: jnp.sum(WITHOUT_NAN(*xy))), (jnp.array([5.0, 2.0, -3.0, 1.0]), y))
+    (rule,) = report.rules
+    assert rule.verdict == "pass"
+    assert rule.error is None or rule.error < 1e-5
+    assert any(f.code == "kink" and f.argument == "cotangent of y" for f in rule.findings)
+
+
+def test_infinite_cotangents_break_no_law():
+    rule = made(lambda x, y: x * y, lambda x, y: (x * y, (x, y)), lambda res, g: (g * res[1], g * res[0]))
+    report = audit(
+        jax.grad(lambda xy: jnp.sum(rule(*xy))), (jnp.array([-jnp.inf, 2.0, 1.0]), jnp.array([2.0, 3.0, 1.0]))
+    )
+    assert [r.verdict for r in report.rules] == ["pass"], str(report)
+
+
 TWO = made(lambda x, y: (x * y, y**2), lambda x, y: ((x * y, y**2), (x, y)), lambda r, g: (g[0] * r[1], None))
 
 
