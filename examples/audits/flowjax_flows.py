@@ -38,6 +38,6 @@ def step():
     def inverted(bijection):
         return jnp.sum(jax.vmap(bijection.inverse)(x[:, 0]) ** 2)
 
-    inverter = root_finder_to_inverter(partial(bisection_search, lower=-1.0, upper=1.0, rtol=0.0, atol=1e-6))
+    inverter = root_finder_to_inverter(partial(bisection_search, lower=-1.0, upper=1.0, atol=1e-6))
     numerical = bij.NumericalInverse(bij.Chain([bij.Affine(1.0, 2.0), bij.LeakyTanh(2.0)]), inverter)
     return likelihood(flow), likelihood(heavy), inverted(numerical)

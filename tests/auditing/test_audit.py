@@ -1,5 +1,6 @@
 """audit: each custom rule of a program is found, through whatever transforms it, and judged where it is met."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from rich.console import Console
 
 from vjplib import audit, examined, watching
 from vjplib.__main__ import main
@@ -313,6 +315,16 @@ def test_reports_are_text_of_80_columns_json_and_markdown():
     assert [line.count("|") for line in lines] == [11] * 4
 
 
+def test_a_passing_rule_is_one_line_unless_asked_for_more():
+    report = audit(lambda x: jnp.sum(CLIPPED(x)) + jnp.sum(jax.nn.relu(x)), X)
+    text = io.StringIO()
+    report.print(Console(file=text, width=80), verbose=True)
+    assert "1 <lambda>, custom_vjp at" in str(report)
+    assert "2 relu, custom_jvp at" not in str(report)
+    assert "2 relu, custom_jvp at" in text.getvalue()
+    assert len(report.rules[1].findings) > 1
+
+
 def test_bad_options_are_refused():
     with pytest.raises(TypeError, match="fn must be callable"):
         audit(3)  # type: ignore[arg-type]  # what is tested
@@ -395,7 +407,11 @@ def test_a_function_of_a_file_with_its_arguments(tmp_path, capsys, monkeypatch):
     written = tmp_path / "audit.md"
     words = ["--quick", "--steps", "2", "--seed", "1", "--markdown", str(written)]
     assert main(["audit", f"{file}:loss", *words]) == 0
-    assert "1 pass" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 pass" in out
+    assert "1 relu, custom_jvp at" not in out
+    assert main(["audit", f"{file}:loss", "--quick", "-v"]) == 0
+    assert "1 relu, custom_jvp at" in capsys.readouterr().out
     assert "| relu (custom_jvp) |" in written.read_text(encoding="utf-8")
 
 

@@ -69,6 +69,13 @@ def truncated(key, mean):
     return jax.lax.while_loop(lambda state: jnp.any(state[1] <= 1), step, (key, jnp.zeros_like(mean)))[1]
 
 
+def accepted(key, a):
+    """One of two proposals."""
+    keys = jax.random.split(key, 3)
+    first, second, u = (jax.random.uniform(k, a.shape, a.dtype) for k in keys)
+    return jnp.where(u < jax.nn.sigmoid(a), a * first, second)
+
+
 def mixture(key, logits, means):
     """A draw from each of five mixtures of eight normal distributions."""
     which, noise = jax.random.split(key)
@@ -96,7 +103,7 @@ def of_truncated(mean, y):
 
 SAMPLERS = {
     "loop": (implicit(looped, jax.lax.random_gamma_grad), ALPHA, "alpha"),
-    "custom_jvp": (implicit(picked, jax.lax.random_gamma_grad, jvp=True), ALPHA, "alpha"),
+    "custom_jvp": (implicit(accepted, lambda a, y: jnp.tanh(a + y), jvp=True), X[0], "a"),
     "truncated": (implicit(truncated, of_truncated), X[0], "mean"),
 }
 
@@ -183,8 +190,6 @@ DRAWING = {
     "dropout at a rate": (dropout_at_a_rate, "note"),
     "another mask": (with_another_mask, "pass"),
     "leaky by where": (rectified(by_where), "pass"),
-    "relu by a mask": (rectified(by_mask), "pass"),
-    "leaky after dropout": (rectified(after_dropout), "pass"),
     "softplus": (rectified(lambda key, x: jax.nn.softplus(noisy(key, x))), "pass"),
     "concrete": (rectified(lambda key, x: jax.nn.log_softmax(x + jax.random.gumbel(key, x.shape, x.dtype))), "pass"),
 }
@@ -243,6 +248,8 @@ def repeatedly(fn):
         (lambda key, x: x * (jax.random.uniform(key, x.shape) < 0.5), (KEY, X), []),
         (lambda key, x: jnp.sort(noisy(key, x)), (KEY, X), []),
         (lambda key, x: jax.random.gamma(key, x), (KEY, ALPHA), []),
+        (by_mask, (KEY, X), []),
+        (after_dropout, (KEY, X), []),
         (drop, (jax.random.PRNGKey(1), X), []),
     ],
 )

@@ -86,6 +86,7 @@ def judge(group: CallGroup, effort: Effort, seed: int, seconds: float, known: st
     if outcome is None:
         if not work.narrowed:
             work.findings = [replace(f, level="skipped") if f.level == "fail" else f for f in work.findings]
+        work.sampled(work.subjects[0])
         work.add(skipped(f"did not end within {seconds:.0f} s", code="timeout"))
     elif isinstance(outcome, BaseException):
         work.add(skipped(f"cannot be examined: {_describe(outcome)}"))
@@ -169,11 +170,11 @@ class _Work:
         """Examine the call by every argument and output; if that fails, by those that the program differentiates."""
         self._run()
         self.narrowed = True
-        failures = [f for f in self.findings if f.level == "fail" or f.code == "sampler"]
         outputs = self.group.requested if len(self.group.requested) < self.group.outputs else set()
         marks = _marks(self.group, self.calls[0])
         subject = self.subjects[0]
         fewer = any(marks) and not all(marks[i] for i in subject.differentiable)
+        failures = [f for f in self.findings if f.level == "fail" or (fewer and f.code == "sampler")]
         if failures and not self.design and (outputs or fewer):
             self.findings, self.errors, self.kept = [], [], None
             pairs = zip(self.subjects, self.calls, strict=True)
@@ -181,8 +182,6 @@ class _Work:
             self.refused = failures[0].code == "derivative_raises"
             self.remark = f"as this program differentiates it; by all arguments and outputs: {failures[0]}"
             self._run()
-            if any(f.code == "sampler" for f in self.findings):  # which says of itself what it is about
-                self.remark = ""
         if self.effort != "quick" and not self.design and self.errors and any(f.level == "fail" for f in self.findings):
             with suppress(Exception):  # the rule may not run in float64
                 self.findings = explained(self.findings, locate.explain(self.subjects[0]))
@@ -201,7 +200,7 @@ class _Work:
         if subject.undifferentiable is not None:
             self.add(skipped(f"JAX cannot differentiate the primal: {subject.undifferentiable}"))
             self._guarded(taylor.CLAIM, taylor.check, subject)
-            self._sampled(subject)
+            self.sampled(subject)
             self._iterated(subject)
             return
         leaves = subject.leaves()
@@ -216,7 +215,7 @@ class _Work:
         if any(f.level == "fail" for f in self.findings):
             self.design = by_design(subject)
             if not self.design:
-                self._sampled(subject)
+                self.sampled(subject)
         if self.effort == "deep":
             for claim in BEYOND:
                 self._guarded(claim, claim.further.get("standard", claim.check), subject, beyond=True)
@@ -278,7 +277,7 @@ class _Work:
                 f = self.findings[i]
                 self.findings[i] = replace(f, level="skipped", code="solver", message=f"{reason}; {f.message}")
 
-    def _sampled(self, subject: CallUnderTest) -> None:
+    def sampled(self, subject: CallUnderTest) -> None:
         """Leave undecided the cotangents of arguments that decide which random numbers are used, and the tangents."""
         failures = [i for i, f in enumerate(self.findings) if f.level == "fail" and f.code == "wrong_value"]
         names = attempt(lambda: deciding(subject)) if failures else []
@@ -325,7 +324,7 @@ class _Work:
         worst = max(cotangents, key=lambda e: e.size) if cotangents else None
         relative = [e.relative for e in cotangents if np.isfinite(e.relative)]
         verdict, reason = _verdict(findings, design)
-        if self.remark and verdict != "fail":
+        if self.remark and verdict != "fail" and not any(f.code == "sampler" for f in findings):
             verdict = "note" if verdict == "pass" and not self.refused else verdict
             reason = f"{reason or 'right'}, {self.remark}"
         return Judgement(

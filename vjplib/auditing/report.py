@@ -179,7 +179,8 @@ def _as_one(several: list[AuditedRule]) -> AuditedRule:
     return replace(
         most,
         callers=tuple(dict.fromkeys(c for r in several for c in r.callers)),
-        shapes=(_shortened(most.shapes) or "no arrays") + (f" and {len(several) - 1} other shapes" if len(several) > 1 else ""),
+        shapes=(_shortened(most.shapes) or "no arrays")
+        + (f" and {len(several) - 1} other shapes" if len(several) > 1 else ""),
         calls=sum(r.calls for r in several),
         error=worst.error,
         relative=max((r.relative for r in several if r.relative is not None), default=None),
