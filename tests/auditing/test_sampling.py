@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from hijax_rules import Primitive, calls
 
 from vjplib import examined, watching
 from vjplib.auditing.sampling import deciding
@@ -224,6 +226,27 @@ def test_the_other_arguments_of_a_sampler_are_judged():
         verdicts[factor] = row.verdict
         assert ("logits decides" in row.reason) is (factor == 1)
     assert verdicts == {1: "undecided", 2: "fail"}
+
+
+class Accepted(Primitive):
+    """`accepted` as a hijax primitive, with a slope of its own."""
+
+    @staticmethod
+    def body(params, *args):
+        return accepted(*args)
+
+    def vjp_fwd(self, nzs_in, /, *args):
+        return self(*args), args
+
+    def vjp_bwd_retval(self, res, g):
+        return np.zeros(2, jax.dtypes.float0), g * jnp.tanh(res[1])
+
+
+def test_a_sampler_that_is_a_hijax_primitive_is_undecided():
+    sample = calls(Accepted)
+    (row,) = audit(jax.grad(lambda a: jnp.sum(jnp.sin(sample(jax.random.PRNGKey(1), a)))), X[0]).rules
+    assert (row.kind, row.verdict) == ("hijax", "undecided"), row.reason
+    assert "decides which of them are used" in row.reason
 
 
 def repeatedly(fn):

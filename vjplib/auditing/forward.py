@@ -30,7 +30,7 @@ def check(subject: CallUnderTest, elsewhere: bool = False) -> Iterator[Finding]:
     names = [f"tangent of output {i}" if len(found) > 1 else "tangent of output" for i in range(len(found))]
     exact = leaves_to_float64(leaves, ts)
     if elsewhere:
-        few = unit > np.finfo(np.float32).eps / 2
+        few = bool(unit > np.finfo(np.float32).eps / 2)
         for name, r, a in zip(names, found, autodiff, strict=True):
             yield beside_autodiff(name, r, a, unit, "forward mode", few)
         yield _linearity(ours, exact, rng)

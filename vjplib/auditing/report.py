@@ -214,7 +214,7 @@ def _lines(number: int, rule: AuditedRule, verbose: bool) -> Iterator[str]:
     if rule.reason and not found:
         yield f"  {_SIGNS[rule.verdict]}: {rule.reason}"
     for f in rule.findings if verbose else ():
-        if f.level == "note" and f.message != rule.reason:
+        if f.level == "note":
             yield f"  {f}"
 
 
