@@ -116,7 +116,9 @@ def redrawn(call: CallUnderTest, rng: np.random.Generator, dtype: Any, scale: fl
         leaf = np.asarray(leaves[i])
         made = [leaf] if call.domain.draw is not None else [*_near(call, i, leaf, rng), leaf]
         kind = kind_of(leaf.dtype, dtype)
-        kept = [a for a in ((m * factor).astype(kind) for factor in (scale, 1.0) for m in made) if _keeps(call, i, a)]
+        with np.errstate(over="ignore", under="ignore"):  # those that leave a dtype's range are not kept
+            scaled = [(a * factor).astype(kind) for factor in (scale, 1.0) for a in made]
+        kept = [a for a in scaled if _keeps(call, i, a)]
         if not kept:
             return None
         new.append(kept[0])

@@ -405,19 +405,21 @@ def static_proposals(given: Any) -> Iterator[tuple[str, tuple[float, ...]]]:
         >>> list(static_proposals(True))
         [('held', (-1, 1.0))]
     """
-    for i, part in ((WHOLE, given), *enumerate(_fields(given).values())):
-        if type(part) is tuple and len(part) > 1:
+    parts: list[tuple[int, Any]] = [(WHOLE, given), *enumerate(_fields(given).values())]
+    for i, part in parts:
+        if type(part) in (bool, int, float):  # not an enum, which is an int as well
+            yield "held", (i, float(part))
+        elif type(part) is tuple and len(part) > 1:
             yield "first for all", (i,)
             yield "first alone", (i,)
-        elif type(part) in (bool, int, float):
-            yield "held", (i, float(part))
 
 
 def _fields(given: Any) -> dict[str, Any]:
     """Return the fields of a configuration, by name; none of other values."""
-    if is_dataclass(given) and not isinstance(given, type):
-        return {field.name: getattr(given, field.name) for field in fields(given) if field.init}
-    return given._asdict() if hasattr(given, "_asdict") else {}
+    if hasattr(given, "_asdict"):
+        return given._asdict()
+    settable = fields(given) if is_dataclass(given) and not isinstance(given, type) else ()
+    return {field.name: getattr(given, field.name) for field in settable if field.init}
 
 
 def with_static(given: Any, mutation: Mutation) -> Any:
@@ -430,4 +432,4 @@ def with_static(given: Any, mutation: Mutation) -> Any:
     new = STATIC_OPERATORS[mutation.operator](part, *rest)
     if name is None:
         return new
-    return replace(given, **{name: new}) if is_dataclass(given) else given._replace(**{name: new})
+    return given._replace(**{name: new}) if hasattr(given, "_replace") else replace(given, **{name: new})
