@@ -228,22 +228,31 @@ def _mutated(rule: CustomVJP, mutation: Mutation) -> Callable[..., Any]:
     return bwd
 
 
-def _with_other_static(rule: CustomVJP, given: Sequence[Any], mutation: Mutation) -> Sequence[Any] | None:
-    """Return what a backward takes with another static argument; None where nothing changes, or a shape would."""
+def _with_other_static(
+    rule: CustomVJP, given: Sequence[Any], mutation: Mutation, own: list[Any] | None = None
+) -> Sequence[Any] | None:
+    """Return what a backward takes with another static argument; None where nothing changes, or a shape would.
+
+    `own` keeps what the backward itself returns there, for further mutations.
+    """
     i = mutation.number
     if i >= len(given) - 2:
         return None
     new = attempt(lambda: with_static(given[i], mutation))
     if isinstance(new, Exception) or (type(new) is type(given[i]) and new == given[i]):
         return None
-    changed = combine(given, [i], [new])
-    try:
-        both = [_traced(rule.bwd, at) for at in (given, changed)]
-        shapes = [[(v.aval.shape, v.aval.dtype) for v in at.jaxpr.outvars] for at in both]
-        trees = [jax.tree.structure(at.rebuild([0] * len(at.jaxpr.outvars))) for at in both]
-    except Exception:  # a backward may refuse the value in any way
-        return None
-    return changed if shapes[0] == shapes[1] and trees[0] == trees[1] else None
+    changed, own = combine(given, [i], [new]), [] if own is None else own
+    own += [_returned(rule, given)] if not own else []
+    found = attempt(lambda: _returned(rule, changed))  # a backward may refuse the value in any way
+    return changed if found == own[0] else None
+
+
+def _returned(rule: CustomVJP, given: Sequence[Any]) -> tuple[Any, Any]:
+    """Return shapes and dtypes of what a backward returns, and their structure."""
+    backward = _traced(rule.bwd, given)
+    outputs = backward.jaxpr.outvars
+    tree = jax.tree.structure(backward.rebuild([0] * len(outputs)))
+    return [(v.aval.shape, v.aval.dtype) for v in outputs], tree
 
 
 def _of_keyword(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
@@ -330,9 +339,12 @@ def mutations(subject: CallUnderTest) -> list[Mutation]:
     found: dict[Mutation, None] = {}
 
     def look(rule: CustomVJP, given: Sequence[Any]) -> None:
-        found.update(dict.fromkeys(_all(rule.name, _traced(rule.bwd, given))))
+        backward = _traced(rule.bwd, given)
+        found.update(dict.fromkeys(_all(rule.name, backward)))
+        shapes = {a.shape for a in backward.arrays}  # which a static argument may state: it is no setting then
         for i, value in enumerate(given[:-2]):
-            found.update(dict.fromkeys(Mutation(rule.name, STATIC, i, *pair) for pair in static_proposals(value)))
+            proposed = static_proposals(value, shapes)
+            found.update(dict.fromkeys(Mutation(rule.name, STATIC, i, *pair) for pair in proposed))
 
     _watch_backwards(subject, look)
     return list(found)
@@ -343,8 +355,9 @@ def shown(subject: CallUnderTest, among: Iterable[Mutation]) -> set[Mutation]:
     found: set[Mutation] = set()
 
     def look(rule: CustomVJP, given: Sequence[Any]) -> None:
+        own: list[Any] = []
         mine = (m for m in among if m.rule == rule.name and m not in found)
-        found.update(m for m in mine if _with_other_static(rule, given, m) is not None)
+        found.update(m for m in mine if _with_other_static(rule, given, m, own) is not None)
 
     _watch_backwards(subject, look)
     return found

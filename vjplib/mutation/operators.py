@@ -1,7 +1,7 @@
 """Operators: the bugs that mutations inject into one equation of a backward, and which of them suit it."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
@@ -396,8 +396,10 @@ STATIC_OPERATORS: dict[str, Callable[..., Any]] = {
 """Take a static argument, or a field of it, and give what the backward has in its place."""
 
 
-def static_proposals(given: Any) -> Iterator[tuple[str, tuple[float, ...]]]:
+def static_proposals(given: Any, shapes: Collection[Any] = ()) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Yield the operators that suit a static argument, each with its detail: the field's number, then the rest.
+
+    Tuples among `shapes` are left out.
 
     Example:
         >>> list(static_proposals((2, 3)))
@@ -409,7 +411,7 @@ def static_proposals(given: Any) -> Iterator[tuple[str, tuple[float, ...]]]:
     for i, part in parts:
         if type(part) in (bool, int, float):  # not an enum, which is an int as well
             yield "held", (i, float(part))
-        elif type(part) is tuple and len(part) > 1:
+        elif type(part) is tuple and len(part) > 1 and part not in shapes:
             yield "first for all", (i,)
             yield "first alone", (i,)
 
