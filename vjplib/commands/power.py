@@ -1,9 +1,12 @@
 """vjplib power: mutation-tests the verifier, and counts its false alarms, beside other gradient checks."""
 
 import argparse
-from collections.abc import Callable
+import importlib
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
@@ -17,14 +20,13 @@ from vjplib.commands.common import (
     add_formats,
     add_jobs,
     add_targets,
-    count,
+    import_from_here,
     places_of,
     progress,
     seed,
     show,
     write_json,
 )
-from vjplib.rule import Rule
 
 RUNS = 20  # of each rule
 TOGETHER = 10  # runs to a job
@@ -40,7 +42,11 @@ def add(command: Command) -> None:
     add_targets(power)
     add_formats(power, json="JSON")
     power.add_argument(
-        "--mutants", type=count, default=mutation.MUTANTS, metavar="N", help="mutants of each rule (default 20)"
+        "--mutants",
+        type=seed,
+        default=mutation.MUTANTS,
+        metavar="N",
+        help="mutants of each rule that has a record (default 20; 0 for none)",
     )
     power.add_argument(
         "--runs", type=seed, metavar="N", help="runs of the unchanged rules, for false alarms (default 20 a rule)"
@@ -51,10 +57,11 @@ def add(command: Command) -> None:
 
 def _power(parsed: argparse.Namespace) -> int:
     console = Console(highlight=False)
-    places = places_of(parsed.targets, parsed.error)
-    names = [place.name for place in places]
+    places = _places(parsed.targets, parsed.error)
+    recorded = [place for place in places if isinstance(place, RuleTarget) and parsed.mutants]
+    names = [place.name for place in recorded]
     scoring = partial(mutation.score, count=parsed.mutants, seed=parsed.seed)
-    jobs: list[pool.Job] = [partial(_measure, place, scoring) for place in places]
+    jobs: list[pool.Job] = [partial(_measure, place, scoring) for place in recorded]
     total = RUNS * len(places) if parsed.runs is None else parsed.runs
     for i, place in enumerate(places):
         mine = range(i, total, len(places))
@@ -83,7 +90,48 @@ def _power(parsed: argparse.Namespace) -> int:
     return 0 if mutation.enough(scores, alarms) and not lost else 1
 
 
-def _measure(place: RuleTarget, measure: Callable[[Rule], Any]) -> Any:
+class ExampleTarget(NamedTuple):
+    """Where an example is found: a worker process looks it up there.
+
+    Args:
+        name: the example's.
+        module: the name of the module that ends in `EXAMPLES`.
+        number: which of them it is.
+    """
+
+    name: str
+    module: str
+    number: int
+
+    def rule(self) -> mutation.Example:
+        """Return the example."""
+        return mutation.examples_in(importlib.import_module(self.module))[self.number]
+
+
+def _places(targets: Sequence[str], refuse: Callable[[str], Any]) -> list[RuleTarget | ExampleTarget]:
+    """Return where the records and examples that the targets name are found; the library's records for no target."""
+    import_from_here()
+    examples: list[RuleTarget | ExampleTarget] = []
+    others = []
+    for target in targets:
+        path, found = Path(target), ()
+        if is_file := path.suffix == ".py" and path.is_file():
+            sys.path.insert(0, str(path.resolve().parent))  # for what it imports, as `python FILE` has it
+            target = path.stem
+        if is_file or ("." in target and ":" not in target):
+            try:
+                found = mutation.examples_in(importlib.import_module(target))
+            except ModuleNotFoundError:  # `places_of` says so
+                pass
+            except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
+                refuse(f"{target} cannot be imported: {type(error).__name__}: {error}")
+        examples += [ExampleTarget(example.name, target, i) for i, example in enumerate(found)]
+        if not found:
+            others.append(target)
+    return [*(places_of(others, refuse) if others or not targets else ()), *examples]
+
+
+def _measure(place: RuleTarget | ExampleTarget, measure: Callable[[Any], Any]) -> Any:
     try:
         return measure(place.rule())
     finally:

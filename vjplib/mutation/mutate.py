@@ -5,12 +5,15 @@ injects the bug. It is applied whenever the backward is traced, so a mutant runs
 under every transform, as a rule does. Where the traced program has no such equation, or the operator does not suit it,
 the mutant is the rule itself. Equations inside jit, scan, while and cond are mutated too. The forward pass, the primal
 and the functions that lead to the custom_vjp (wrappers, jit, moved axes) stay unchanged.
+
+Two faults are not of one equation. A backward may be traced with another value of a static argument, where its results
+keep their shapes; and an array that is given by keyword may lose its cotangent on the way, before the rule.
 """
 
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -38,8 +41,21 @@ from vjplib.compat import (
     with_programs,
     without_dead_code,
 )
-from vjplib.mutation.operators import INPUTS, OF_CONSTANTS, OPERATORS, OUTPUTS, Equation, Mutation, proposals
-from vjplib.verification.call import CallUnderTest, combine
+from vjplib.mutation.operators import (
+    INPUTS,
+    KEYWORD,
+    OF_CONSTANTS,
+    OPERATORS,
+    OUTPUTS,
+    STATIC,
+    THOUSANDTH,
+    Equation,
+    Mutation,
+    proposals,
+    static_proposals,
+    with_static,
+)
+from vjplib.verification.call import ByPosition, CallUnderTest, attempt, combine, is_inexact, parameters
 
 _LOOPS = ("scan", "while", "cond")
 _tokens = itertools.count()
@@ -53,6 +69,12 @@ class _Backward(NamedTuple):
     consts: list[Any]
     arrays: list[Any]
     rebuild: Callable[[Sequence[Any]], Any]
+
+    @property
+    def narrow(self) -> Any:
+        """The floating dtype of fewest bits among its inputs; float64 where none is floating."""
+        floating = [a.dtype for a in self.arrays if jnp.issubdtype(a.dtype, jnp.floating)]
+        return min(floating, key=lambda dtype: jnp.finfo(dtype).bits, default=np.dtype(np.float64))
 
 
 def _traced(bwd: Callable[..., Any], given: Sequence[Any]) -> _Backward:
@@ -145,14 +167,14 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], path: Path, act
     return interpreted(jaxpr, consts, args, apply)
 
 
-def _equation_of(eqn: Any, values: Sequence[Any]) -> Equation:
+def _equation_of(eqn: Any, values: Sequence[Any], narrow: Any) -> Equation:
     literal = [isinstance(v, Literal) for v in eqn.invars]
     inputs, outputs = [v.aval for v in eqn.invars], [v.aval for v in eqn.outvars]
-    return Equation(eqn.primitive.name, values, inputs, literal, eqn.params, outputs, partial(bind_eqn, eqn))
+    return Equation(eqn.primitive.name, values, inputs, literal, eqn.params, outputs, partial(bind_eqn, eqn), narrow)
 
 
-def _array(y: Any, name: str = INPUTS) -> Equation:
-    return Equation(name, (y,), (y,), (False,), {}, (y,), lambda values: values)
+def _array(y: Any, name: str) -> Equation:
+    return Equation(name, (y,), (y,), (False,), {}, (y,), lambda values: values, y.dtype)
 
 
 def _operated(equation: Equation, mutation: Mutation) -> Sequence[Any]:
@@ -173,7 +195,7 @@ def _exchanged(arrays: Sequence[Any], mutation: Mutation) -> list[Any]:
     if i >= len(arrays):
         return arrays
     if mutation.operator != "exchanged":
-        arrays[i] = _operated(_array(arrays[i]), mutation)[0]
+        arrays[i] = _operated(_array(arrays[i], mutation.primitive), mutation)[0]
         return arrays
     j = int(mutation.detail[0])
     if j < len(arrays) and _alike(arrays[i], arrays[j]):
@@ -189,19 +211,77 @@ def _mutated(rule: CustomVJP, mutation: Mutation) -> Callable[..., Any]:
     """Return the backward of a rule with a mutation."""
 
     def bwd(*given: Any) -> Any:
+        if mutation.primitive == STATIC:
+            return rule.bwd(*(_with_other_static(rule, given, mutation) or given))
         backward = _traced(rule.bwd, given)
         arrays = _exchanged(backward.arrays, mutation) if mutation.primitive == INPUTS else backward.arrays
         path = None if mutation.primitive in (INPUTS, OUTPUTS) else _path_to(backward.jaxpr, mutation)
         if path is None:
             values = interpreted(backward.jaxpr, backward.consts, arrays, bind_eqn)
         else:
-            act = lambda eqn, values: _operated(_equation_of(eqn, values), mutation)  # noqa: E731
+            act = lambda eqn, values: _operated(_equation_of(eqn, values, backward.narrow), mutation)  # noqa: E731
             values = _run(backward.jaxpr, backward.consts, arrays, path, act)
         if mutation.primitive == OUTPUTS:
             values = _exchanged([jnp.asarray(y) for y in values], mutation)
         return backward.rebuild(values)
 
     return bwd
+
+
+def _with_other_static(
+    rule: CustomVJP, given: Sequence[Any], mutation: Mutation, own: list[Any] | None = None
+) -> Sequence[Any] | None:
+    """Return what a backward takes with another static argument; None where nothing changes, or a shape would.
+
+    `own` keeps what the backward itself returns there, for further mutations.
+    """
+    i = mutation.number
+    if i >= len(given) - 2:
+        return None
+    new = attempt(lambda: with_static(given[i], mutation))
+    if isinstance(new, Exception) or (type(new) is type(given[i]) and new == given[i]):
+        return None
+    changed, own = combine(given, [i], [new]), [] if own is None else own
+    own += [_returned(rule, given)] if not own else []
+    found = attempt(lambda: _returned(rule, changed))  # a backward may refuse the value in any way
+    return changed if found == own[0] else None
+
+
+def _returned(rule: CustomVJP, given: Sequence[Any]) -> tuple[Any, Any]:
+    """Return shapes and dtypes of what a backward returns, and their structure."""
+    backward = _traced(rule.bwd, given)
+    outputs = backward.jaxpr.outvars
+    tree = jax.tree.structure(backward.rebuild([0] * len(outputs)))
+    return [(v.aval.shape, v.aval.dtype) for v in outputs], tree
+
+
+def _of_keyword(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
+    """Return fn with a fault in the cotangent of one parameter, where that is given by keyword."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        names = parameters(fn, len(args) + len(kwargs))
+        name = names[mutation.number] if mutation.number < len(names) else ""
+        if name in kwargs:
+            kwargs[name] = jax.tree.map(partial(_with_slope, factor=mutation.detail[0]), kwargs[name])
+        return fn(*args, **kwargs)
+
+    with suppress(TypeError, ValueError):  # built-in functions may have no signature
+        vars(call)["__signature__"] = inspect.signature(fn)
+    call.__name__ = getattr(fn, "__name__", type(fn).__name__)
+    return call
+
+
+def _with_slope(x: Any, factor: float) -> Any:
+    """Return x, the cotangent of which is multiplied by a factor."""
+    if not is_inexact(x):
+        return x
+
+    @jax.custom_jvp
+    def same(x: Any) -> Any:
+        return x
+
+    same.defjvp(lambda xs, ts: (same(*xs), (ts[0] * factor).astype(ts[0].dtype)))
+    return same(x)
 
 
 def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
@@ -215,6 +295,8 @@ def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
         >>> float(jax.grad(mutant(sine, Mutation("<lambda>", "cos", 0, "sign", (0,))))(0.0))
         -1.0
     """
+    if mutation.primitive == KEYWORD:
+        return _of_keyword(fn, mutation)
     token = f"mutant {next(_tokens)}"
     made: dict[Any, Any] = {}  # one custom_vjp for each, so that JAX's caches of traces hold
     afresh = False
@@ -250,15 +332,59 @@ def mutant(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any]:
 
 
 def mutations(subject: CallUnderTest) -> list[Mutation]:
-    """Return every mutation of the backward of each custom_vjp that a call reaches, in float32."""
+    """Return every mutation of the backward of each custom_vjp that a call reaches, in float32.
+
+    Those of static arguments may change nothing at this call, see `shown`.
+    """
     found: dict[Mutation, None] = {}
+
+    def look(rule: CustomVJP, given: Sequence[Any]) -> None:
+        backward = _traced(rule.bwd, given)
+        found.update(dict.fromkeys(_all(rule.name, backward)))
+        shapes = {a.shape for a in backward.arrays}  # which a static argument may state: it is no setting then
+        for i, value in enumerate(given[:-2]):
+            proposed = static_proposals(value, shapes)
+            found.update(dict.fromkeys(Mutation(rule.name, STATIC, i, *pair) for pair in proposed))
+
+    _watch_backwards(subject, look)
+    return list(found)
+
+
+def shown(subject: CallUnderTest, among: Iterable[Mutation]) -> set[Mutation]:
+    """Return the mutations of static arguments that give the backward another value at a call, of the same shapes."""
+    found: set[Mutation] = set()
+
+    def look(rule: CustomVJP, given: Sequence[Any]) -> None:
+        own: list[Any] = []
+        mine = (m for m in among if m.rule == rule.name and m not in found)
+        found.update(m for m in mine if _with_other_static(rule, given, m, own) is not None)
+
+    _watch_backwards(subject, look)
+    return found
+
+
+def keyword_mutations(subject: CallUnderTest) -> list[Mutation]:
+    """Return the mutations of a call that gives arrays by keyword."""
+    if not isinstance(subject.fn, ByPosition):
+        return []
+    fn = subject.fn.fn
+    number = {name: i for i, name in enumerate(parameters(fn, len(subject.args)))}
+    name = getattr(fn, "__name__", "")
+    return [
+        Mutation(name, KEYWORD, number[keyword], *fault, where=keyword)
+        for keyword in subject.fn.keywords
+        for fault in (("zero by keyword", (0.0,)), ("factor by keyword", (1 + THOUSANDTH,)))
+    ]
+
+
+def _watch_backwards(subject: CallUnderTest, look: Callable[[CustomVJP, Sequence[Any]], None]) -> None:
+    """Trace a call's pullback in float32; look at each custom_vjp that it reaches, and at what its backward takes."""
     here = threading.get_ident()
 
     def spying(rule: CustomVJP) -> Callable[..., Any]:
         def bwd(*given: Any) -> Any:
-            backward = _traced(rule.bwd, given)
-            found.update(dict.fromkeys(_all(rule.name, backward)))
-            return backward.rebuild(interpreted(backward.jaxpr, backward.consts, backward.arrays, bind_eqn))
+            look(rule, given)
+            return rule.bwd(*given)
 
         return bwd
 
@@ -270,7 +396,6 @@ def mutations(subject: CallUnderTest) -> list[Mutation]:
     leaves = subject.leaves(np.float32)
     with replaced_custom_vjp_calls(call), force_retrace(f"mutations {next(_tokens)}"):
         jax.eval_shape(subject.pull(subject.call), leaves, subject.cotangents(leaves))
-    return list(found)
 
 
 def _all(name: str, backward: _Backward) -> Iterator[Mutation]:
@@ -278,7 +403,8 @@ def _all(name: str, backward: _Backward) -> Iterator[Mutation]:
     for _, eqn, where, moves in _equations(backward.jaxpr):
         primitive = eqn.primitive.name
         number = counted[primitive] = counted.get(primitive, -1) + 1
-        equation = _equation_of(eqn, [v.val if isinstance(v, Literal) else None for v in eqn.invars])
+        values = [v.val if isinstance(v, Literal) else None for v in eqn.invars]
+        equation = _equation_of(eqn, values, backward.narrow)
         for operator, detail in proposals(equation):
             if not moves and operator not in OF_CONSTANTS:
                 continue
@@ -295,4 +421,7 @@ def _all(name: str, backward: _Backward) -> Iterator[Mutation]:
 
 def mutate(base: Call, mutation: Mutation) -> Call:
     """Return the call of a mutant of base's function, which shares base's oracle and compiled programs."""
-    return replace(base, fn=mutant(base.fn, mutation), base=base)
+    fn = base.fn
+    if isinstance(fn, ByPosition):
+        return replace(base, fn=ByPosition(mutant(fn.fn, mutation), fn.keywords), base=base)
+    return replace(base, fn=mutant(fn, mutation), base=base)

@@ -1,16 +1,22 @@
 """Operators: the bugs that mutations inject into one equation of a backward, and which of them suit it."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import custom_vmap
 
+from vjplib.compat import bind_eqn, interpreted, unclose, with_programs
 from vjplib.verification.call import combine
 
 INPUTS, OUTPUTS = "input", "output"  # of the backward, in place of a primitive
+STATIC, KEYWORD = "static argument", "keyword argument"  # of the rule, likewise
+NARROW, NESTED = "narrow accumulator", "rolled under two vmaps"
+WHOLE = -1  # in place of the number of a field: the static argument itself
 
 
 class Mutation(NamedTuple):
@@ -18,9 +24,10 @@ class Mutation(NamedTuple):
 
     Args:
         rule: the name of the custom_vjp.
-        primitive: of the equation; `INPUTS` or `OUTPUTS` for an array that the backward takes or returns.
-        number: which of the equations of this primitive, or which of the arrays.
-        operator: a key of `OPERATORS`.
+        primitive: of the equation; `INPUTS` or `OUTPUTS` for an array that the backward takes or returns, `STATIC` or
+            `KEYWORD` for an argument of the rule.
+        number: which of the equations of this primitive, or which of the arrays or arguments.
+        operator: a key of `OPERATORS`, or of `STATIC_OPERATORS`.
         detail: numbers that the operator takes.
         where: file, line and function that the equation comes from.
     """
@@ -49,6 +56,7 @@ class Equation(NamedTuple):
         params: the equation's parameters.
         outputs: shape and dtype of each output.
         bind: takes inputs and parameters to change; returns the outputs.
+        narrow: the floating dtype of fewest bits among the arrays that the backward takes.
     """
 
     name: str
@@ -58,6 +66,7 @@ class Equation(NamedTuple):
     params: dict[str, Any]
     outputs: Sequence[Any]
     bind: Callable[..., Sequence[Any]]
+    narrow: Any
 
 
 # ------------------------------------------------------------------------------------------------------------ operators
@@ -69,6 +78,7 @@ CUMULATIVE = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"}
 UNARY = {"exp", "exp2", "log", "log1p", "expm1", "neg", "sqrt", "rsqrt", "square", "abs", "logistic", "tanh"}
 UNARY |= {"sin", "cos", "sign", "erf", "integer_pow", "not", "rev"}
 SUMMING = {"reduce_sum", "dot_general", "conv_general_dilated", "cumsum", "reduce_window_sum", "select_and_scatter_add"}
+ACCUMULATING = {"reduce_sum", "dot_general", "cumsum", "scan"}
 INDEXED = {"gather", "scatter", "scatter-add", "scatter_add", "dynamic_slice", "dynamic_update_slice"}
 _OTHER_STRICTNESS = {"lt": jax.lax.le, "le": jax.lax.lt, "gt": jax.lax.ge, "ge": jax.lax.gt}
 _PADDED = ("padding_config", "padding")
@@ -161,6 +171,96 @@ def _padding_moved(eqn: Equation, axis: float) -> Sequence[Any]:
     return eqn.bind(eqn.values, **{key: tuple(padding)})
 
 
+# Accumulators. The operands stay as they are, so that only a long sum shows the fault, best if its terms have one sign.
+
+
+def _contracted(eqn: Equation) -> list[tuple[int, ...]]:
+    """Return the axes along which a sum or a product of matrices adds up, of each operand; the longest last."""
+    if eqn.name == "reduce_sum":
+        pairs = [(axis,) for axis in eqn.params["axes"]]
+    else:
+        pairs = list(zip(*eqn.params["dimension_numbers"][0], strict=True))
+    return sorted(pairs, key=lambda axes: eqn.inputs[0].shape[axes[0]])
+
+
+def _can_accumulate(eqn: Equation) -> bool:
+    """Return True for an equation that adds up floating numbers one after another, or could."""
+    if eqn.name == "scan":
+        return any(_floating(y) for y in eqn.outputs[: eqn.params["num_carry"]])
+    if not _floating(eqn.inputs[0]):
+        return False
+    if eqn.name == "cumsum":
+        return eqn.inputs[0].shape[eqn.params["axis"]] > 1
+    along = _contracted(eqn)[-1:] if eqn.name in ("reduce_sum", "dot_general") else []
+    return any(eqn.inputs[0].shape[axes[0]] > 1 for axes in along)
+
+
+def _accumulated(eqn: Equation) -> Sequence[Any]:
+    """Return the outputs with what is added up rounded at each step to the dtype of the fewest bits at hand."""
+
+    def rounded(a: Any) -> Any:
+        return a.astype(eqn.narrow).astype(a.dtype)
+
+    def step(total: Any, row: Any) -> tuple[Any, Any]:
+        return (total := rounded(total + row)), total
+
+    if eqn.name == "scan":
+        body, held = unclose(eqn.params["jaxpr"])
+        carried = range(eqn.params["num_carry"])
+
+        def turn(*values: Any) -> list[Any]:
+            outputs = interpreted(body, held, values, bind_eqn)
+            return [rounded(y) if i in carried and _floating(y) else y for i, y in enumerate(outputs)]
+
+        new = jax.make_jaxpr(turn)(*(v.aval for v in body.invars))
+        return eqn.bind(eqn.values, **with_programs(eqn.params, lambda _: new))
+    if eqn.name == "cumsum":
+        axis, back = eqn.params["axis"], slice(None, None, -1 if eqn.params["reverse"] else 1)
+        rows = jnp.moveaxis(jnp.asarray(eqn.values[0]), axis, 0)[back]
+        _, sums = jax.lax.scan(step, rows[0], rows[1:])
+        return [jnp.moveaxis(jnp.concatenate([rows[:1], sums])[back], 0, axis)]
+    axes = _contracted(eqn)[-1]
+    rows = [jnp.moveaxis(jnp.asarray(x), axis, 0) for x, axis in zip(eqn.values, axes, strict=True)]
+
+    def part(*row: Any) -> Any:
+        return eqn.bind([jnp.expand_dims(a, axis) for a, axis in zip(row, axes, strict=True)])[0]
+
+    first = part(*(a[0] for a in rows))
+    return [jax.lax.scan(lambda total, row: step(total, part(*row)), first, [a[1:] for a in rows])[0]]
+
+
+# Nested batches. A batching rule of the backward's own that is right for one batch axis.
+
+
+@custom_vmap
+def _in_no_batch(x: Any) -> Any:
+    return x
+
+
+@custom_vmap
+def _in_one_batch(x: Any) -> Any:
+    return x
+
+
+@_in_no_batch.def_vmap
+def _(size: int, batched: Sequence[bool], x: Any) -> tuple[Any, bool]:
+    return _in_one_batch(x), batched[0]
+
+
+@_in_one_batch.def_vmap
+def _(size: int, batched: Sequence[bool], x: Any) -> tuple[Any, bool]:
+    return jnp.roll(x, 1, 0) if batched[0] else x, batched[0]
+
+
+@jax.custom_jvp
+def _rolled_under_two_vmaps(x: Any) -> Any:
+    """Return x, and under two vmaps x rolled along the outer batch axis; its own derivative is the identity."""
+    return _in_no_batch(x)
+
+
+_rolled_under_two_vmaps.defjvp(lambda xs, ts: (_rolled_under_two_vmaps(*xs), *ts))
+
+
 OPERATORS: dict[str, Callable[..., Sequence[Any]]] = {
     "operands swapped": _swapped,
     "sign": _of_output(lambda y: -y),
@@ -193,6 +293,8 @@ OPERATORS: dict[str, Callable[..., Sequence[Any]]] = {
     "other direction": lambda eqn: eqn.bind(eqn.values, reverse=not eqn.params["reverse"]),
     "window reversed": lambda eqn, axis: eqn.bind([eqn.values[0], jnp.flip(eqn.values[1], int(axis))]),
     "order reversed": lambda eqn: eqn.bind(list(eqn.values)[::-1]),
+    NARROW: _accumulated,
+    NESTED: _of_output(_rolled_under_two_vmaps),
 }
 
 
@@ -202,6 +304,8 @@ def proposals(eqn: Equation) -> Iterator[tuple[str, tuple[float, ...]]]:
         if getattr(y, "size", 0):
             yield from _proposed_of_output(i, y)
     name, values = eqn.name, eqn.inputs
+    if name == OUTPUTS and _floating(values[0]) and values[0].size:
+        yield NESTED, (0,)
     if name in (INPUTS, OUTPUTS) or not all(hasattr(y, "shape") for y in eqn.outputs):
         return
     first = eqn.outputs[0] if eqn.outputs else None
@@ -231,6 +335,8 @@ def proposals(eqn: Equation) -> Iterator[tuple[str, tuple[float, ...]]]:
             yield "operand transposed", (i,)
     if name in SUMMING and _floating(values[0]):
         yield "lower precision", ()
+    if name in ACCUMULATING and _can_accumulate(eqn):
+        yield NARROW, ()
     if name in _OTHER_STRICTNESS:
         yield "strictness", ()
     if name in ("eq", "ne"):
@@ -278,3 +384,54 @@ def _proposed_of_axes(eqn: Equation) -> Iterator[tuple[str, tuple[float, ...]]]:
         yield from (("window reversed", (axis,)) for axis in spatial if eqn.inputs[1].shape[axis] > 1)
     if name == "concatenate" and len(eqn.inputs) > 1:
         yield "order reversed", ()
+
+
+# ----------------------------------------------------------------------------------------------------- static arguments
+
+STATIC_OPERATORS: dict[str, Callable[..., Any]] = {
+    "first for all": lambda given: given[:1] * len(given),
+    "first alone": lambda given: given[:1],
+    "held": lambda given, value: type(given)(value),
+}
+"""Take a static argument, or a field of it, and give what the backward has in its place."""
+
+
+def static_proposals(given: Any, shapes: Collection[Any] = ()) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Yield the operators that suit a static argument, each with its detail: the field's number, then the rest.
+
+    Tuples among `shapes` are left out.
+
+    Example:
+        >>> list(static_proposals((2, 3)))
+        [('first for all', (-1,)), ('first alone', (-1,))]
+        >>> list(static_proposals(True))
+        [('held', (-1, 1.0))]
+    """
+    parts: list[tuple[int, Any]] = [(WHOLE, given), *enumerate(_fields(given).values())]
+    for i, part in parts:
+        if type(part) in (bool, int, float):  # not an enum, which is an int as well
+            yield "held", (i, float(part))
+        elif type(part) is tuple and len(part) > 1 and part not in shapes:
+            yield "first for all", (i,)
+            yield "first alone", (i,)
+
+
+def _fields(given: Any) -> dict[str, Any]:
+    """Return the fields of a configuration, by name; none of other values."""
+    if hasattr(given, "_asdict"):
+        return given._asdict()
+    settable = fields(given) if is_dataclass(given) and not isinstance(given, type) else ()
+    return {field.name: getattr(given, field.name) for field in settable if field.init}
+
+
+def with_static(given: Any, mutation: Mutation) -> Any:
+    """Return the static argument that a mutation puts in the place of the given one; that itself if it suits none."""
+    i, *rest = mutation.detail
+    name = None if i == WHOLE else list(_fields(given))[int(i)]
+    part = given if name is None else _fields(given)[name]
+    if mutation.operator not in {operator for operator, (at, *_) in static_proposals(given) if at == i}:
+        return given
+    new = STATIC_OPERATORS[mutation.operator](part, *rest)
+    if name is None:
+        return new
+    return given._replace(**{name: new}) if hasattr(given, "_replace") else replace(given, **{name: new})

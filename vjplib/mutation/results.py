@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from vjplib.mutation.false_alarms import Alarms
-from vjplib.mutation.other_checkers import TITLES
+from vjplib.mutation.other_checkers import TITLES, others
 from vjplib.mutation.score import Score
 from vjplib.reports.tables import grid
 from vjplib.verification.registry import CLAIMS, order
@@ -33,7 +33,18 @@ def to_dict(scores: Sequence[Score], alarms: Alarms) -> dict[str, Any]:
 
 
 def tables(scores: Sequence[Score], alarms: Alarms) -> Iterator[Table]:
-    """Yield the table of mutants, a row a rule, and the table of the checks."""
+    """Yield the table of mutants, a row a rule, if there are any, and the table of the checks."""
+    if scores:
+        yield _of_mutants(scores)
+    checks = grid("", [""], ("mutants killed", "false alarms", "runs"))
+    killed = shares(scores)
+    for by in ("vjplib", *others()):
+        share = f"{killed[by]:.2%}" if scores and by in killed else "-"
+        checks.add_row(TITLES[by], share, str(alarms.of(by)), str(alarms.runs))
+    yield checks
+
+
+def _of_mutants(scores: Sequence[Score]) -> Table:
     claims = sorted({o.claim for s in scores for o in s.outcomes if o.claim}, key=order)
     aliases = (CLAIMS[c].alias for c in claims)
     mutants = grid("", ["rule"], ("mutants", "equal", "killed", "left", *aliases, "grads", "chex", "s"))
@@ -41,11 +52,7 @@ def tables(scores: Sequence[Score], alarms: Alarms) -> Iterator[Table]:
         mutants.add_row(*_cells(s.name, [s], claims))
     mutants.add_section()
     mutants.add_row(*_cells("all", scores, claims))
-    yield mutants
-    checks = grid("", [""], ("mutants killed", "false alarms", "runs"))
-    for by, share in shares(scores).items():
-        checks.add_row(TITLES[by], f"{share:.2%}", str(alarms.of(by)), str(alarms.runs))
-    yield checks
+    return mutants
 
 
 def _cells(name: str, scores: Sequence[Score], claims: Sequence[str]) -> list[str]:
@@ -58,8 +65,8 @@ def _cells(name: str, scores: Sequence[Score], claims: Sequence[str]) -> list[st
 
 
 def enough(scores: Sequence[Score], alarms: Alarms) -> bool:
-    """Return whether the verifier kills the share `ENOUGH` of the mutants and raises no false alarm."""
-    return shares(scores)["vjplib"] >= ENOUGH and alarms.of("vjplib") == 0
+    """Return whether the verifier kills the share `ENOUGH` of the mutants, if any, and raises no false alarm."""
+    return (not scores or shares(scores)["vjplib"] >= ENOUGH) and alarms.of("vjplib") == 0
 
 
 def without_mutants(scores: Sequence[Score], count: int) -> Iterator[str]:

@@ -9,13 +9,22 @@ import numpy as np
 
 from vjplib.mutation.equivalence import equivalent
 from vjplib.mutation.mutate import mutate
-from vjplib.mutation.operators import Mutation
+from vjplib.mutation.operators import NARROW, NESTED, STATIC, Mutation
 from vjplib.mutation.other_checkers import complaint_of, others
 from vjplib.mutation.target import Target
 from vjplib.rule import Rule
 from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Check, Claim
-from vjplib.verification.claims import accuracy, contract, edges, linearity, second_order, transforms, value
+from vjplib.verification.claims import (
+    accuracy,
+    contract,
+    edges,
+    linearity,
+    second_order,
+    transforms,
+    value,
+    variations,
+)
 
 MUTANTS = 20
 TRIES = 4
@@ -74,7 +83,7 @@ def score(rule: Rule, count: int = MUTANTS, seed: int = 0) -> Score:
     start = time.perf_counter()
     target = Target(rule, seed)
     outcomes: list[Outcome] = []
-    signatures: set[bytes] = set()
+    signatures: set[tuple[str, bytes]] = set()
     for i, mutation in target.candidates[: TRIES * count]:
         if sum(o.verdict != "equivalent" for o in outcomes) >= count:
             break
@@ -84,16 +93,16 @@ def score(rule: Rule, count: int = MUTANTS, seed: int = 0) -> Score:
     return Score(rule.name, tuple(outcomes), time.perf_counter() - start)
 
 
-def _outcome(target: Target, i: int, mutation: Mutation, signatures: set[bytes]) -> Outcome | None:
+def _outcome(target: Target, i: int, mutation: Mutation, signatures: set[tuple[str, bytes]]) -> Outcome | None:
     """Return the result of a mutant, None for a duplicate of an earlier one."""
-    base = target.cases[i]
+    base = target.calls[i]
     subject = mutate(base, mutation)
     own, theirs = base.signature, subject.signature
     first_order = own is None or theirs is None or own != theirs
     if first_order and theirs is not None:
-        if theirs in signatures:
+        if (base.case, theirs) in signatures:
             return None
-        signatures.add(theirs)
+        signatures.add((base.case, theirs))
     claim = killer(target, i, subject, mutation)
     verdict = "killed" if claim else "equivalent" if equivalent(target, mutation) else "survived"
     leaves = subject.leaves(np.float32)
@@ -103,9 +112,10 @@ def _outcome(target: Target, i: int, mutation: Mutation, signatures: set[bytes])
 
 
 def killer(target: Target, i: int, subject: CallUnderTest, mutation: Mutation) -> str:
-    """Return the first claim that a mutant fails, of all that standard verification examines; empty for none.
+    """Return the first claim that a mutant fails; empty for none.
 
-    `subject` is its call at case i, where the mutation was made.
+    They are those that standard verification examines, and more calls of them: at random sizes, and accuracy at long
+    axes. `subject` is its call i, where the mutation was made.
     """
     for claim, check, at in _examinations(target, i, subject, mutation):
         try:
@@ -120,11 +130,20 @@ def killer(target: Target, i: int, subject: CallUnderTest, mutation: Mutation) -
 def _examinations(
     target: Target, i: int, subject: CallUnderTest, mutation: Mutation
 ) -> Iterator[tuple[Claim, Check, CallUnderTest]]:
-    """Yield claims with their checks and calls, the cheapest first."""
+    """Yield claims with their checks and calls, the cheapest first; before them the one that looks for such a fault."""
+    under_transforms = (transforms.CLAIM, partial(transforms.check, eager=False), subject)
+    in_halves = partial(accuracy.check, dtypes=("bfloat16",))
+    long = ((accuracy.CLAIM, in_halves, mutate(base, mutation)) for base in target.longer(i))
+    if mutation.operator == NESTED:
+        yield under_transforms
+    if mutation.operator == NARROW:
+        yield from long
     others = [mutate(base, mutation) for k, base in enumerate(target.cases) if k != i]
     yield value.CLAIM, value.in_float64, subject
     yield from ((c, c.check, subject) for c in (linearity.CLAIM, second_order.CLAIM, contract.CLAIM))
     yield from ((value.CLAIM, value.in_float64, other) for other in others)
+    if mutation.primitive == STATIC and target.rule.vary:
+        yield variations.CLAIM, variations.at_stated_values, subject
     yield from ((second_order.CLAIM, second_order.check, other) for other in others)
     yield from ((value.CLAIM, value.in_float64, mutate(base, mutation)) for base in target.elsewhere)
     main = subject if i == 0 else mutate(target.cases[0], mutation)
@@ -132,4 +151,6 @@ def _examinations(
     yield from ((c, c.check, subject) for c in (edges.CLAIM, value.CLAIM, accuracy.CLAIM))
     if main is not subject:
         yield accuracy.CLAIM, accuracy.check, main
-    yield transforms.CLAIM, partial(transforms.check, eager=False), subject
+    yield from long
+    if mutation.operator != NESTED:
+        yield under_transforms

@@ -1,5 +1,6 @@
 """verify: all claims of one function, or of one record, gathered into a report."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -121,13 +122,9 @@ def verify(
     _check_seed(seed)
     chosen, run = selected(effort, claims, record=False), Runner(time_limit)
     with detect_side_effects((fn,), run.outside):
-        hurried = effort == "quick"
-        second_derivatives(order_two)  # raises for what it does not know
-        options = {"reference": reference, "order_two": order_two, "residuals": residual_bytes, "seed": seed}
-        options |= {"communication": communication, "axes": check_axes(axes)}
-        options["dtypes"] = _dtypes(dtypes)
-        subject = _at_call(fn, args, {} if kwargs is None else kwargs, run, hurried=hurried, **options)
-        subject = _with_domain(subject, domain, {} if vary is None else vary)
+        options = {"reference": reference, "order_two": order_two, "residual_bytes": residual_bytes, "seed": seed}
+        options |= {"communication": communication, "axes": axes, "dtypes": dtypes, "domain": domain, "vary": vary}
+        subject = at_call(fn, args, kwargs, run, hurried=effort == "quick", **options)
         findings = run.all([Job(claim, check, subject) for claim, check in chosen])
     return _report(_name(fn), findings, run, start, chosen)
 
@@ -142,7 +139,30 @@ def _report(
     return Report(name, tuple(ordered), time.perf_counter() - start)
 
 
-def _at_call(
+def at_call(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    run: Runner | None = None,
+    *,
+    order_two: bool | Mapping[str, bool] = True,
+    residual_bytes: int | None = None,
+    axes: Mapping[str, int] | None = None,
+    dtypes: Sequence[str] | None = None,
+    domain: Stated | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    **options: Any,
+) -> CallUnderTest:
+    """Return a user's call with its domain; takes the arguments of `verify` that say what the call is."""
+    second_derivatives(order_two)  # raises for what it does not know
+    options |= {"order_two": order_two, "residuals": residual_bytes}
+    options |= {"axes": check_axes(axes), "dtypes": _dtypes(dtypes)}
+    kwargs = {} if kwargs is None else kwargs
+    subject = _checked(fn, args, kwargs, Runner(math.inf) if run is None else run, **options)
+    return _with_domain(subject, domain, {} if vary is None else vary)
+
+
+def _checked(
     fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], run: Runner, **options: Any
 ) -> CallUnderTest:
     """Return a user's call, its arguments checked and converted."""

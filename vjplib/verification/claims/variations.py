@@ -177,7 +177,7 @@ def _at_other_values(subject: CallUnderTest, effort: str, guess: bool = True) ->
         stated = name in subject.vary
         if not stated and not guess:
             continue
-        guessed = _others(given, _annotation(subject.fn, name))
+        guessed = other_values(given, _annotation(subject.fn, name))
         tried, differing = False, list[tuple[Any, list[Finding]]]()
         for new in (subject.vary[name] if stated else guessed) if effort != "quick" else ():
             if type(new) is type(given) and new == given:
@@ -248,11 +248,11 @@ def _annotation(fn: Any, name: str) -> Any:
     )
 
 
-def _others(given: Any, annotation: Any = None) -> list[Any]:
+def other_values(given: Any, annotation: Any = None) -> list[Any]:
     """Return other values than a given one that an argument of its kind may take, those of a Literal if it is one.
 
     Example:
-        >>> _others(3), _others(True), _others((2, 5), None), _others("sum", Literal["sum", "mean"])
+        >>> other_values(3), other_values(True), other_values((2, 5)), other_values("sum", Literal["sum", "mean"])
         ([4, 2, 7], [False], [(3, 5), (2, 6), (5, 2)], ['mean'])
     """
     if get_origin(annotation) is Literal:
@@ -268,11 +268,11 @@ def _others(given: Any, annotation: Any = None) -> list[Any]:
         return [2 * given if given else 1.0]
     if isinstance(given, tuple):
         make = type(given)._make if hasattr(given, "_make") else tuple  # type: ignore[attr-defined]
-        found = [make((*given[:i], new, *given[i + 1 :])) for i, a in enumerate(given) for new in _others(a)[:1]]
+        found = [make((*given[:i], new, *given[i + 1 :])) for i, a in enumerate(given) for new in other_values(a)[:1]]
         found += [make(given[::-1])] if type(given) is tuple else []
         return [new for i, new in enumerate(found) if new != given and new not in found[:i]]
     if is_dataclass(given) and not isinstance(given, type):
-        changed = [(f.name, new) for f in fields(given) if f.init for new in _others(getattr(given, f.name))[:1]]
+        changed = [(f.name, new) for f in fields(given) if f.init for new in other_values(getattr(given, f.name))[:1]]
         made = [attempt(lambda name=name, new=new: replace(given, **{name: new})) for name, new in changed]
         return [other for other in made if not isinstance(other, Exception)]
     return []
