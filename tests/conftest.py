@@ -18,6 +18,7 @@ HURRIED = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
 jax.config.update("jax_disable_most_optimizations", HURRIED)
 if HURRIED and jax.__version_info__ < (0, 11):  # later versions have one code generator
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+jax.config.update("jax_enable_compilation_cache", False)  # whose keys take time though no folder is given
 jax.config.update("jax_num_cpu_devices", 4)  # for what is claimed of shards; read when the first array is made
 gc.set_threshold(
     50_000, 50, 1_000
