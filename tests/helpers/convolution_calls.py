@@ -88,17 +88,17 @@ def differences(rng, lhs, rhs, kwargs, dtype: Any = np.float64):
     y = jax.eval_shape(lambda x, k: lax.conv_general_dilated(x, k, **kwargs), x, k)
     g = np.cos(np.arange(y.size)).reshape(y.shape).astype(dtype)
 
-    # Everything is an argument: XLA folds what is constant, and by another convolution than the one it would run.
-    def products(convolution):
-        def run(x, k, g):
-            y, back = jax.vjp(lambda x, k: convolution(x, k, **kwargs), x, k)
-            return y, *back(g)
+    def products(convolution, x, k, g):
+        y, back = jax.vjp(lambda x, k: convolution(x, k, **kwargs), x, k)
+        return y, *back(g)
 
-        return jax.jit(run)
+    # Everything is an argument: XLA folds what is constant, and by another convolution than the one it would run.
+    @jax.jit
+    def both(ours, theirs):
+        return products(vjplib.conv_general_dilated, *ours), products(lax.conv_general_dilated, *theirs)
 
     with jax.enable_x64(True):
-        ours = products(vjplib.conv_general_dilated)(x, k, g)
-        theirs = products(lax.conv_general_dilated)(*(a.astype(np.float64) for a in (x, k, g)))
+        ours, theirs = both((x, k, g), tuple(a.astype(np.float64) for a in (x, k, g)))
     assert [(a.shape, a.dtype) for a in ours] == [(a.shape, dtype) for a in theirs]
     pairs = [(np.asarray(a, np.float64), np.asarray(b)) for a, b in zip(ours, theirs, strict=True)]
     return [float(np.max(np.abs(a - b), initial=0) / max(np.max(np.abs(b), initial=0), 1e-300)) for a, b in pairs]

@@ -22,9 +22,10 @@ def cotangent(fn, x, **kwargs):
 
 
 def require_close(ours, theirs, *args, rtol, atol=0.0, mask=None):
-    """Requires the same value and cotangents of two functions, in one compiled program; g is 0 outside the mask."""
-    y = jax.eval_shape(ours, *args)
-    g = np.where(True if mask is None else mask, np.random.default_rng(1).standard_normal(y.shape), 0).astype(y.dtype)
+    """Requires the same values and cotangents of two functions, in one compiled program; g is 0 outside the mask."""
+    rng, kept = np.random.default_rng(1), True if mask is None else mask
+    drawn = lambda y: np.where(kept, rng.standard_normal(y.shape), 0).astype(y.dtype)  # noqa: E731
+    g = jax.tree.map(drawn, jax.eval_shape(ours, *args))
 
     @jax.jit
     def both(g, *args):
@@ -195,12 +196,16 @@ def lax_conv1d(x, h, stride):
 @pytest.mark.parametrize("stride", [1, 2, 3, 5])
 @pytest.mark.parametrize("channels", [False, True])
 def test_conv1d_gives_lax_same_numbers(channels, stride, rng):
+    calls = []
     for n, k in itertools.product((1, 2, 7, 12), (1, 2, 3, 4, 7, 11)):
-        if k > n:
-            continue
-        x = rng.standard_normal((2, n, 3) if channels else (2, 3, n)).astype(np.float32)
-        h = rng.standard_normal((k, 3, 2) if channels else k).astype(np.float32)
-        require_close(*(partial(f, stride=stride) for f in (vjplib.conv1d, lax_conv1d)), x, h, rtol=1e-4, atol=1e-5)
+        if k <= n:
+            shapes = ((2, n, 3), (k, 3, 2)) if channels else ((2, 3, n), (k,))
+            calls.append([rng.standard_normal(shape).astype(np.float32) for shape in shapes])
+
+    def each(f):
+        return lambda calls: [f(x, h, stride=stride) for x, h in calls]
+
+    require_close(each(vjplib.conv1d), each(lax_conv1d), calls, rtol=1e-4, atol=1e-5)
 
 
 def test_conv1d_of_nan_and_infinity_stays_local():

@@ -373,9 +373,10 @@ def test_every_size_may_be_symbolic(name):
         return jnp.sum(jnp.sin(f(*arguments)))
 
     for g in (f, jax.grad(loss, argnums=moving)):
-        exported = export.export(jax.jit(g))(*given)
-        for y, expected in zip(jax.tree.leaves(exported.call(*arguments)), jax.tree.leaves(g(*arguments)), strict=True):
-            np.testing.assert_allclose(y, expected, rtol=2e-5, atol=1e-6)
+        jitted = jax.jit(g)
+        found, expected = (jax.tree.leaves(h(*arguments)) for h in (export.export(jitted)(*given).call, jitted))
+        for y, right in zip(found, expected, strict=True):
+            np.testing.assert_allclose(y, right, rtol=2e-5, atol=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------------------- messages

@@ -25,7 +25,7 @@ def fast_compile_options() -> dict[str, Any] | None:
     """
     if jax.default_backend() != "cpu":
         return None
-    hasty = {"xla_backend_optimization_level": 0}
+    hasty = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
     for options in (hasty | {"xla_cpu_use_fusion_emitters": False}, hasty):
         try:
             jax.jit(lambda: 1, compiler_options=options).lower().compile()

@@ -686,11 +686,16 @@ def attempt_all(
 ) -> dict[str, Any]:
     """Return the results of run(names) by name, all that can be traced at once, and what the others raise.
 
-    If run raises, each name is tried alone.
+    If run raises for all names, each is traced alone, and run again without those that raise; if it still does, each
+    is tried alone.
     """
+    results = attempt(lambda: run(list(traces)))
+    if not isinstance(results, Exception):
+        return dict(results)
     raised = {name: error for name, trace in traces.items() if isinstance(error := attempt(trace), Exception)}
     names = [name for name in traces if name not in raised]
-    results = attempt(lambda: run(names)) if names else {}
+    if raised:
+        results = attempt(lambda: run(names)) if names else {}
     if isinstance(results, Exception):
         results = {name: attempt(lambda name=name: run([name])[name]) for name in names}
     return {**raised, **results}

@@ -91,7 +91,7 @@ def tail_error(subject: CallUnderTest, tails: Callable[[np.ndarray], Tail], dtyp
         1.0
     """
     tail, there = at_tails(subject, tails, dtype)
-    _, found = jax.jit(there.pull(there.call))(there.leaves(dtype), (jnp.asarray(tail.g, dtype),))
+    _, found = jax.jit(there.pull(there.call))(there.leaves(dtype), (np.asarray(tail.g).astype(dtype),))
     errors = [0.0]
     for dx, exact in zip(found, tail.exact, strict=True):
         normal = np.abs(exact) >= float(jnp.finfo(dtype).tiny)

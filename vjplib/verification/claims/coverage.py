@@ -9,7 +9,6 @@ Only the author knows why an equation is not seen: a mask may hide it, it may ca
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vjplib.compat import x64
@@ -17,7 +16,7 @@ from vjplib.verification.call import CallUnderTest
 from vjplib.verification.claim import Claim
 from vjplib.verification.claims.accuracy import at_tails
 from vjplib.verification.explain.locate import MOST
-from vjplib.verification.explain.program import ScaledProgram, flat, sizes, with_factors
+from vjplib.verification.explain.program import ScaledProgram, sizes, with_factors
 from vjplib.verification.report import Finding, describe_error, noted, passed, skipped
 from vjplib.verification.tolerance import HALF_THE_DIGITS
 
@@ -46,20 +45,20 @@ def _examined(subject: CallUnderTest) -> Finding:
         return skipped("no floating equation of a custom_vjp's backward is in sight: there is none, or it is in a loop")
     if count > MOST:
         return skipped(f"the backward has {count} equations, more than {MOST}")
-    scaled = program.cotangents(inside)
-    run = subject.compiled(lambda theta, inputs: (program.evaluate(inputs), jax.jacfwd(scaled)(theta, inputs)))
-    dxs, moves = jax.device_get(run(jnp.ones(count), program.inputs))
+    moved = jax.jacfwd(program.cotangents(inside))
+    both = subject.compiled(lambda factors, inputs: (program.evaluate(inputs), moved(factors, inputs)))
+    dxs, moves = jax.device_get(both(np.ones(count), program.inputs))
     size = sizes(dxs)
     if not np.isfinite(moves).all():
         return skipped("a cotangent, or its derivative by an equation, is not finite at these inputs")
     still = np.linalg.norm(moves / size[:, None], axis=0) <= HALF_THE_DIGITS
     # An equation that only decides a comparison has no derivative: its output is given the other sign.
-    unseen = _unmoved(program, [i for i, s in zip(inside, still, strict=True) if s], size)
+    unseen = _unmoved(subject, program, [i for i, s in zip(inside, still, strict=True) if s], size)
     if unseen and subject.tails is not None:
         tail, there = at_tails(subject, subject.tails, np.float64)
         in_tails = with_factors(there, there.leaves(np.float64), (np.asarray(tail.g, np.float64),))
         if in_tails.places == program.places:  # else another program, with other equations
-            unseen = _unmoved(in_tails, unseen, flat(in_tails.evaluate(in_tails.inputs)))
+            unseen = _unmoved(there, in_tails, unseen)
     blind = [str(program.places[i]) for i in unseen]
     data = {"equations": count, "blind": blind}
     if not blind:
@@ -69,13 +68,20 @@ def _examined(subject: CallUnderTest) -> Finding:
     return noted(f"{message} {named}", data=data)
 
 
-def _unmoved(program: ScaledProgram, numbers: list[int], size: np.ndarray) -> list[int]:
-    """Return the equations that change no cotangent where their output is given the other sign, relative to a size."""
+def _unmoved(
+    subject: CallUnderTest, program: ScaledProgram, numbers: list[int], size: np.ndarray | None = None
+) -> list[int]:
+    """Return the equations that change no cotangent where their output is given the other sign.
+
+    The change is relative to `size`, that of each component itself for None.
+    """
     if not numbers:
         return []
-    cotangents, ones = jax.jit(program.cotangents(numbers)), jnp.ones(len(numbers))
-    changed = [np.asarray(cotangents(ones.at[i].set(OTHER), program.inputs)) for i in range(len(numbers))]
-    change = ((np.stack(changed) - cotangents(ones, program.inputs))[:, size != 0]) / size[size != 0]
+    cotangents = subject.compiled(program.cotangents(numbers))
+    factors = np.concatenate((np.ones((1, len(numbers))), np.where(np.eye(len(numbers)), OTHER, 1.0)))
+    given, *changed = (np.asarray(cotangents(row, program.inputs)) for row in factors)
+    size = given if size is None else size
+    change = (np.stack(changed) - given)[:, size != 0] / size[size != 0]
     return [i for i, gap in zip(numbers, np.linalg.norm(change, axis=1), strict=True) if gap <= HALF_THE_DIGITS]
 
 

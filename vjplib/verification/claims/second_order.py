@@ -43,6 +43,8 @@ def check(subject: CallUnderTest, forwards: bool = True) -> Iterator[Finding]:
             return (program.trace if forwards or mode == _REVERSE else program.lower)(point)
 
         def second_order(modes: Sequence[str]) -> Any:
+            for mode in only_lowered.intersection(modes):
+                traced(mode)
             ran = [mode for mode in modes if mode not in only_lowered]
             run = subject.compiled(lambda p: {mode: [_MODES[mode](pull, *p) for pull in pulls] for mode in ran})
             return dict.fromkeys(modes) | (jax.device_get(run(point)) if ran else {})
