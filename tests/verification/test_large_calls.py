@@ -86,3 +86,24 @@ def test_a_root_mean_square_of_any_size(size):
 def test_only_the_largest_calls_are_reduced():
     subject = CallUnderTest(square, (np.ones(SMALL, np.float32),), sizes={"n": SMALL})
     assert subject.reduced is subject
+
+
+def test_a_transform_that_raises_leaves_the_others_of_a_large_mask_alone(rng):
+    @jax.custom_vjp
+    def on_host(x, mask):
+        return jax.pure_callback(lambda x: np.cumsum(x), jax.ShapeDtypeStruct(x.shape, x.dtype), jnp.where(mask, x, 0))
+
+    def bwd(mask, g):
+        return jnp.where(mask, jnp.cumsum(g[::-1])[::-1], 0), None
+
+    on_host.defvjp(lambda x, mask: (on_host(x, mask), mask), bwd)
+    x = rng.standard_normal(1500).astype(np.float32)
+    report = vjplib.verify(
+        on_host,
+        (x, rng.random(x.shape) < 0.5),
+        reference=lambda x, mask: jnp.cumsum(jnp.where(mask, x, 0)),
+        claims=("transforms",),
+    )
+    raising = {f.message.partition(":")[0] for f in report.failures}
+    assert all("vmap" in name for name in raising), report
+    assert any(f.message == "checkpoint" and f.level == "pass" for f in report.findings)

@@ -90,8 +90,12 @@ def _variants(
     if policy and not subject.complex:  # JAX saves nothing complex under a policy: its reduce_precision refuses them
         policies["checkpoint, all saved"] = jax.checkpoint_policies.everything_saveable
     for label, chosen in policies.items():
-        again = jax.checkpoint(subject.call, policy=chosen)
-        yield label, _Variant(subject.pull(again), (xs, gs), truth[0])
+
+        def again(xs: Leaves, gs: Leaves, policy: Any = chosen) -> Any:
+            # A function of this trace alone: JAX keeps the program of one that it has met.
+            return subject.pull(jax.checkpoint(lambda *ls: subject.call(*ls), policy=policy))(xs, gs)
+
+        yield label, _Variant(again, (xs, gs), truth[0])
     for i, name in enumerate(subject.names) if count > 1 else ():
 
         def alone(xs: Leaves, gs: Leaves, i: int = i) -> Any:
