@@ -186,8 +186,8 @@ def _contracted(eqn: Equation) -> list[tuple[int, ...]]:
 def _carried(eqn: Equation) -> list[int]:
     """Return which outputs of a scan are its carry: the others have an axis more than those of its body."""
     body, _ = unclose(eqn.params["jaxpr"])
-    pairs = enumerate(zip(eqn.outputs, body.outvars, strict=True))
-    return [i for i, (y, inner) in pairs if y.shape == inner.aval.shape]
+    inner: list[Any] = [v.aval for v in body.outvars]
+    return [i for i, (y, of_one) in enumerate(zip(eqn.outputs, inner, strict=True)) if y.shape == of_one.shape]
 
 
 def _can_accumulate(eqn: Equation) -> bool:
