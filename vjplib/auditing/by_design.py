@@ -38,7 +38,7 @@ def by_design(subject: CallUnderTest) -> str:
     Only the primal counts: that it is the identity, that it rounds, or that its derivative is zero everywhere nearby.
     """
     leaves = subject.leaves()
-    jaxpr = _primal(subject)
+    jaxpr = primal_of(subject)
     if all(any(v is x for x in jaxpr.invars) for v in jaxpr.outvars):
         return IDENTITY
     if to := _rounding(jaxpr):
@@ -47,7 +47,7 @@ def by_design(subject: CallUnderTest) -> str:
     return FLAT if all(size_of(dx) == 0 for answers in found for dx in answers.true_dxs) else ""
 
 
-def _primal(subject: CallUnderTest) -> Any:
+def primal_of(subject: CallUnderTest) -> Any:
     """Return the program of the primal, with the rules inside it stripped."""
     return unclose(jax.make_jaxpr(strip_custom_rules(subject.call))(*subject.leaves()))[0]
 
@@ -59,7 +59,7 @@ def iterated(subject: CallUnderTest) -> str:
     derivatives along a random direction must differ by less than `SOLVED` of their size. If the primal runs in float32
     only, small steps of the inputs may change the number of its iterations, and their quotients measure nothing.
     """
-    if all(eqn.primitive.name != "while" for eqn in equations(_primal(subject))):
+    if all(eqn.primitive.name != "while" for eqn in equations(primal_of(subject))):
         return ""
     try:
         with x64():

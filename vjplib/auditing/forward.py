@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from vjplib.auditing.by_design import moved, normal_like
+from vjplib.auditing.sampling import beside_autodiff
 from vjplib.compat import x64
 from vjplib.verification.call import CallUnderTest, Leaves
 from vjplib.verification.oracle import DRAWS, leaves_to_float64
@@ -14,27 +15,34 @@ from vjplib.verification.report import Finding, failed, noted, passed
 from vjplib.verification.tolerance import HALF_THE_DIGITS, error, relative_gap, unit_of
 
 
-def check(subject: CallUnderTest) -> Iterator[Finding]:
+def check(subject: CallUnderTest, elsewhere: bool = False) -> Iterator[Finding]:
     """Yield a finding for each output tangent, and one on linearity.
 
-    At kinks a tangent may differ from autodiff's by choice: the rule's cotangents are judged for that.
+    At kinks a tangent may differ from autodiff's by choice: the rule's cotangents are judged for that. Where the primal
+    is another function in float64, `elsewhere`, the measure is autodiff in the dtypes of the call.
     """
     leaves = subject.leaves()
     rng = np.random.default_rng((subject.seed, 6))
     ts = normal_like(rng, leaves)
     ours, theirs = (jax.jit(lambda xs, ts, f=f: jax.jvp(f, xs, ts)[1]) for f in (subject.call, subject.oracle))
     unit = unit_of(leaves)
+    found, autodiff = _host(ours(leaves, ts)), _host(theirs(leaves, ts))
+    names = [f"tangent of output {i}" if len(found) > 1 else "tangent of output" for i in range(len(found))]
+    exact = leaves_to_float64(leaves, ts)
+    if elsewhere:
+        few = bool(unit > np.finfo(np.float32).eps / 2)
+        for name, r, a in zip(names, found, autodiff, strict=True):
+            yield beside_autodiff(name, r, a, unit, "forward mode", few)
+        yield _linearity(ours, exact, rng)
+        return
     with x64():
-        exact = leaves_to_float64(leaves, ts)
         truth = _host(theirs(*exact))
         draws = []
         for _ in range(DRAWS):
             rounded = [tuple(a * (1 + unit * rng.uniform(-1, 1, a.shape)) for a in part) for part in exact]
             draws.append([d - o for d, o in zip(_host(theirs(*rounded)), truth, strict=True)])
-    found, autodiff = _host(ours(leaves, ts)), _host(theirs(leaves, ts))
-    for i, (r, o, a) in enumerate(zip(found, truth, autodiff, strict=True)):
+    for i, (name, r, o, a) in enumerate(zip(names, found, truth, autodiff, strict=True)):
         e = error(r, o, a, [d[i] for d in draws], unit)
-        name = f"tangent of output {i}" if len(found) > 1 else "tangent of output"
         at = {"argument": name, "ratio": e.excused, "index": e.index, "case": subject.case}
         if e.known == 0:
             yield noted("undecided, the oracle is NaN there", **at)

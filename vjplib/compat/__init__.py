@@ -45,6 +45,7 @@ from vjplib.compat.jaxprs import evaluated as evaluated
 from vjplib.compat.jaxprs import holds_custom_vjp as holds_custom_vjp
 from vjplib.compat.jaxprs import interpreted as interpreted
 from vjplib.compat.jaxprs import programs as programs
+from vjplib.compat.jaxprs import scan_parts as scan_parts
 from vjplib.compat.jaxprs import source_of as source_of
 from vjplib.compat.jaxprs import strip_custom_rules as strip_custom_rules
 from vjplib.compat.jaxprs import unclose as unclose

@@ -135,6 +135,14 @@ def interpreted(
     return [read(v) for v in jaxpr.outvars]
 
 
+def scan_parts(eqn: Any) -> tuple[int, int]:
+    """Return how many of the inputs of a scan are constants of its loop, and how many are carried after these."""
+    if "num_carry" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].update(eqn.invars).unpack()
+    return len(list(consts)), len(list(carry))
+
+
 def without_dead_code(jaxpr: Jaxpr) -> Jaxpr:
     """Return a program without the equations that none of its outputs depends on."""
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]

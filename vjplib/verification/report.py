@@ -31,6 +31,7 @@ Code = Literal[
     "kink",
     "by_design",
     "solver",
+    "sampler",
     "undecided_call",
     "timeout",
     "died",
