@@ -73,7 +73,7 @@ def _laws(subject: CallUnderTest, leaves: Leaves, g: Leaves, e: Leaves, power: i
                 "B(g + e) = B(g) + B(e)": total - b_g - b_e,
             }
         size = max(size_of(b_g), size_of(b_e), float(np.finfo(np.float64).tiny))
-        unknown = np.isnan(b_g) | np.isnan(b_e)
+        unknown = ~np.isfinite(b_g) | ~np.isfinite(b_e)  # infinite numbers show no law
         if not all(np.isfinite(leaf).all() for leaf in leaves):  # 0 * inf, as in autodiff
             unknown |= np.isnan(zero)
         worst = {
