@@ -1,5 +1,6 @@
 """audit: each custom rule of a program is found, through whatever transforms it, and judged where it is met."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from rich.console import Console
 
 from vjplib import audit, examined, watching
 from vjplib.__main__ import main
@@ -221,6 +223,32 @@ def test_verdicts(fn, verdicts):
     assert report.ok is ("fail" not in verdicts and not report.raised)
 
 
+def without_nan(x, y):
+    """x y, zero where y is zero even if x is not finite, after TensorFlow's multiply_no_nan."""
+    return jnp.where(y == 0, 0.0, x * y)
+
+
+WITHOUT_NAN = jax.custom_jvp(without_nan)
+WITHOUT_NAN.defjvp(lambda primals, ts: (without_nan(*primals), primals[1] * ts[0] + primals[0] * ts[1]))
+
+
+def test_a_difference_at_a_kink_is_no_error_of_a_rule_that_passes():
+    y = jnp.array([0.0, 2.0, 0.0, 3.0])
+    report = audit(jax.grad(lambda xy: jnp.sum(WITHOUT_NAN(*xy))), (jnp.array([5.0, 2.0, -3.0, 1.0]), y))
+    (rule,) = report.rules
+    assert rule.verdict == "pass"
+    assert rule.error is None or rule.error < 1e-5
+    assert any(f.code == "kink" and f.argument == "cotangent of y" for f in rule.findings)
+
+
+def test_infinite_cotangents_break_no_law():
+    rule = made(lambda x, y: x * y, lambda x, y: (x * y, (x, y)), lambda res, g: (g * res[1], g * res[0]))
+    report = audit(
+        jax.grad(lambda xy: jnp.sum(rule(*xy))), (jnp.array([-jnp.inf, 2.0, 1.0]), jnp.array([2.0, 3.0, 1.0]))
+    )
+    assert [r.verdict for r in report.rules] == ["pass"], str(report)
+
+
 TWO = made(lambda x, y: (x * y, y**2), lambda x, y: ((x * y, y**2), (x, y)), lambda r, g: (g[0] * r[1], None))
 
 
@@ -285,6 +313,16 @@ def test_reports_are_text_of_80_columns_json_and_markdown():
     heading, _, *lines = report.to_markdown().splitlines()
     assert heading.endswith(": 2 rules met with 2 shapes: 1 pass, 1 fail")
     assert [line.count("|") for line in lines] == [11] * 4
+
+
+def test_a_passing_rule_is_one_line_unless_asked_for_more():
+    report = audit(lambda x: jnp.sum(CLIPPED(x)) + jnp.sum(jax.nn.relu(x)), X)
+    text = io.StringIO()
+    report.print(Console(file=text, width=80), verbose=True)
+    assert "1 <lambda>, custom_vjp at" in str(report)
+    assert "2 relu, custom_jvp at" not in str(report)
+    assert "2 relu, custom_jvp at" in text.getvalue()
+    assert len(report.rules[1].findings) > 1
 
 
 def test_bad_options_are_refused():
@@ -369,7 +407,11 @@ def test_a_function_of_a_file_with_its_arguments(tmp_path, capsys, monkeypatch):
     written = tmp_path / "audit.md"
     words = ["--quick", "--steps", "2", "--seed", "1", "--markdown", str(written)]
     assert main(["audit", f"{file}:loss", *words]) == 0
-    assert "1 pass" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 pass" in out
+    assert "1 relu, custom_jvp at" not in out
+    assert main(["audit", f"{file}:loss", "--quick", "-v"]) == 0
+    assert "1 relu, custom_jvp at" in capsys.readouterr().out
     assert "| relu (custom_jvp) |" in written.read_text(encoding="utf-8")
 
 

@@ -96,18 +96,23 @@ class AuditReport:
         self.print(Console(file=text, width=80, no_color=True, highlight=False))
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
-    def print(self, console: Console) -> None:
-        """Prints the table, what it means, and for each rule where it stands and why it is judged so."""
+    def print(self, console: Console, verbose: bool = False) -> None:
+        """Print the table, what it means, and for each rule that does not pass where it stands and why.
+
+        Args:
+            console: where to print.
+            verbose: whether to print these for rules that pass as well, and the notes of all.
+        """
         for line in self._warnings():
             console.print(Text(line, "bold red"))
         if not self.rules:
             console.print(Text(f"{self.name}: {self.summary}"))
             return
-        rows = _merged(self.rules)
+        rows = _merged(self.rules, verbose)
         console.print(_table(rows))
         console.print(Text(_LEGEND, "dim"))
         for number, rule in enumerate(rows, 1):
-            for line in _lines(number, rule):
+            for line in _lines(number, rule, verbose) if verbose or rule.verdict != "pass" else ():
                 console.print(Text(line), soft_wrap=False)
         console.print(Text(self.summary, "bold"))
 
@@ -158,11 +163,12 @@ def order(rules: list[AuditedRule]) -> tuple[AuditedRule, ...]:
     return tuple(sorted(rules, key=lambda r: (_ORDER.index(r.verdict), -(r.share or 0.0), r.name, r.shapes)))
 
 
-def _merged(rules: tuple[AuditedRule, ...]) -> tuple[AuditedRule, ...]:
-    """Return the rows to show: rows of one rule with the same verdict and reason become one."""
+def _merged(rules: tuple[AuditedRule, ...], verbose: bool) -> tuple[AuditedRule, ...]:
+    """Return the rows to show: rows of one rule with the same verdict and, if it is printed, reason become one."""
     alike: dict[Any, list[AuditedRule]] = {}
     for rule in rules:
-        alike.setdefault((rule.name, rule.source, rule.verdict, rule.reason, rule.recomputed), []).append(rule)
+        reason = rule.reason if verbose or rule.verdict != "pass" else ""
+        alike.setdefault((rule.name, rule.source, rule.verdict, reason, rule.recomputed), []).append(rule)
     return tuple(_as_one(several) for several in alike.values())
 
 
@@ -173,7 +179,8 @@ def _as_one(several: list[AuditedRule]) -> AuditedRule:
     return replace(
         most,
         callers=tuple(dict.fromkeys(c for r in several for c in r.callers)),
-        shapes=_shortened(most.shapes) + (f" and {len(several) - 1} other shapes" if len(several) > 1 else ""),
+        shapes=(_shortened(most.shapes) or "no arrays")
+        + (f" and {len(several) - 1} other shapes" if len(several) > 1 else ""),
         calls=sum(r.calls for r in several),
         error=worst.error,
         relative=max((r.relative for r in several if r.relative is not None), default=None),
@@ -197,15 +204,18 @@ def _table(rules: tuple[AuditedRule, ...]) -> Table:
     return table
 
 
-def _lines(number: int, rule: AuditedRule) -> Iterator[str]:
+def _lines(number: int, rule: AuditedRule, verbose: bool) -> Iterator[str]:
     yield f"{number} {rule.name}, {rule.kind} at {rule.source}"
     shown = ", ".join(rule.callers[:3]) + (f" and {len(rule.callers) - 3} more" if len(rule.callers) > 3 else "")
-    yield f"  of {rule.shapes or 'no arrays'}" + (f"; called at {shown}" if shown else "")
+    yield f"  of {rule.shapes}" + (f"; called at {shown}" if shown else "")
     found = causes(Report(rule.name, rule.findings)) if rule.verdict == "fail" else ()
     for cause in found:
         yield f"  {_SIGNS[rule.verdict]}: {paragraph(cause)}"
     if rule.reason and not found:
         yield f"  {_SIGNS[rule.verdict]}: {rule.reason}"
+    for f in rule.findings if verbose else ():
+        if f.level == "note":
+            yield f"  {f}"
 
 
 def _figures(rule: AuditedRule) -> list[str]:

@@ -50,6 +50,9 @@ def add(command: Command) -> None:
         metavar="RULE=REASON",
         help="rule whose derivative differs from autodiff's on purpose: a note, not a failure",
     )
+    audit.add_argument(
+        "-v", "--verbose", action="store_true", help="print where passing rules stand too, and the notes of all rules"
+    )
     add_formats(audit, json="JSON", markdown="Markdown")
     audit.add_argument(
         "--run",
@@ -86,7 +89,7 @@ def _audit(parsed: argparse.Namespace) -> int:
         write_json(parsed.json, report.to_dict())
     if parsed.markdown:
         parsed.markdown.write_text(report.to_markdown() + "\n", encoding="utf-8", errors="backslashreplace")
-    report.print(console)
+    report.print(console, parsed.verbose)
     return 0 if report.ok else 1
 
 
