@@ -6,6 +6,7 @@ import numpy as np
 from wrong_rules import rule
 
 import vjplib
+from vjplib.compat import fast_compile_options
 from vjplib.verification.call import attempt_all
 
 NAMES = ("a", "b", "c")
@@ -59,8 +60,9 @@ def test_coverage_compiles_no_program_for_each_equation(caplog):
         return g * jnp.exp(x) * (jnp.sin(x) + jnp.cos(x)) + 0 * jnp.tanh(x)
 
     x = np.linspace(-1, 1, 37, dtype=np.float32)  # of a shape that no other test has compiled for
+    fast_compile_options()  # found out once, by compiling
     with jax.log_compiles():
         report = vjplib.verify(made, (x,), claims=("coverage",))
     (note,) = report.findings
     assert "no cotangent moves with" in note.message, report
-    assert 1 <= sum("Finished XLA compilation" in record.message for record in caplog.records) <= 3
+    assert sum("Finished XLA compilation" in record.message for record in caplog.records) == 2

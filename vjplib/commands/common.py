@@ -38,11 +38,10 @@ It returns the command's parser; `parsed.error(message)` of what the parser read
 """
 
 
-def add_targets(parser: argparse.ArgumentParser) -> None:
-    """Add the targets, which name rules."""
-    parser.add_argument(
-        "targets", nargs="*", metavar="RULE", help="a rule's name, package.module or package.module:name (default: all)"
-    )
+def add_targets(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Add the targets, which name rules, or `more`, which the help names too."""
+    does = f"a rule's name, package.module or package.module:name{more} (default: all)"
+    parser.add_argument("targets", nargs="*", metavar="RULE", help=does)
 
 
 def add_formats(parser: argparse.ArgumentParser, **formats: str) -> None:

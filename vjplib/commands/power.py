@@ -39,7 +39,7 @@ def add(command: Command) -> None:
         _power,
         "mutation-test the verifier; exit 0 if it catches at least 99 %% of injected bugs and raises no false alarm",
     )
-    add_targets(power)
+    add_targets(power, "; a module or FILE.py that ends in EXAMPLES, for runs alone")
     add_formats(power, json="JSON")
     power.add_argument(
         "--mutants",

@@ -183,10 +183,17 @@ def _contracted(eqn: Equation) -> list[tuple[int, ...]]:
     return sorted(pairs, key=lambda axes: eqn.inputs[0].shape[axes[0]])
 
 
+def _carried(eqn: Equation) -> list[int]:
+    """Return which outputs of a scan are its carry: the others have an axis more than those of its body."""
+    body, _ = unclose(eqn.params["jaxpr"])
+    inner: list[Any] = [v.aval for v in body.outvars]
+    return [i for i, (y, of_one) in enumerate(zip(eqn.outputs, inner, strict=True)) if y.shape == of_one.shape]
+
+
 def _can_accumulate(eqn: Equation) -> bool:
     """Return True for an equation that adds up floating numbers one after another, or could."""
     if eqn.name == "scan":
-        return any(_floating(y) for y in eqn.outputs[: eqn.params["num_carry"]])
+        return any(_floating(eqn.outputs[i]) for i in _carried(eqn))
     if not _floating(eqn.inputs[0]):
         return False
     if eqn.name == "cumsum":
@@ -206,7 +213,7 @@ def _accumulated(eqn: Equation) -> Sequence[Any]:
 
     if eqn.name == "scan":
         body, held = unclose(eqn.params["jaxpr"])
-        carried = range(eqn.params["num_carry"])
+        carried = _carried(eqn)
 
         def turn(*values: Any) -> list[Any]:
             outputs = interpreted(body, held, values, bind_eqn)
