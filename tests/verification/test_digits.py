@@ -224,3 +224,21 @@ def test_no_tail_of_a_right_rule_is_lost(field):
     call = CallUnderTest(field.fn, field.args, reference=field.options.get("reference"))
     if call.differentiable and call.undifferentiable is None:
         assert not [f for f in in_tails(call) if f.level == "fail"]
+
+
+def rescaled(x, rate):
+    return x / (1 - rate)
+
+
+def rescaled_bwd(res, g):
+    x, rate = res
+    return g / (1 - rate), jnp.sum(g * x / (1 - rate) ** 2)
+
+
+def test_a_python_number_takes_the_dtype_of_its_neighbours(rng):
+    rule = jax.custom_vjp(rescaled)
+    rule.defvjp(lambda x, rate: (rescaled(x, rate), (x, rate)), rescaled_bwd)
+    x = jnp.asarray(rng.standard_normal((5, 7)), jnp.bfloat16)
+    assert vjplib.verify(rule, (x, 0.2), claims=("contract", "value", "accuracy")).ok
+    (audited,) = vjplib.audit(jax.grad(lambda x: rule(x, 0.2).sum()), x).rules
+    assert audited.verdict == "pass"

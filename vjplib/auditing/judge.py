@@ -110,7 +110,9 @@ def _restricted(subject: CallUnderTest, perturbed: tuple[bool, ...], outputs: se
     kind = inspect.Parameter.POSITIONAL_ONLY
     if all(map(str.isidentifier, names)) and len(set(names)) == len(names):
         vars(fn)["__signature__"] = inspect.Signature([inspect.Parameter(n, kind) for n in names])
-    return CallUnderTest(fn, fixed, seed=subject.seed)
+    kept = [i for i in range(len(jax.tree.leaves(subject.args))) if not any(perturbed) or perturbed[i]]
+    weak = frozenset(n for n, i in enumerate(kept) if i in subject.weak)
+    return CallUnderTest(fn, fixed, seed=subject.seed, weak=weak)
 
 
 def _subject(group: CallGroup, call: RecordedCall, seed: int) -> CallUnderTest:
@@ -124,7 +126,9 @@ def _subject(group: CallGroup, call: RecordedCall, seed: int) -> CallUnderTest:
 
     args = [jax.tree.map(key, a, is_leaf=_is_key_data) for a in call.args]
     args = [Static(a) if i in group.static else jax.tree.map(number, a) for i, a in enumerate(args)]
-    return CallUnderTest(call.fn, tuple(args), seed=seed)
+    moving = [flag for i, flag in enumerate(call.weak) if i not in group.static]
+    weak = frozenset(i for i, flag in enumerate(jax.tree.leaves(moving)) if flag)
+    return CallUnderTest(call.fn, tuple(args), seed=seed, weak=weak)
 
 
 def _marks(group: CallGroup, call: RecordedCall) -> tuple[bool, ...]:

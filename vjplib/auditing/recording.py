@@ -40,11 +40,13 @@ class RecordedCall(NamedTuple):
     """A recorded call of a rule, its positional arguments on the host.
 
     `perturbed` says which of their leaves the program differentiated by; it is empty if it did not differentiate.
+    `weak` holds True in place of each leaf that is weakly typed, as Python numbers are.
     """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     perturbed: tuple[bool, ...] = ()
+    weak: tuple[Any, ...] = ()
 
 
 @dataclass(eq=False)
@@ -125,7 +127,8 @@ class CallSite:
         rest, moving = iter(values), iter(perturbed)
         leaves = [_as_traced(next(rest), a) if isinstance(a, Aval) else _on_host(a) for a in self.leaves]
         marks = tuple(isinstance(a, Aval) and next(moving) for a in self.leaves) if perturbed else ()
-        return RecordedCall(self.fn, jax.tree.unflatten(self.tree, leaves), marks)
+        weak = [a.weak if isinstance(a, Aval) else isinstance(a, float) for a in self.leaves]
+        return RecordedCall(self.fn, jax.tree.unflatten(self.tree, leaves), marks, jax.tree.unflatten(self.tree, weak))
 
     def draw(self, rng: np.random.Generator) -> RecordedCall | None:
         """Return the call with standard normal numbers; None if it takes integers or random keys."""

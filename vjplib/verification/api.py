@@ -180,10 +180,16 @@ def _checked(
     fn, args, kwargs = _by_position(fn, args, kwargs, static)
     if (reference := options.get("reference")) is not None and isinstance(fn, ByPosition):
         options["reference"] = ByPosition(reference, fn.keywords)
-    arrays = tuple(Static(a) if i in static or _is_static(a) else jax.tree.map(_array, a) for i, a in enumerate(args))
+    given = tuple(Static(a) if i in static or _is_static(a) else a for i, a in enumerate(args))
+    weak = frozenset(
+        i
+        for i, leaf in enumerate(jax.tree.leaves(given))
+        if isinstance(leaf, (float, complex)) and not hasattr(leaf, "dtype")
+    )
+    arrays = jax.tree.map(_array, given)
     sizes = {f"{SIZES} {n}": n for n in sorted({n for a in jax.tree.leaves(arrays) for n in np.shape(a)}) if n > 1}
     resize = partial(_resized, arrays, sizes)
-    subject = CallUnderTest(fn, arrays, kwargs, sizes=sizes, resize=resize, **options)
+    subject = CallUnderTest(fn, arrays, kwargs, sizes=sizes, resize=resize, weak=weak, **options)
     subject = along_axes(subject, subject.axes)
     if not subject.differentiable:
         raise ValueError(f"args must hold at least one floating array to differentiate, got {_described(arrays)}")

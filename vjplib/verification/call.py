@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vjplib.compat import cost_of, fast_compile_options, is_key, strip_custom_rules, unclose, x64
+from vjplib.compat import cost_of, fast_compile_options, is_key, strip_custom_rules, unclose, weakly_typed, x64
 from vjplib.rule import Tail, second_derivatives
 from vjplib.verification import domain as domains
 from vjplib.verification.digits import coarsest_cast, coarsest_computed, eps_of, names_of
@@ -136,6 +136,7 @@ class CallUnderTest:
         hurried: whether compiling may leave out optimisation in float32 too; in float64 it does, if the call is small.
         dtypes: the floating dtypes that the function takes, by name; None to find out about float32 and float64.
         found: what was found out about dtypes, which all calls derived from this one share.
+        weak: the leaves of the arguments, by their numbers, that are Python numbers: they take their neighbours' dtype.
     """
 
     fn: Callable[..., Any]
@@ -158,6 +159,7 @@ class CallUnderTest:
     base: "CallUnderTest | None" = field(default=None, repr=False)
     dtypes: tuple[str, ...] | None = None
     found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    weak: frozenset[int] = frozenset()
 
     def offers(self, mode: str) -> bool:
         """Return True if second derivatives are offered in a mode, "reverse" or "forward", each over reverse."""
@@ -259,7 +261,10 @@ class CallUnderTest:
         """Return the positional arguments with these differentiated leaves in place."""
         given = enumerate(self._flat[0])
         own = [leaf if i in self.differentiable else jnp.asarray(_HELD.get(leaf)) for i, leaf in given]
-        return unwrap(jax.tree.unflatten(self._flat[1], combine(own, self.differentiable, leaves)))
+        combined = combine(own, self.differentiable, leaves)
+        for i in self.weak:
+            combined[i] = weakly_typed(jnp.asarray(combined[i]))
+        return unwrap(jax.tree.unflatten(self._flat[1], combined))
 
     def whole(self, leaves: Sequence[Any]) -> Any:
         """Return the function's output, integers and structure included."""

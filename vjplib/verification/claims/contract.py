@@ -138,7 +138,10 @@ def _raw(subject: CallUnderTest, rule: CustomVJP, args: tuple[Any, ...], kwargs:
     bound.apply_defaults()
     values = list(bound.args)
     names = parameters(rule.primal, len(values))
-    struct = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))  # noqa: E731
+
+    def struct(a: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a), weak_type=bool(getattr(a, "weak_type", False)))
+
     avals = [v if i in rule.static else jax.tree.map(struct, v) for i, v in enumerate(values)]
     nondiff = [v for i, v in enumerate(avals) if i in rule.static]
     moving = [i for i in range(len(avals)) if i not in rule.static]
