@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], does: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=does, description=does)
+        added = commands.add_parser(name, help=does, description=does.replace("%%", "%"))
         added.set_defaults(run=run, error=added.error)
         return added
 
