@@ -26,6 +26,13 @@ from .rules.linear import linear as linear
 from .rules.losses import softmax_cross_entropy as softmax_cross_entropy
 from .rules.losses import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
 from .rules.losses import squared_error as squared_error
+from .rules.norms import batch_norm as batch_norm
+from .rules.norms import group_norm as group_norm
+from .rules.norms import layer_norm as layer_norm
+from .rules.norms import norm as norm
+from .rules.norms import normalize as normalize
+from .rules.norms import rms_norm as rms_norm
+from .rules.norms import weight_norm as weight_norm
 from .rules.patch_lax import use_in_lax as use_in_lax
 from .rules.pooling.pooling import avg_pool as avg_pool
 from .rules.pooling.pooling import max_pool as max_pool
