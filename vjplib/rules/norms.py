@@ -629,7 +629,7 @@ def _of_shape(name: str, a: Any, shape: tuple[int, ...]) -> jax.Array:
 
 def _number(name: str, value: Any) -> float:
     try:
-        return float(value)
+        return float(value * 1.0)  # a text is no number
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r:.60}") from None
 
