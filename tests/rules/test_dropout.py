@@ -1,5 +1,7 @@
 """Dropout draws flax's mask, and draws it again in the backward, bit for bit, for keys of each kind."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ X = jnp.asarray(np.random.default_rng(0).standard_normal((4, 50)), jnp.float32)
 KEYS = {"typed": jax.random.key(3), "raw": jax.random.PRNGKey(3), "of another kind": jax.random.key(3, impl="rbg")}
 
 
-def flax_dropout(key, x, rate, broadcast_dims=()):
+def flax_dropout(key, x, rate, broadcast_dims=()) -> Any:
     dropout = nn.Dropout(rate, broadcast_dims, deterministic=False)
     return dropout.apply({}, x, rng=key)
 

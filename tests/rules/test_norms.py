@@ -1,6 +1,7 @@
 """Norms are those of flax and jnp, for arrays and parameters of every dtype; right at 0 and at large means."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -37,7 +38,7 @@ def rms_norm(x, scale=None, **options):
 
 
 def batch_norm(x, scale=None, bias=None, momentum=0.99):
-    used = {"use_scale": scale is not None, "use_bias": bias is not None}
+    used: dict[str, Any] = {"use_scale": scale is not None, "use_bias": bias is not None}
     module = nn.BatchNorm(use_running_average=False, use_fast_variance=False, momentum=momentum, **used)
     parameters = {name: a for name, a in (("scale", scale), ("bias", bias)) if a is not None}
     stats = {"mean": jnp.linspace(0.0, 1, 6), "var": jnp.linspace(1.0, 2, 6)}
@@ -124,7 +125,7 @@ def test_integers_and_complex_numbers_are_those_of_the_plain_formulas():
         np.testing.assert_allclose(f(integers), f(integers.astype(jnp.float32)), rtol=1e-6)
         assert f(numbers).dtype == (jnp.float32 if f is vl.norm else jnp.complex64)
     np.testing.assert_allclose(jnp.abs(vl.normalize(numbers)) ** 2 @ np.ones(6), 1, rtol=1e-5)
-    np.testing.assert_allclose(vl.layer_norm(integers, scale=[1, 2, 3], bias=1)[:, 1], 1, atol=1e-6)
+    np.testing.assert_allclose(vl.layer_norm(integers, scale=np.arange(3), bias=1)[:, 1], 1, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- conventions

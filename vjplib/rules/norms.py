@@ -72,7 +72,7 @@ def _standardize(x, scale, bias, axes, epsilon, statistics=False):
     return fwd_standardize(x, scale, bias, axes, epsilon, statistics)[0]
 
 
-def fwd_standardize(x, scale, bias, axes, epsilon, statistics):
+def fwd_standardize(x, scale, bias, axes, epsilon, statistics) -> tuple[Any, Any]:
     """Return the normalised array, with `statistics` also its mean and variance, and the residuals."""
     mean = jnp.mean(upcast(x), axes, keepdims=True)
     centred = upcast(x) - mean
@@ -111,7 +111,7 @@ def bwd_standardize(axes, epsilon, statistics, res, cotangents):
 _standardize.defvjp(fwd_standardize, bwd_standardize)
 
 
-def reference_layer_norm(x, scale=None, bias=None, axis=-1, epsilon=1e-6):
+def reference_layer_norm(x, scale=None, bias=None, axis: Any = -1, epsilon=1e-6):
     centred = x - jnp.mean(x, axis, keepdims=True)
     return _affine(centred / jnp.sqrt(jnp.var(x, axis, keepdims=True) + epsilon), scale, bias)
 
@@ -229,17 +229,21 @@ def batch_norm(
     x = as_floating("x", x)
     features = normalize_axes(axis, x.ndim)
     others = _other_axes(features, x.ndim)
-    given = {"running_mean": running_mean, "running_var": running_var, "scale": scale, "bias": bias}
     shape = tuple(x.shape[i] for i in features)
-    given = {name: None if a is None else _of_shape(name, as_floating(name, a), shape) for name, a in given.items()}
-    scale, bias = (None if given[k] is None else jnp.expand_dims(given[k], others) for k in ("scale", "bias"))
+
+    def checked(name: str, a: ArrayLike) -> jax.Array:
+        return _of_shape(name, as_floating(name, a), shape)
+
+    running_mean, running_var = checked("running_mean", running_mean), checked("running_var", running_var)
+    of_features = {"scale": scale, "bias": bias}
+    parameters = (None if a is None else jnp.expand_dims(checked(name, a), others) for name, a in of_features.items())
     momentum = _number("momentum", momentum)
-    y, mean, variance = _standardize(x, scale, bias, others, _epsilon(epsilon), True)
+    y, mean, variance = _standardize(x, *parameters, others, _epsilon(epsilon), True)
 
     def moved(running: jax.Array, now: jax.Array) -> jax.Array:
         return (momentum * upcast(running) + (1 - momentum) * now.reshape(shape)).astype(running.dtype)
 
-    return y, moved(given["running_mean"], mean), moved(given["running_var"], variance)
+    return y, moved(running_mean, mean), moved(running_var, variance)
 
 
 def reference_batch_norm(x, running_mean, running_var, scale=None, bias=None, axis=-1, momentum=0.99, epsilon=1e-5):
@@ -328,7 +332,7 @@ def bwd_rms_norm(axes, epsilon, of_mean, res, g):
 _rms_norm.defvjp(fwd_rms_norm, bwd_rms_norm)
 
 
-def reference_rms_norm(x, scale=None, axis=-1, epsilon=1e-6):
+def reference_rms_norm(x, scale=None, axis: Any = -1, epsilon=1e-6):
     square = jnp.real(x * jnp.conj(x))
     return _affine(x / jnp.sqrt(jnp.mean(square, axis, keepdims=True) + epsilon), scale, None)
 
@@ -389,7 +393,7 @@ def weight_norm(
     return _by_rule(rule, incumbent, kernel=kernel, scale=scale)
 
 
-def reference_weight_norm(kernel, scale=None, feature_axes=-1, epsilon=1e-12):
+def reference_weight_norm(kernel, scale=None, feature_axes: Any = -1, epsilon=1e-12):
     others = _other_axes(feature_axes, kernel.ndim)
     square = jnp.sum(jnp.real(kernel * jnp.conj(kernel)), others, keepdims=True)
     y = kernel / jnp.sqrt(square + epsilon)
@@ -542,7 +546,7 @@ def bwd_normalize(axes, epsilon, res, g):
 _normalize.defvjp(fwd_normalize, bwd_normalize)
 
 
-def reference_normalize(x, axis=-1, epsilon=1e-12):
+def reference_normalize(x, axis: Any = -1, epsilon=1e-12):
     square = jnp.sum(jnp.real(x * jnp.conj(x)), axis, keepdims=True)
     large = square > epsilon**2
     return jnp.where(large, x / jnp.sqrt(jnp.where(large, square, 1)), x / epsilon)
@@ -607,8 +611,10 @@ def _broadcasting_to(x: jax.Array, **parameters: Any) -> dict[str, Any]:
     """Return the parameters as arrays, None as None, if each broadcasts to x's shape."""
     arrays = {name: None if a is None else as_array(name, a) for name, a in parameters.items()}
     for name, a in arrays.items():
+        if a is None:
+            continue
         try:
-            fits = a is None or jnp.broadcast_shapes(a.shape, x.shape) == x.shape
+            fits = jnp.broadcast_shapes(a.shape, x.shape) == x.shape
         except ValueError:
             fits = False
         if not fits:
