@@ -57,7 +57,9 @@ from .rules.smooth_activations import silu as silu
 from .rules.smooth_activations import softplus as softplus
 from .rules.smooth_activations import swish as swish
 from .rules.softmax import log_softmax as log_softmax
+from .rules.softmax import logsumexp as logsumexp
 from .rules.softmax import softmax as softmax
+from .rules.softmax import sparsemax as sparsemax
 from .verification import Finding as Finding
 from .verification import NotVerifiedError as NotVerifiedError
 from .verification import Report as Report

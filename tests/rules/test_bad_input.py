@@ -90,6 +90,20 @@ BAD = {
         r"gate and x must broadcast together, got shapes \(2, 5\) and \(2, 4\)",
     ),
     "geglu of a text": (lambda: vl.geglu(X, "x"), TypeError, "x must be an array of numbers, got str 'x'"),
+    "logsumexp, axis": (lambda: vl.logsumexp(X, 2), ValueError, r"axis must lie in \[-2, 2\).*got 2"),
+    "logsumexp, mask": (lambda: vl.logsumexp(X, where=X), TypeError, "where must be boolean, got float32"),
+    "logsumexp, mask's shape": (
+        lambda: vl.logsumexp(X, where=jnp.ones(4, bool)),
+        ValueError,
+        r"where and a must broadcast together, got shapes \(4,\) and \(2, 5\)",
+    ),
+    "sparsemax of complex numbers": (
+        lambda: vl.sparsemax(X + 1j),
+        TypeError,
+        "x must have a floating dtype, got complex",
+    ),
+    "sparsemax, two axes": (lambda: vl.sparsemax(X, (0, 1)), TypeError, r"axis must be an integer, got \(0, 1\)"),
+    "sparsemax of a scalar": (lambda: vl.sparsemax(1.0), ValueError, r"axis must lie in \[0, 0\).*-1"),
     "layer_norm of nothing": (lambda: vl.layer_norm(None), TypeError, "x must be an array of numbers, got NoneType"),
     "layer_norm of a scalar": (lambda: vl.layer_norm(1.0), ValueError, r"axis must lie in \[0, 0\).*-1"),
     "layer_norm, scale of another length": (

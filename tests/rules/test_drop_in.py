@@ -13,6 +13,7 @@ from jax import export
 
 import vjplib
 from vjplib.compat import x64
+from vjplib.precision import upcast
 from vjplib.rules._arguments import as_inexact
 
 vl: Any = vjplib  # calls that a type checker refuses are among these
@@ -47,6 +48,7 @@ ACTIVATIONS = {
     "hard_silu": (vl.hard_swish, lambda x: jax.nn.hard_silu(as_inexact("x", x))),
     "relu6": (vl.relu6, jax.nn.relu6),
 }
+LOG_SUMS = (vl.logsumexp, lambda a, **options: jax.nn.logsumexp(as_inexact("a", a), **options))
 SOFTMAXES = {"softmax": (vl.softmax, jax.nn.softmax), "log_softmax": (vl.log_softmax, jax.nn.log_softmax)}
 TWO_ARRAYS = {"multiply": (vl.multiply, jnp.multiply), "quadratic": (vl.quadratic, plain_quadratic)}
 GATED = {
@@ -287,6 +289,36 @@ def test_one_slice_under_several_masks(name):
     require_same(*SOFTMAXES[name], array("float32")[:1], where=np.array([[True, True, False], [False, True, True]]))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"axis": 0}, {"axis": (0, 1), "keepdims": True}, {"where": NUMBERS > 0}, {"axis": -1, "where": NUMBERS > -2}],
+    ids=["all", "axis", "kept", "masked", "nothing masked"],
+)
+def test_logsumexp_with_options(options, dtype):
+    def theirs(a, **options):  # in half precision jax.nn's rounds each exponential
+        return LOG_SUMS[1](upcast(as_inexact("a", a)), **options).astype(as_inexact("a", a).dtype)
+
+    require_same(LOG_SUMS[0], theirs, array(dtype), **options)
+
+
+def test_logsumexp_goes_to_jax_with_factors_signs_and_complex_numbers():
+    x, b = array("float32"), jnp.array([1.0, -2.0, 3.0])
+    np.testing.assert_array_equal(vl.logsumexp(x, 1, b), jax.nn.logsumexp(x, 1, b))
+    ours, theirs = (f(x, b=b, return_sign=True) for f in (vl.logsumexp, jax.nn.logsumexp))
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(vl.logsumexp(array("complex64")), jax.nn.logsumexp(array("complex64")))
+
+
+def test_sparsemax_is_the_projection_on_the_simplex():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 7)), jnp.float32)
+    project = jax.vmap(optax.projections.projection_simplex)
+    require_same(vl.sparsemax, project, x)
+    np.testing.assert_allclose(vl.sparsemax(x, 0), project(x.T).T, atol=1e-6)
+    np.testing.assert_allclose(vl.sparsemax(1e6 * x).sum(-1), 1, rtol=1e-6)
+    assert vl.sparsemax(jnp.arange(3)).tolist() == [0, 0, 1]
+
+
 # ------------------------------------------------------------------------------------------------------------- labels
 
 LOGITS = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4)), jnp.float32)
@@ -411,6 +443,8 @@ EXPORTED = {
     "softmax": (vl.softmax, ("a, b",), (ROWS,)),
     "softmax, masked": (lambda x, m: vl.softmax(x, 0, m), ("a, b", "a, b"), (ROWS, MASK)),
     "log_softmax": (lambda x: vl.log_softmax(x, None), ("a, b",), (ROWS,)),
+    "logsumexp": (lambda x: vl.logsumexp(x, -1), ("a, b",), (ROWS,)),
+    "sparsemax": (vl.sparsemax, ("a, b",), (ROWS,)),
     "softmax_cross_entropy": (vl.softmax_cross_entropy, ("a, b", "a, b"), (ROWS, ROWS)),
     "labels that broadcast": (vl.softmax_cross_entropy, ("a, b", "b"), (ROWS, ROWS[0])),
     "integer labels": (INTEGER_CROSS_ENTROPY[0], ("a, b", "a"), (ROWS, jnp.array([1, 2, 4]))),
