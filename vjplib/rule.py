@@ -311,7 +311,7 @@ def rules_in(module: ModuleType) -> tuple[Rule, ...]:
     Example:
         >>> import vjplib.rules.softmax
         >>> [rule.name for rule in rules_in(vjplib.rules.softmax)]
-        ['softmax', 'log_softmax']
+        ['softmax', 'log_softmax', 'logsumexp', 'sparsemax']
     """
     records = getattr(module, "RULES", None)
     if not isinstance(records, tuple) or not all(isinstance(r, Rule) for r in records):

@@ -1,6 +1,7 @@
 """The functions stand in for JAX's and optax's: they take what those take, and give what those give."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax import export
 
 import vjplib
 from vjplib.compat import x64
+from vjplib.precision import upcast
 from vjplib.rules._arguments import as_inexact
 
 vl: Any = vjplib  # calls that a type checker refuses are among these
@@ -25,14 +27,34 @@ def plain_linear(x, W, b=None):
     return x @ W.T if b is None else x @ W.T + b
 
 
+ALPHAS = np.array([0.5, 1, 2], np.float32)
 ONE_ARRAY = {
     "relu": (vl.relu, jax.nn.relu),
     "tanh": (vl.tanh, jnp.tanh),
     "sigmoid": (vl.sigmoid, lambda x: jax.nn.sigmoid(as_inexact("x", x))),  # JAX's takes no integers
     "prod": (vl.prod, jnp.prod),
 }
+ACTIVATIONS = {
+    "gelu": (vl.gelu, jax.nn.gelu),
+    "gelu, exact": (partial(vl.gelu, approximate=False), partial(jax.nn.gelu, approximate=False)),
+    "silu": (vl.silu, lambda x: jax.nn.silu(as_inexact("x", x))),
+    "softplus": (vl.softplus, lambda x: jax.nn.softplus(as_inexact("x", x))),
+    "log_sigmoid": (vl.log_sigmoid, lambda x: jax.nn.log_sigmoid(as_inexact("x", x))),
+    "mish": (vl.mish, lambda x: jax.nn.mish(as_inexact("x", x))),
+    "elu": (partial(vl.elu, alpha=0.5), lambda x: jax.nn.elu(as_inexact("x", x), 0.5)),
+    "elu of an array": (partial(vl.elu, alpha=ALPHAS), lambda x: jax.nn.elu(jnp.asarray(x), jnp.asarray(ALPHAS))),
+    "selu": (vl.selu, lambda x: jax.nn.selu(as_inexact("x", x))),
+    "celu": (partial(vl.celu, alpha=2), lambda x: jax.nn.celu(as_inexact("x", x), 2)),
+    "hard_silu": (vl.hard_swish, lambda x: jax.nn.hard_silu(as_inexact("x", x))),
+    "relu6": (vl.relu6, jax.nn.relu6),
+}
+LOG_SUMS = (vl.logsumexp, lambda a, **options: jax.nn.logsumexp(as_inexact("a", a), **options))
 SOFTMAXES = {"softmax": (vl.softmax, jax.nn.softmax), "log_softmax": (vl.log_softmax, jax.nn.log_softmax)}
 TWO_ARRAYS = {"multiply": (vl.multiply, jnp.multiply), "quadratic": (vl.quadratic, plain_quadratic)}
+GATED = {
+    "swiglu": (vl.swiglu, lambda gate, x: jax.nn.silu(as_inexact("gate", gate)) * x),
+    "geglu": (vl.geglu, lambda gate, x: jax.nn.gelu(gate) * x),
+}
 CROSS_ENTROPY = (vl.softmax_cross_entropy, optax.softmax_cross_entropy)
 INTEGER_CROSS_ENTROPY = (
     vl.softmax_cross_entropy_with_integer_labels,
@@ -104,6 +126,40 @@ def test_arrays_of_every_dtype(name, dtype):
         np.testing.assert_array_equal(y, expected)
     else:
         require_same(*{**ONE_ARRAY, **SOFTMAXES}[name], x)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "complex64"])  # jax.nn refuses most
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_of_every_dtype(name, dtype):
+    require_same(*ACTIVATIONS[name], array(dtype))
+
+
+@pytest.mark.parametrize("number", ["2", "0.5", "float32(0.5)", "int8(2)"])
+@pytest.mark.parametrize("name", [name for name in ACTIVATIONS if "array" not in name])
+def test_activations_of_scalars(name, number):
+    require_same(*ACTIVATIONS[name], SCALARS[number])
+
+
+@pytest.mark.parametrize(
+    ("gate", "x"),
+    [
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float32", "int32"),
+        ("int32", "float32"),
+        ("float32", "float16"),
+    ],
+)
+@pytest.mark.parametrize("name", GATED)
+def test_gated_activations_of_pairs(name, gate, x):
+    require_same(*GATED[name], array(gate), array(x)[:1])
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("dtype", ["int32", "bfloat16", "float32"])
+def test_glu_of_halves(dtype, axis):
+    x = jnp.concatenate((array(dtype), array(dtype)[::-1]), axis)
+    require_same(vl.glu, lambda x, axis: jax.nn.glu(as_inexact("x", x), axis), x, axis=axis)
 
 
 @pytest.mark.parametrize("dtype", WIDE_DTYPES)
@@ -233,6 +289,36 @@ def test_one_slice_under_several_masks(name):
     require_same(*SOFTMAXES[name], array("float32")[:1], where=np.array([[True, True, False], [False, True, True]]))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float16", "bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"axis": 0}, {"axis": (0, 1), "keepdims": True}, {"where": NUMBERS > 0}, {"axis": -1, "where": NUMBERS > -2}],
+    ids=["all", "axis", "kept", "masked", "nothing masked"],
+)
+def test_logsumexp_with_options(options, dtype):
+    def theirs(a, **options):  # in half precision jax.nn's rounds each exponential
+        return LOG_SUMS[1](upcast(as_inexact("a", a)), **options).astype(as_inexact("a", a).dtype)
+
+    require_same(LOG_SUMS[0], theirs, array(dtype), **options)
+
+
+def test_logsumexp_goes_to_jax_with_factors_signs_and_complex_numbers():
+    x, b = array("float32"), jnp.array([1.0, -2.0, 3.0])
+    np.testing.assert_array_equal(vl.logsumexp(x, 1, b), jax.nn.logsumexp(x, 1, b))
+    ours, theirs = (f(x, b=b, return_sign=True) for f in (vl.logsumexp, jax.nn.logsumexp))
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(vl.logsumexp(array("complex64")), jax.nn.logsumexp(array("complex64")))
+
+
+def test_sparsemax_is_the_projection_on_the_simplex():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 7)), jnp.float32)
+    project = jax.vmap(optax.projections.projection_simplex)
+    require_same(vl.sparsemax, project, x)
+    np.testing.assert_allclose(vl.sparsemax(x, 0), project(x.T).T, atol=1e-6)
+    np.testing.assert_allclose(vl.sparsemax(1e6 * x).sum(-1), 1, rtol=1e-6)
+    assert vl.sparsemax(jnp.arange(3)).tolist() == [0, 0, 1]
+
+
 # ------------------------------------------------------------------------------------------------------------- labels
 
 LOGITS = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4)), jnp.float32)
@@ -337,6 +423,18 @@ EXPORTED = {
     "tanh": (vl.tanh, ("a, b",), (ROWS,)),
     "sigmoid": (vl.sigmoid, ("a, b",), (ROWS,)),
     "quadratic": (vl.quadratic, ("a, b", "b"), (ROWS, ROWS[0])),
+    "gelu": (vl.gelu, ("a, b",), (ROWS,)),
+    "elu": (vl.elu, ("a, b",), (ROWS,)),
+    "relu6": (vl.relu6, ("a, b",), (ROWS,)),
+    "glu": (lambda x: vl.glu(x, 1), ("a, 2, b",), (ROWS[:2].reshape(1, 2, 5),)),
+    "swiglu": (vl.swiglu, ("a, b", "b"), (ROWS, ROWS[0])),
+    "layer_norm": (vl.layer_norm, ("a, b", "b", "b"), (ROWS, ROWS[0], ROWS[1])),
+    "layer_norm of all": (lambda x: vl.layer_norm(x, axis=None), ("a, b",), (ROWS,)),
+    "rms_norm": (vl.rms_norm, ("a, b", "b"), (ROWS, ROWS[0])),
+    "group_norm": (lambda x: vl.group_norm(x, num_groups=1), ("a, b, 5",), (ROWS.reshape(1, 3, 5),)),
+    "weight_norm": (vl.weight_norm, ("a, b", "b"), (ROWS, ROWS[0])),
+    "norm": (lambda x: vl.norm(x, axis=-1), ("a, b",), (ROWS,)),
+    "normalize": (vl.normalize, ("a, b",), (ROWS,)),
     "multiply": (vl.multiply, ("a, b", "a, 1"), (ROWS, ROWS[:, :1])),
     "prod": (lambda x: vl.prod(x, -1), ("a, b",), (ROWS,)),
     "prod of all": (vl.prod, ("a, b",), (ROWS,)),
@@ -345,6 +443,8 @@ EXPORTED = {
     "softmax": (vl.softmax, ("a, b",), (ROWS,)),
     "softmax, masked": (lambda x, m: vl.softmax(x, 0, m), ("a, b", "a, b"), (ROWS, MASK)),
     "log_softmax": (lambda x: vl.log_softmax(x, None), ("a, b",), (ROWS,)),
+    "logsumexp": (lambda x: vl.logsumexp(x, -1), ("a, b",), (ROWS,)),
+    "sparsemax": (vl.sparsemax, ("a, b",), (ROWS,)),
     "softmax_cross_entropy": (vl.softmax_cross_entropy, ("a, b", "a, b"), (ROWS, ROWS)),
     "labels that broadcast": (vl.softmax_cross_entropy, ("a, b", "b"), (ROWS, ROWS[0])),
     "integer labels": (INTEGER_CROSS_ENTROPY[0], ("a, b", "a"), (ROWS, jnp.array([1, 2, 4]))),

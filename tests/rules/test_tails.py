@@ -66,12 +66,22 @@ def softmax_in_decimals(logits):
 # ---------------------------------------------------------------------------------------------------- first derivatives
 
 
-def test_six_rules_declare_their_tails():
+def test_which_rules_declare_their_tails():
     assert list(TAILED) == [
         "tanh",
         "sigmoid",
+        "swiglu",
+        "geglu",
         "softmax_cross_entropy",
         "softmax_cross_entropy_with_integer_labels",
+        "elu",
+        "selu",
+        "celu",
+        "silu",
+        "gelu",
+        "softplus",
+        "log_sigmoid",
+        "mish",
         "softmax",
         "log_softmax",
     ]
@@ -111,6 +121,35 @@ def test_tails_of_the_records_are_exact_to_decimals():
     x, y, rest = saturating(t)
     for row, *found in zip(x, y, rest, strict=True):
         np.testing.assert_allclose(found, softmax_in_decimals(row), rtol=1e-13)
+
+
+def slopes_in_decimals(x):
+    """Returns the slopes of the smooth activations at a number, by their textbook formulas, to 120 digits."""
+    one, two, e = Decimal(1), Decimal(2), x.exp()
+    c, pi = Decimal("0.044715"), Decimal("3.14159265358979323846264338327950288419716939937510")
+    u = ((two / pi).sqrt() * (x + c * x**3) * 2).exp()
+    t, du = (u - 1) / (u + 1), (two / pi).sqrt() * (1 + 3 * c * x**2)
+    w = ((1 + e) ** 2 - 1) / ((1 + e) ** 2 + 1)
+    return {
+        "silu": e / (1 + e) + x * e / (1 + e) ** 2,
+        "gelu": (1 + t) / 2 + x / 2 * (1 - t**2) * du,
+        "softplus": e / (1 + e),
+        "log_sigmoid": one / (1 + e),
+        "mish": w + x * (1 - w**2) * e / (1 + e),
+        "elu": e if x <= 0 else one,
+        "celu": e if x <= 0 else one,
+    }
+
+
+def test_tails_of_activations_are_exact_to_decimals():
+    t = log_spaced("bfloat16", count=12)
+    t = t[np.abs(t) < 9]  # the exponent of gelu is a polynomial, of which float64 has 13 digits there
+    with localcontext() as context:
+        context.prec = 120
+        exact = [slopes_in_decimals(Decimal(float(x))) for x in t]
+    for name in exact[0]:
+        _, tails = TAILED[name]
+        np.testing.assert_allclose(tails(t).exact[0], [float(row[name]) for row in exact], rtol=2e-13)
 
 
 @by_dtype
@@ -181,6 +220,25 @@ def test_second_derivative_near_zero_and_in_the_tails(f, twice, second, dtype):
     e = np.exp(-twice * np.abs(x))
     exact = -(twice**3) * np.tanh(twice * x / 2) * e / (1 + e) ** 2
     assert_every_component_right(jax.vmap(second(jax.grad(f)))(jnp.asarray(x, dtype)), exact, dtype)
+
+
+@by_mode
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "f",
+    [vl.silu, vl.gelu, partial(vl.gelu, approximate=False), vl.softplus, vl.log_sigmoid, vl.mish, vl.elu, vl.celu],
+    ids=["silu", "gelu", "gelu exact", "softplus", "log_sigmoid", "mish", "elu", "celu"],
+)
+def test_second_derivative_of_activations_in_the_tails(f, second, dtype):
+    """In few digits it is what it is in float64, but beside the roots, where digits cancel in any formula."""
+    x = log_spaced(dtype)
+    with x64():
+        exact = np.asarray(jax.vmap(second(jax.grad(f)))(jnp.asarray(x)))
+    signs = np.sign(exact)
+    single = np.concatenate(([True], (signs[1:-1] == signs[:-2]) & (signs[1:-1] == signs[2:]), [True]))
+    assert single.mean() > 0.9
+    found = jax.vmap(second(jax.grad(f)))(jnp.asarray(x, dtype))
+    assert_every_component_right(found[single], exact[single], dtype)
 
 
 @by_mode
