@@ -23,6 +23,7 @@ from .rules.convolution.general import explain_convolution as explain_convolutio
 from .rules.convolution.patches import conv_general_dilated_patches as conv_general_dilated_patches
 from .rules.convolution.transpose import conv_transpose as conv_transpose
 from .rules.linear import linear as linear
+from .rules.linear_cross_entropy import linear_softmax_cross_entropy as linear_softmax_cross_entropy
 from .rules.losses import softmax_cross_entropy as softmax_cross_entropy
 from .rules.losses import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
 from .rules.losses import squared_error as squared_error
