@@ -27,6 +27,7 @@ from .rules.gated_activations import geglu as geglu
 from .rules.gated_activations import glu as glu
 from .rules.gated_activations import swiglu as swiglu
 from .rules.linear import linear as linear
+from .rules.linear_cross_entropy import linear_softmax_cross_entropy as linear_softmax_cross_entropy
 from .rules.losses import softmax_cross_entropy as softmax_cross_entropy
 from .rules.losses import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
 from .rules.losses import squared_error as squared_error

@@ -15,6 +15,11 @@ X = jnp.ones((2, 5))
 LABELS = jnp.array([0, 1])
 INTEGERS = jnp.arange(3)
 
+
+def linear_loss(x, labels, *args, **options):
+    return vl.linear_softmax_cross_entropy(x, labels, jnp.ones((5, 4)), *args, **options)
+
+
 BAD = {
     "relu of a text": (lambda: vl.relu("one"), TypeError, "x must be an array of numbers, got str 'one'"),
     "relu's derivative of 2": (lambda: vl.relu(X, derivative_at_zero=2), ValueError, "derivative_at_zero .*got 2"),
@@ -147,6 +152,86 @@ BAD = {
     "norm of text": (lambda: vl.norm("x"), TypeError, "x must be an array of numbers, got str 'x'"),
     "norm of three axes": (lambda: vl.norm(X[None], axis=(0, 1, 2)), ValueError, r"an axis or two axes.*\(0, 1, 2\)"),
     "normalize by nothing": (lambda: vl.normalize(X, epsilon=0), ValueError, "epsilon must be positive, got 0"),
+    "linear cross-entropy, x of integers": (
+        lambda: linear_loss(INTEGERS[None], LABELS[:1]),
+        TypeError,
+        r"x must have a floating dtype, got int32 of shape \(1, 3\)",
+    ),
+    "linear cross-entropy, labels of floats": (
+        lambda: linear_loss(X, jnp.zeros(2)),
+        TypeError,
+        r"labels must be integers, got float32 of shape \(2,\)",
+    ),
+    "linear cross-entropy of a scalar": (
+        lambda: linear_loss(1.0, 0),
+        ValueError,
+        r"x must have at least one axis, its features, got shape \(\)",
+    ),
+    "linear cross-entropy, labels of other tokens": (
+        lambda: linear_loss(X, jnp.zeros(3, int)),
+        ValueError,
+        r"labels must have the shape of x without its last axis, got \(3,\) and x \(2, 5\)",
+    ),
+    "linear cross-entropy, weights transposed": (
+        lambda: vl.linear_softmax_cross_entropy(X, LABELS, jnp.ones((4, 5))),
+        ValueError,
+        r"weights must have shape \(d, v\) .*, got \(4, 5\) and x \(2, 5\)",
+    ),
+    "linear cross-entropy, no class": (
+        lambda: vl.linear_softmax_cross_entropy(X, LABELS, jnp.ones((5, 0))),
+        ValueError,
+        r"weights must have .* v at least 1, got \(5, 0\)",
+    ),
+    "linear cross-entropy, bias of other classes": (
+        lambda: linear_loss(X, LABELS, jnp.ones(5)),
+        ValueError,
+        r"bias must have shape \(v,\) with v the columns of weights, got \(5,\) and weights \(5, 4\)",
+    ),
+    "linear cross-entropy, bias of integers": (
+        lambda: linear_loss(X, LABELS, jnp.ones(4, int)),
+        TypeError,
+        "bias must have a floating dtype, got int32",
+    ),
+    "linear cross-entropy, reduction": (
+        lambda: linear_loss(X, LABELS, reduction="max"),
+        ValueError,
+        "reduction must be one of 'sum', 'mean', 'none', None, got 'max'",
+    ),
+    "linear cross-entropy, smoothing": (
+        lambda: linear_loss(X, LABELS, label_smoothing=2),
+        ValueError,
+        r"label_smoothing must be in \[0, 1\], got 2",
+    ),
+    "linear cross-entropy, smoothing traced": (
+        lambda: jax.jit(lambda e: linear_loss(X, LABELS, label_smoothing=e))(0.5),
+        TypeError,
+        "label_smoothing must be a number, known when traced, got",
+    ),
+    "linear cross-entropy, z-loss": (
+        lambda: linear_loss(X, LABELS, z_loss=float("nan")),
+        ValueError,
+        "z_loss must be finite, got nan",
+    ),
+    "linear cross-entropy, cap": (
+        lambda: linear_loss(X, LABELS, logits_soft_cap=0),
+        ValueError,
+        "logits_soft_cap must be above 0, got 0",
+    ),
+    "linear cross-entropy, ignored label": (
+        lambda: linear_loss(X, LABELS, ignore_index=0.5),
+        ValueError,
+        "ignore_index must be an integer, got 0.5",
+    ),
+    "linear cross-entropy, chunks": (
+        lambda: linear_loss(X, LABELS, chunk_bytes="all"),
+        TypeError,
+        "chunk_bytes must be a number, known when traced, got 'all'",
+    ),
+    "linear cross-entropy, chunks of nothing": (
+        lambda: linear_loss(X, LABELS, chunk_bytes=0),
+        ValueError,
+        "chunk_bytes must be at least 1, got 0",
+    ),
     "conv1d of text": (lambda: vl.conv1d("x", jnp.ones(3)), TypeError, "x must be an array of numbers, got str 'x'"),
     "conv1d, kernel of text": (lambda: vl.conv1d(X, "h"), TypeError, "h must be an array of numbers, got str 'h'"),
     "conv1d, no kernel": (lambda: vl.conv1d(X, None), TypeError, "h must be an array of numbers, got NoneType None"),

@@ -454,6 +454,16 @@ EXPORTED = {
         ("a, b, c", "b"),
         (ROWS.reshape(3, 1, 5), jnp.array([14])),
     ),
+    "a linear layer's integer labels": (
+        vl.linear_softmax_cross_entropy,
+        ("a, n", "a", "n, m"),
+        (ROWS, jnp.array([1, 2, 0]), ROWS.T),
+    ),
+    "a linear layer's integer labels, of each token": (
+        lambda *a: vl.linear_softmax_cross_entropy(*a, reduction="none", label_smoothing=0.5),
+        ("a, n", "a", "n, m"),
+        (ROWS, jnp.array([1, 2, 0]), ROWS.T),
+    ),
     "squared_error": (vl.squared_error, ("a, b", "a, b"), (ROWS, ROWS + 1)),
     "linear": (vl.linear, ("a, n", "m, n", "m"), (ROWS, ROWS[:2], ROWS[0, :2])),
 }

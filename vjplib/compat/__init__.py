@@ -60,3 +60,4 @@ from vjplib.compat.placing import bound_axes as bound_axes
 from vjplib.compat.placing import is_vmapped as is_vmapped
 from vjplib.compat.placing import no_inline as no_inline
 from vjplib.compat.placing import psum_to_primal as psum_to_primal
+from vjplib.compat.placing import varying_like as varying_like

@@ -84,3 +84,17 @@ def psum_to_primal(cotangent: jax.Array, aval: Any) -> jax.Array:
     """
     axes = jax.typeof(cotangent).manual_axis_type.varying - aval.manual_axis_type.varying
     return jax.lax.psum(cotangent, tuple(sorted(axes))) if axes else cotangent
+
+
+def varying_like(x: jax.Array, *others: jax.Array | None) -> jax.Array:
+    """Return x, in `jax.shard_map` varying over each mesh axis along which one of the others varies.
+
+    A carry of `jax.lax.scan` must vary at the start as it does after a step.
+
+    Example:
+        >>> float(varying_like(jax.numpy.zeros(()), jax.numpy.ones(2)))
+        0.0
+    """
+    axes = frozenset().union(*(jax.typeof(other).manual_axis_type.varying for other in others if other is not None))
+    axes -= jax.typeof(x).manual_axis_type.varying
+    return jax.lax.pcast(x, tuple(sorted(axes)), to="varying") if axes else x
