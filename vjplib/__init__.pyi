@@ -15,6 +15,7 @@ from .rules.activations import quadratic as quadratic
 from .rules.activations import relu as relu
 from .rules.activations import sigmoid as sigmoid
 from .rules.activations import tanh as tanh
+from .rules.attention import dot_product_attention as dot_product_attention
 from .rules.convolution.conv1d import conv1d as conv1d
 from .rules.convolution.general import conv as conv
 from .rules.convolution.general import conv_general_dilated as conv_general_dilated
