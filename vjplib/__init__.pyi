@@ -7,6 +7,7 @@ from .auditing import watching as watching
 from .debug import ContractError as ContractError
 from .debug import debug_rule as debug_rule
 from .debug import debug_rules as debug_rules
+from .memory import keep_memory as keep_memory
 from .rule import Case as Case
 from .rule import Edge as Edge
 from .rule import Input as Input
