@@ -20,6 +20,7 @@ ROOT = Path(vjplib.__file__).parent
 # From the bottom up: a module may import those before it, and those of its own line.
 LAYERS = (
     ("compat",),
+    ("memory",),
     ("precision",),
     ("jacobians",),
     ("rule",),

@@ -3,6 +3,7 @@
 The map of the package, from the bottom up; a room imports only from those above it in this list:
 
     compat        the only door to JAX's private and moving parts
+    memory        `keep_memory`: the processor's allocator keeps what compiled programs free
     precision     the dtype policy: what is computed in which precision
     jacobians     what a layer's derivative looks like: dense, diagonal, banded Toeplitz, diagonal minus low rank
     rule          the record that each rule file ends with, and `find`, which finds the records

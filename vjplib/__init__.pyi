@@ -7,6 +7,7 @@ from .auditing import watching as watching
 from .debug import ContractError as ContractError
 from .debug import debug_rule as debug_rule
 from .debug import debug_rules as debug_rules
+from .memory import keep_memory as keep_memory
 from .rule import Case as Case
 from .rule import Edge as Edge
 from .rule import Input as Input
@@ -15,6 +16,7 @@ from .rules.activations import quadratic as quadratic
 from .rules.activations import relu as relu
 from .rules.activations import sigmoid as sigmoid
 from .rules.activations import tanh as tanh
+from .rules.attention import dot_product_attention as dot_product_attention
 from .rules.convolution.conv1d import conv1d as conv1d
 from .rules.convolution.general import conv as conv
 from .rules.convolution.general import conv_general_dilated as conv_general_dilated

@@ -14,6 +14,7 @@ vl: Any = vjplib  # calls that a type checker refuses are the point here
 X = jnp.ones((2, 5))
 LABELS = jnp.array([0, 1])
 INTEGERS = jnp.arange(3)
+Q = jnp.ones((1, 3, 2, 4))
 
 
 def linear_loss(x, labels, *args, **options):
@@ -231,6 +232,56 @@ BAD = {
         lambda: linear_loss(X, LABELS, chunk_bytes=0),
         ValueError,
         "chunk_bytes must be at least 1, got 0",
+    ),
+    "attention, mask of floats": (
+        lambda: vl.dot_product_attention(Q, Q, Q, mask=jnp.ones((1, 1, 3, 3))),
+        TypeError,
+        "mask must be boolean, got float32",
+    ),
+    "attention, dtypes": (
+        lambda: vl.dot_product_attention(Q, Q, Q.astype(jnp.bfloat16)),
+        TypeError,
+        "query, key and value must be of one dtype, got float32, float32 and bfloat16",
+    ),
+    "attention of integers": (
+        lambda: vl.dot_product_attention(INTEGERS, Q, Q),
+        TypeError,
+        "query must have a floating dtype, got int32",
+    ),
+    "attention, ranks": (
+        lambda: vl.dot_product_attention(X, Q, Q),
+        ValueError,
+        r"query must be of rank 3 or 4, got shape \(2, 5\)",
+    ),
+    "attention, shapes": (
+        lambda: vl.dot_product_attention(Q, Q[..., :2], Q),
+        ValueError,
+        r"query, key and value must be of shapes .*, got \(1, 3, 2, 4\), \(1, 3, 2, 2\) and",
+    ),
+    "attention, heads": (
+        lambda: vl.dot_product_attention(Q[:, :, :1], Q, Q),
+        ValueError,
+        "query must have a multiple of key's heads, got 1 and 2",
+    ),
+    "attention, bias": (
+        lambda: vl.dot_product_attention(Q, Q, Q, jnp.ones((2, 3, 3, 3))),
+        ValueError,
+        r"bias must broadcast to \(b, n, t, s\), \(1, 2, 3, 3\), got shape \(2, 3, 3, 3\)",
+    ),
+    "attention, lengths of floats": (
+        lambda: vl.dot_product_attention(Q, Q, Q, query_seq_lengths=jnp.ones(1)),
+        TypeError,
+        "query_seq_lengths must be integers, got float32",
+    ),
+    "attention, lengths": (
+        lambda: vl.dot_product_attention(Q, Q, Q, key_value_seq_lengths=INTEGERS),
+        ValueError,
+        r"key_value_seq_lengths must be of shape \(1,\), got \(3,\)",
+    ),
+    "attention, window": (
+        lambda: vl.dot_product_attention(Q, Q, Q, local_window_size=(1, -1)),
+        ValueError,
+        r"local_window_size must be a number of at least 0, or two, got \(1, -1\)",
     ),
     "conv1d of text": (lambda: vl.conv1d("x", jnp.ones(3)), TypeError, "x must be an array of numbers, got str 'x'"),
     "conv1d, kernel of text": (lambda: vl.conv1d(X, "h"), TypeError, "h must be an array of numbers, got str 'h'"),

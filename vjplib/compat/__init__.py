@@ -6,6 +6,7 @@ from jax.extend.core import Primitive as Primitive
 from vjplib.compat.avals import is_key as is_key
 from vjplib.compat.avals import is_symbolic as is_symbolic
 from vjplib.compat.avals import weakly_typed as weakly_typed
+from vjplib.compat.configuration import backends_started as backends_started
 from vjplib.compat.configuration import fast_compile_options as fast_compile_options
 from vjplib.compat.configuration import in_callers_context as in_callers_context
 from vjplib.compat.configuration import settings as settings

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import jax
-from jax._src import config
+from jax._src import config, xla_bridge
 
 T = TypeVar("T")
 
@@ -49,6 +49,17 @@ def with_collective_timeout(flags: str) -> str:
     """
     name = "--xla_cpu_collective_call_terminate_timeout_seconds"
     return flags if name in flags else f"{flags} {name}=3600".strip()
+
+
+def backends_started() -> bool:
+    """Return whether JAX has started a backend, which the first array does.
+
+    Example:
+        >>> _ = jax.numpy.zeros(1)
+        >>> backends_started()
+        True
+    """
+    return xla_bridge.backends_are_initialized()
 
 
 def in_callers_context(f: Callable[[], T]) -> Callable[[], T]:

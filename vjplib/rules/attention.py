@@ -1,0 +1,509 @@
+"""Scaled dot-product attention, whose backward never holds the weights of all queries at once."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any, Literal, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.export import is_symbolic_dim
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from vjplib.compat import custom_vjp
+from vjplib.precision import upcast
+from vjplib.rule import Case, Edge, Input, Rule, random_mask
+from vjplib.rules._arguments import as_array, as_floating
+from vjplib.rules._cotangents import like_primal, unbroadcast
+from vjplib.rules.softmax import reference_softmax
+
+WHOLE = 1 << 20  # logits that are computed at once
+MOST = 1 << 22  # logits of a block of queries, 16 MB in float32: larger temporaries cost fresh pages of memory
+FEWEST_BLOCKS = 16
+STRIPES = 8  # groups of blocks, each with as many keys as its queries may see
+
+
+@overload
+def dot_product_attention(
+    query: Float[ArrayLike, "... t n h"],
+    key: Float[ArrayLike, "... s k h"],
+    value: Float[ArrayLike, "... s k h"],
+    bias: Float[ArrayLike, "..."] | None = None,
+    mask: Bool[ArrayLike, "..."] | None = None,
+    *,
+    scale: Any = None,
+    is_causal: bool = False,
+    query_seq_lengths: Int[ArrayLike, " b"] | None = None,
+    key_value_seq_lengths: Int[ArrayLike, " b"] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: Literal["xla", "cudnn"] | None = None,
+    return_residual: Literal[False] = False,
+) -> Float[Array, "... t n h"]: ...
+@overload
+def dot_product_attention(
+    query: Float[ArrayLike, "... t n h"],
+    key: Float[ArrayLike, "... s k h"],
+    value: Float[ArrayLike, "... s k h"],
+    bias: Float[ArrayLike, "..."] | None = None,
+    mask: Bool[ArrayLike, "..."] | None = None,
+    *,
+    scale: Any = None,
+    is_causal: bool = False,
+    query_seq_lengths: Int[ArrayLike, " b"] | None = None,
+    key_value_seq_lengths: Int[ArrayLike, " b"] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: Literal["xla", "cudnn"] | None = None,
+    return_residual: Literal[True],
+) -> tuple[Float[Array, "... t n h"], Float[Array, "... t n"]]: ...
+def dot_product_attention(
+    query,
+    key,
+    value,
+    bias=None,
+    mask=None,
+    *,
+    scale=None,
+    is_causal=False,
+    query_seq_lengths=None,
+    key_value_seq_lengths=None,
+    local_window_size=None,
+    implementation=None,
+    return_residual=False,
+):
+    """softmax(scale Q K^T + bias) V for each head; its backward is the softmax's, P (dP - <P, dP>), block by block.
+
+    Args:
+        query: (b, t, n, h) or (t, n, h), floating: t queries of n heads.
+        key: (b, s, k, h) or (s, k, h), of query's dtype: s keys of k heads, each of which serves n / k heads of the
+            queries, in their order.
+        value: of key's shape and dtype.
+        bias: floating, broadcasts to (b, n, t, s): added to the logits. -inf leaves a key out.
+        mask: booleans that broadcast to (b, n, t, s): the keys that each query attends to.
+        scale: a number that multiplies Q K^T; None for 1 / sqrt(h).
+        is_causal: whether query i attends to keys 0 to i only; keys beyond are not computed.
+        query_seq_lengths: int32 (b,): the queries that count in each sequence; the results of the others are 0.
+        key_value_seq_lengths: int32 (b,): the keys that count in each sequence.
+        local_window_size: (left, right), or one number for both: query i attends to keys i - left to i + right only.
+        implementation: None for this rule; "xla" and "cudnn" call `jax.nn.dot_product_attention` with its derivative.
+        return_residual: whether to return the logarithms of the sums of exponentials too.
+
+    Returns:
+        An array of query's shape and dtype; with `return_residual` a pair of it and of (b, t, n) or (t, n), in the same
+        dtype, -inf where no key counts, and not differentiated. A query that attends to no key gives 0, with cotangent
+        0, where `jax.nn.dot_product_attention` gives the mean of all values. Exponentials are shifted by their largest
+        logit, so none overflows. NaN and +inf among the logits that count make their query NaN.
+
+    Raises:
+        TypeError: an array is not floating, dtypes of query, key and value differ, mask is not boolean, or lengths are
+            not integers.
+        ValueError: shapes do not fit, n is no multiple of k, or local_window_size is not of numbers of at least 0.
+
+    Example:
+        >>> q = jnp.ones((1, 2, 1, 4))
+        >>> v = jnp.arange(12.0).reshape(1, 3, 1, 4)
+        >>> dot_product_attention(q, jnp.ones((1, 3, 1, 4)), v)[0, 0, 0].tolist()  # equal logits: the mean
+        [4.0, 5.0, 6.0, 7.0]
+
+    Source:
+        Example 2.6 of the lecture, between two products of matrices (Eq. 12). The signature is that of
+        `jax.nn.dot_product_attention`.
+    """
+    if implementation is not None:
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            scale=scale,
+            is_causal=is_causal,
+            query_seq_lengths=query_seq_lengths,
+            key_value_seq_lengths=key_value_seq_lengths,
+            local_window_size=local_window_size,
+            implementation=implementation,
+            return_residual=return_residual,
+        )
+    given = as_floating("query", query)
+    q, k, v = (_of_rank_4(name, a) for name, a in (("query", given), ("key", key), ("value", value)))
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"query, key and value must be of one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+    (b, t, n, h), (_, s, heads, _) = q.shape, k.shape
+    if k.shape != (b, s, heads, h) or v.shape != k.shape:
+        wanted = "(b, t, n, h), (b, s, k, h) and (b, s, k, h)"
+        raise ValueError(f"query, key and value must be of shapes {wanted}, got {q.shape}, {k.shape} and {v.shape}")
+    if heads == 0 or n % heads:
+        raise ValueError(f"query must have a multiple of key's heads, got {n} and {heads}")
+    bias = None if bias is None else _broadcastable("bias", as_floating("bias", bias), (b, n, t, s))
+    if mask is not None:
+        mask = _broadcastable("mask", as_array("mask", mask), (b, n, t, s))
+        if mask.dtype != jnp.bool_:
+            raise TypeError(f"mask must be boolean, got {mask.dtype} of shape {mask.shape}")
+    lengths = {"query_seq_lengths": query_seq_lengths, "key_value_seq_lengths": key_value_seq_lengths}
+    counts = [None if a is None else _lengths(name, a, b) for name, a in lengths.items()]
+    if scale is None:
+        scale = 1 / math.sqrt(h) if h else 1.0
+    if not isinstance(scale, (int, float, np.number)):  # an array: it has a derivative too
+        q, scale = (q * scale).astype(q.dtype), 1.0
+    options = _Options(float(scale), bool(is_causal), _window(local_window_size))
+    y, lse = _attention(q, k, v, bias, mask, *counts, options)
+    y = y.reshape(given.shape)
+    return (y, lax.stop_gradient(lse).astype(y.dtype).reshape(given.shape[:-1])) if return_residual else y
+
+
+class _Options(NamedTuple):
+    scale: float
+    causal: bool
+    window: tuple[int, int] | None
+
+
+def _of_rank_4(name: str, a: ArrayLike) -> jax.Array:
+    array = as_floating(name, a)
+    if array.ndim not in (3, 4):
+        raise ValueError(f"{name} must be of rank 3 or 4, got shape {array.shape}")
+    return array if array.ndim == 4 else array[None]
+
+
+def _broadcastable(name: str, a: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return an array with leading axes of size 1 up to rank 4."""
+    array = jnp.expand_dims(a, tuple(range(4 - a.ndim))) if a.ndim < 4 else a
+    if array.ndim != 4 or any(m not in (1, n) for m, n in zip(array.shape, shape, strict=True)):
+        raise ValueError(f"{name} must broadcast to (b, n, t, s), {shape}, got shape {a.shape}")
+    return array
+
+
+def _lengths(name: str, a: ArrayLike, b: int) -> jax.Array:
+    array = as_array(name, a)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got {array.dtype} of shape {array.shape}")
+    if array.shape != (b,):
+        raise ValueError(f"{name} must be of shape ({b},), got {array.shape}")
+    return array
+
+
+def _window(given: Any) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    pair = (given, given) if isinstance(given, int) else tuple(given)
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= 0 for n in pair):
+        raise ValueError(f"local_window_size must be a number of at least 0, or two, got {given!r}")
+    return pair
+
+
+# ------------------------------------------------------------------------------------------------------------- blocks
+
+
+class _Stripe(NamedTuple):
+    """Consecutive blocks of queries, by their numbers, and the range of keys that any of them may see."""
+
+    first: int
+    count: int
+    low: int
+    high: int
+
+    def keys(self, a: jax.Array, axis: int) -> jax.Array:
+        """Return the part of an array that belongs to these keys, all of it where the axis is broadcast."""
+        return a if a.shape[axis] == 1 else lax.slice_in_dim(a, self.low, self.high, axis=axis)
+
+    def padded(self, a: jax.Array, axis: int, s: int) -> jax.Array:
+        """Return such a part in place among zeros for the other keys."""
+        if a.shape[axis] in (1, s):
+            return a
+        return jnp.pad(a, [(self.low, s - self.high) if i == axis % a.ndim else (0, 0) for i in range(a.ndim)])
+
+
+class _Plan(NamedTuple):
+    """The blocks of a call: `count` times `rows` queries, in stripes."""
+
+    rows: int
+    count: int
+    stripes: tuple[_Stripe, ...]
+
+    def whole(self, a: jax.Array) -> jax.Array:
+        """Return an array with axis 3, that of the queries, padded to whole blocks; not where it is broadcast."""
+        missing = self.rows * self.count - a.shape[3]
+        unchanged = self.count == 1 or missing == 0 or a.shape[3] == 1
+        return a if unchanged else jnp.pad(a, [(0, missing if i == 3 else 0) for i in range(a.ndim)])
+
+    def block(self, a: jax.Array, number: Any) -> jax.Array:
+        """Return the queries of a block of a whole array."""
+        if self.count == 1 or a.shape[3] == 1:
+            return a
+        return lax.dynamic_slice_in_dim(a, number * self.rows, self.rows, axis=3)
+
+    def added(self, a: jax.Array, block: jax.Array, number: Any) -> jax.Array:
+        """Return a whole array with a block added."""
+        if self.count > 1 and a.shape[3] > 1:
+            return lax.dynamic_update_slice_in_dim(a, self.block(a, number) + block, number * self.rows, axis=3)
+        return a + block
+
+    def run(self, step: Callable[..., Any], stripe: _Stripe, sums: Any) -> tuple[Any, Any]:
+        """Return the last sums, and the stacked results, of step(sums, number) for each block of a stripe."""
+        if stripe.count == 1:
+            sums, result = step(sums, stripe.first)
+            return sums, jax.tree.map(lambda a: a[None], result)
+        return lax.scan(step, sums, stripe.first + jnp.arange(stripe.count))
+
+    def joined(self, parts: Sequence[jax.Array], t: Any) -> jax.Array:
+        """Return an array whose axis 3 is that of the queries from the stacked blocks of each stripe."""
+        if self.count == 1:
+            return parts[0][0]
+        a = jnp.moveaxis(jnp.concatenate(parts), 0, 3)
+        return lax.slice_in_dim(a.reshape(*a.shape[:3], -1, *a.shape[5:]), 0, t, axis=3)
+
+
+def _plan(query: jax.Array, key: jax.Array, options: _Options) -> _Plan:
+    """Return blocks that bound the memory of a call; one block of all queries where that is small, or not known."""
+    (b, t, n, _), s = query.shape, key.shape[1]
+    if any(map(is_symbolic_dim, (b, t, n, s))) or b * n * t * s <= WHOLE:
+        return _Plan(t, 1, (_Stripe(0, 1, 0, s),))
+    rows = -(-t // min(t, max(FEWEST_BLOCKS, b * n * t * s // MOST)))
+    count = -(-t // rows)
+    each = -(-count // STRIPES) if options.causal or options.window is not None else count
+    stripes = []
+    for first in range(0, count, each):
+        blocks = min(each, count - first)
+        low, high = 0, s
+        if options.causal:
+            high = min(high, (first + blocks) * rows)
+        if options.window is not None:
+            left, right = options.window
+            low, high = max(low, first * rows - left), min(high, (first + blocks) * rows + right)
+        low = min(low, s - 1)  # one key at least, which no query may see
+        stripes.append(_Stripe(first, blocks, low, max(low + 1, high)))
+    return _Plan(rows, count, tuple(stripes))
+
+
+def _grouped(a: jax.Array, heads: int) -> jax.Array:
+    """Return (b, t, n, ...) as (b, k, g, t, ...)."""
+    b, t, n = a.shape[:3]
+    return jnp.moveaxis(a.reshape(b, t, heads, n // heads, *a.shape[3:]), 1, 3)
+
+
+def _ungrouped(a: jax.Array) -> jax.Array:
+    """Return (b, k, g, t, ...) as (b, t, n, ...)."""
+    b, k, g, t = a.shape[:4]
+    return jnp.moveaxis(a, 3, 1).reshape(b, t, k * g, *a.shape[4:])
+
+
+class _Call(NamedTuple):
+    """A call with heads as axes of the batch: queries (b, k, g, t, h), keys and values (b, k, s, h).
+
+    The others are (b, k, g, t, s), with axes of size 1 where they are broadcast.
+    """
+
+    plan: _Plan
+    q: jax.Array  # scaled
+    k: jax.Array
+    v: jax.Array
+    bias: jax.Array | None
+    mask: jax.Array | None
+    query_lengths: jax.Array | None
+    key_lengths: jax.Array | None
+    options: _Options
+
+    @classmethod
+    def of(cls, query, key, value, bias, mask, query_lengths, key_lengths, options) -> "_Call":
+        """Return the call of the arguments of the rule."""
+        heads, plan = key.shape[2], _plan(query, key, options)
+
+        def grid(a: jax.Array | None) -> jax.Array | None:
+            if a is None:
+                return None
+            b, n, t, s = a.shape
+            return plan.whole(a.reshape(b, 1 if n == 1 else heads, 1 if n == 1 else n // heads, t, s))
+
+        lengths = [n if n is None else n[:, None, None, None, None] for n in (query_lengths, key_lengths)]
+        q = plan.whole(_grouped(options.scale * upcast(query), heads))
+        k, v = (jnp.swapaxes(upcast(a), 1, 2) for a in (key, value))
+        return cls(plan, q, k, v, grid(bias), grid(mask), *lengths, options)
+
+    def logits(self, q: jax.Array, k: jax.Array, stripe: _Stripe, number: Any) -> jax.Array:
+        """Return the logits of a block, -inf where a query does not attend to a key."""
+        x = jnp.einsum("bkgth,bksh->bkgts", q, k)
+        if self.bias is not None:
+            x = x + upcast(self.plan.block(stripe.keys(self.bias, 4), number))
+        rows = number * self.plan.rows + lax.broadcasted_iota(jnp.int32, x.shape[3:], 0)
+        cols = stripe.low + lax.broadcasted_iota(jnp.int32, x.shape[3:], 1)
+        visible = []
+        if self.mask is not None:
+            visible.append(self.plan.block(stripe.keys(self.mask, 4), number))
+        if self.options.causal:
+            visible.append(cols <= rows)
+        if self.options.window is not None:
+            visible += [rows <= cols + self.options.window[0], cols <= rows + self.options.window[1]]
+        visible += [at < n for at, n in ((rows, self.query_lengths), (cols, self.key_lengths)) if n is not None]
+        return jnp.where(reduce(jnp.logical_and, visible), x, -jnp.inf) if visible else x
+
+
+# --------------------------------------------------------------------------------------------------------------- rule
+
+
+@partial(custom_vjp, nondiff_argnames=("options",))
+def _attention(query, key, value, bias, mask, query_lengths, key_lengths, options):
+    return fwd_attention(query, key, value, bias, mask, query_lengths, key_lengths, options)[0]
+
+
+# Blocks of queries follow one another, each with all keys that it may see, so that no more logits exist at a time than
+# those of a block. Of a block nothing is kept but the logarithm of its sums of exponentials.
+def fwd_attention(query, key, value, bias, mask, query_lengths, key_lengths, options):
+    call = _Call.of(query, key, value, bias, mask, query_lengths, key_lengths, options)
+    ys, lses = [], []
+    for stripe in call.plan.stripes:
+        k, v = stripe.keys(call.k, 2), stripe.keys(call.v, 2)
+
+        def step(sums, number, k=k, v=v, stripe=stripe):
+            x = call.logits(call.plan.block(call.q, number), k, stripe, number)
+            shift = lax.stop_gradient(jnp.max(x, -1, keepdims=True))
+            shift = jnp.where(shift == -jnp.inf, 0, shift)
+            e = jnp.exp(x - shift)
+            total = jnp.sum(e, -1, keepdims=True)
+            y = jnp.einsum("bkgts,bksh->bkgth", e, v) / jnp.where(total == 0, 1, total)
+            return sums, (y.astype(query.dtype), (shift + jnp.log(total))[..., 0])
+
+        _, (y, lse) = call.plan.run(step, stripe, ())
+        ys.append(y)
+        lses.append(lse)
+    y, lse = (_ungrouped(call.plan.joined(parts, query.shape[1])) for parts in (ys, lses))
+    return (y, lse), (query, key, value, bias, mask, query_lengths, key_lengths, lse)
+
+
+# With X = scale Q K^T + B, P = softmax(X) along the keys and Y = P V:
+#   dV = P^T dY,   dP = dY V^T
+#   dX = P (dP - <P, dP>)   row by row the softmax's rule: its Jacobian is never formed
+#   dQ = scale dX K,   dK = scale dX^T Q,   dB = dX, summed where B was broadcast
+# P is not kept but computed again in the same blocks, from X and the logarithm of the sums: P = exp(X - lse). A query
+# that attends to no key has lse = -inf, and P = 0.
+def bwd_attention(options, res, gs):
+    *arguments, lse = res
+    query, key, value, bias, *_ = arguments
+    call = _Call.of(*arguments, options)
+    plan, s = call.plan, key.shape[1]
+    g, lse = (plan.whole(_grouped(a, key.shape[2])) for a in (upcast(gs[0]), jnp.where(lse == -jnp.inf, 0, lse)))
+    dqs, totals = [], [jnp.zeros_like(a) for a in (call.k, call.v, *([] if bias is None else [upcast(call.bias)]))]
+    for stripe in plan.stripes:
+        k, v = stripe.keys(call.k, 2), stripe.keys(call.v, 2)
+
+        def step(sums, number, k=k, v=v, stripe=stripe):
+            at, dy = plan.block(call.q, number), plan.block(g, number)
+            p = jnp.exp(call.logits(at, k, stripe, number) - plan.block(lse, number)[..., None])
+            dp = jnp.einsum("bkgth,bksh->bkgts", dy, v)
+            dx = p * (dp - jnp.sum(p * dp, -1, keepdims=True))
+            dk = sums[0] + jnp.einsum("bkgts,bkgth->bksh", dx, at)
+            dv = sums[1] + jnp.einsum("bkgts,bkgth->bksh", p, dy)
+            dbias = [plan.added(a, unbroadcast(dx, plan.block(a, number).shape), number) for a in sums[2:]]
+            return (dk, dv, *dbias), options.scale * jnp.einsum("bkgts,bksh->bkgth", dx, k)
+
+        axes = (2, 2, 4)[: len(totals)]
+        start = tuple(jnp.zeros_like(stripe.keys(a, axis)) for a, axis in zip(totals, axes, strict=True))
+        sums, dq = plan.run(step, stripe, start)
+        dqs.append(dq)
+        totals = [a + stripe.padded(part, axis, s) for a, part, axis in zip(totals, sums, axes, strict=True)]
+    dk, dv, *dbias = totals
+    dq = _ungrouped(plan.joined(dqs, query.shape[1]))
+    return (
+        like_primal(dq, query),
+        like_primal(jnp.swapaxes(dk, 1, 2), key),
+        like_primal(jnp.swapaxes(dv, 1, 2), value),
+        *(like_primal(a[:, :, :, : bias.shape[2]].reshape(bias.shape), bias) for a in dbias),
+        *([None] * (4 if bias is None else 3)),
+    )
+
+
+_attention.defvjp(fwd_attention, bwd_attention)
+
+
+def reference_dot_product_attention(
+    query,
+    key,
+    value,
+    bias=None,
+    mask=None,
+    *,
+    scale=None,
+    is_causal=False,
+    query_seq_lengths=None,
+    key_value_seq_lengths=None,
+    local_window_size=None,
+):
+    (b, t, n, h), s = query.shape, key.shape[1]
+    repeated = (jnp.repeat(a, n // key.shape[2], axis=2) for a in (key, value))
+    key, value = repeated
+    x = jnp.einsum("btnh,bsnh->bnts", query, key) * (1 / np.sqrt(h) if scale is None else scale)
+    x = x if bias is None else x + bias
+    rows, cols = jnp.arange(t)[:, None], jnp.arange(s)
+    visible = jnp.ones((b, 1, t, s), bool) if mask is None else jnp.broadcast_to(mask, (b, n, t, s))
+    if is_causal:
+        visible &= cols <= rows
+    if local_window_size is not None:
+        left, right = _window(local_window_size)
+        visible &= (cols >= rows - left) & (cols <= rows + right)
+    if query_seq_lengths is not None:
+        visible &= rows < query_seq_lengths[:, None, None, None]
+    if key_value_seq_lengths is not None:
+        visible &= cols < key_value_seq_lengths[:, None, None, None]
+    return jnp.einsum("bnts,bsnh->btnh", reference_softmax(x, -1, jnp.broadcast_to(visible, x.shape)), value)
+
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+
+def _lengths_up_to(name):
+    """Return a draw of lengths of sequences, of at least 1."""
+    return lambda rng, shape, dims: rng.integers(1, dims[name] + 1, shape, dtype=np.int32)
+
+
+_QKV = ("b t 4 h", "b s 4 h", "b s 4 h")
+_SIZES = {"b": 2, "t": 5, "s": 7, "h": 3}
+_LONG = {"b": 4, "t": 2048, "s": 2048, "h": 64}
+
+RULES = (
+    Rule(
+        fn=dot_product_attention,
+        reference=reference_dot_product_attention,
+        baselines={"jax.nn.dot_product_attention": jax.nn.dot_product_attention},
+        cases=(
+            Case(_QKV, _SIZES),
+            Case(("b t 4 h", "b s 2 h", "b s 2 h"), _SIZES, {"is_causal": True}),
+            Case((*_QKV, "b 4 t s"), _SIZES),
+            Case((*_QKV, "4 1 s"), _SIZES, {"scale": 0.3}),
+            Case(_QKV, _SIZES, {"mask": Input("b 1 t s", random_mask)}),
+            Case(_QKV, _SIZES, {"local_window_size": (1, 2)}),
+            Case(
+                _QKV,
+                _SIZES,
+                {
+                    "query_seq_lengths": Input("b", _lengths_up_to("t")),
+                    "key_value_seq_lengths": Input("b", _lengths_up_to("s")),
+                },
+            ),
+        ),
+        edges=(
+            Edge(
+                "large logits", (np.full((1, 1, 1, 2), 100.0), [[[[1.0, 2.0]], [[3.0, -1.0]]]], np.ones((1, 2, 1, 2)))
+            ),
+            Edge("ties", (np.ones((1, 2, 1, 2)), np.ones((1, 3, 1, 2)), np.arange(6.0).reshape(1, 3, 1, 2))),
+            Edge(
+                "a query that attends to no key",
+                (np.ones((1, 2, 1, 2)), np.ones((1, 3, 1, 2)), np.arange(6.0).reshape(1, 3, 1, 2)),
+                {"mask": np.array([[[[False] * 3, [True] * 3]]])},
+            ),
+            Edge(
+                "a bias of -inf",
+                (np.ones((1, 1, 1, 2)), np.ones((1, 2, 1, 2)), np.ones((1, 2, 1, 2)), [[[[0.0, -np.inf]]]]),
+            ),
+            Edge("no queries", (np.zeros((1, 0, 1, 2)), np.ones((1, 3, 1, 2)), np.ones((1, 3, 1, 2)))),
+        ),
+        bench=(
+            Case(("b t 8 h", "b s 8 h", "b s 8 h"), _LONG),
+            Case(("b t 8 h", "b s 8 h", "b s 8 h"), _LONG, {"is_causal": True}),
+        ),
+        residual_bytes=lambda b, t, s, h: 4 * 4 * b * (t * h + 2 * s * h + t),
+        whole_array=True,
+        reason="memory: keeps its arguments and one number a query in place of the weights of all keys, which exist "
+        "for a block of queries at a time",
+        source="Example 2.6",
+    ),
+)
