@@ -258,26 +258,39 @@ def leapfrog():
 def hidden_markov_evidence():
     """The log evidence of a chain; its derivatives are posteriors, by forward and backward messages."""
 
-    def messages(start, transition, emissions):
-        def forth(a, e):
-            a = jax.nn.logsumexp(a[:, None] + transition, axis=0) + e
-            return a, a
+    def widened(*arrays):
+        return [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in arrays]
 
-        first = start + emissions[0]
-        return jnp.concatenate([first[None], lax.scan(forth, first, emissions[1:])[1]])
+    def messages(start, transition, emissions):
+        """Return the forward messages, each normalized, and the log evidence: the sum of what they lose by that."""
+
+        def normalized(a):
+            size = jax.nn.logsumexp(a)
+            return a - size, size
+
+        def forth(a, e):
+            a, size = normalized(jax.nn.logsumexp(a[:, None] + transition, axis=0) + e)
+            return a, (a, size)
+
+        first, size = normalized(start + emissions[0])
+        others, sizes = lax.scan(forth, first, emissions[1:])[1]
+        return jnp.concatenate([first[None], others]), size + jnp.sum(sizes)
 
     def primal(start, transition, emissions):
-        return jax.nn.logsumexp(messages(start, transition, emissions)[-1])
+        return messages(*widened(start, transition, emissions))[1].astype(start.dtype)
 
     def fwd(start, transition, emissions):
-        alpha = messages(start, transition, emissions)
-        return jax.nn.logsumexp(alpha[-1]), (alpha, transition, emissions)
+        alpha, evidence = messages(*widened(start, transition, emissions))
+        return evidence.astype(start.dtype), (alpha, transition, emissions)
 
     def bwd(res, g):
-        alpha, transition, emissions = res
+        alpha, *given = res
+        transition, emissions = widened(*given)
+        like = given[0].dtype
 
         def back(b, e):
             b = jax.nn.logsumexp(transition + e + b, axis=1)
+            b -= jnp.max(b)
             return b, b
 
         last = jnp.zeros_like(alpha[-1])
@@ -285,7 +298,7 @@ def hidden_markov_evidence():
         p = jax.nn.softmax(alpha + beta, axis=1)
         pairs = alpha[:-1, :, None] + transition + (emissions[1:] + beta[1:])[:, None]
         pairs = jax.nn.softmax(pairs, axis=(1, 2))
-        return g * p[0], g * jnp.sum(pairs, axis=0), g * p
+        return tuple((g * a).astype(like) for a in (p[0], jnp.sum(pairs, axis=0), p))
 
     return primal, fwd, bwd
 

@@ -7,6 +7,7 @@ keep the properties that `vjplib.verification.domain` finds in the given ones.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from vjplib.compat import is_key, x64
 from vjplib.verification.api import at_call
 from vjplib.verification.call import ByPosition, CallUnderTest, Leaves, attempt, combine, is_inexact, kind_of, unwrap
+from vjplib.verification.domain import Draw, Sizes
 
 NOISE = (0.5, 0.1)  # how far numbers are from the given ones, relative to them; the next where a property is lost
 RESIZED = 0.5  # the share of axes that are given another size
@@ -70,9 +72,16 @@ def drawn_call(example: Example, rng: np.random.Generator) -> CallUnderTest:
     resized = given.resized(wanted, static=_stating(given, new)) or given
     leaves, tree = jax.tree.flatten(resized.args)
     leaves = [leaf if is_inexact(leaf) else _reordered(resized, i, leaf, rng) for i, leaf in enumerate(leaves)]
+    if callable(stated := example.options.get("domain")) and resized is not given:
+        example = example._replace(options={**example.options, "domain": partial(_from_given_sizes, stated, new)})
     call = _call(example, *_as_given(resized, jax.tree.unflatten(tree, leaves)), rng)
     made = ", ".join(f"{n} made {m}" for n, m in new.items()) if resized is not given else ""
     return replace(call, case=made or "the given sizes")
+
+
+def _from_given_sizes(draw: Draw, new: Mapping[int, int], rng: np.random.Generator, sizes: Mapping[int, int]) -> Any:
+    """Draw arguments of a call at new sizes by a function that knows those of the given call."""
+    return draw(rng, Sizes({n: sizes[m] for n, m in new.items()}))
 
 
 def _call(example: Example, args: Any, kwargs: Mapping[str, Any], rng: np.random.Generator) -> CallUnderTest:
@@ -117,7 +126,8 @@ def redrawn(call: CallUnderTest, rng: np.random.Generator, dtype: Any, scale: fl
         made = [leaf] if call.domain.draw is not None else [*_near(call, i, leaf, rng), leaf]
         kind = kind_of(leaf.dtype, dtype)
         with np.errstate(over="ignore", under="ignore"):  # those that leave a dtype's range are not kept
-            scaled = [(a * factor).astype(kind) for factor in (scale, 1.0) for a in made]
+            factors = (scale, 1.0) if call.domain.draw is None else (1.0,)  # what is drawn is all that may be
+            scaled = [(a * factor).astype(kind) for factor in factors for a in made]
         kept = [a for a in scaled if _keeps(call, i, a)]
         if not kept:
             return None

@@ -314,7 +314,7 @@ class Domain:
         return drawn(self.draw, args, np.random.default_rng(seed), sizes)
 
 
-class _Sizes(dict[int, int]):
+class Sizes(dict[int, int]):
     """What each size becomes; sizes that stay need not be named."""
 
     def __missing__(self, n: int) -> int:
@@ -329,7 +329,7 @@ def drawn(
     Raises:
         ValueError: it returns another number of arguments, or other trees.
     """
-    new = draw(rng, _Sizes(sizes or {}))
+    new = draw(rng, Sizes(sizes or {}))
     if not isinstance(new, (tuple, list)) or len(new) != len(args):
         raise ValueError(f"domain must return a tuple of {len(args)} arguments, returned {new!r:.60}")
 
