@@ -16,11 +16,7 @@ from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Rule, Tail
 from vjplib.rules._arguments import as_array, as_inexact, broadcast_shapes, by_rule, normalize_axes
 from vjplib.rules._cotangents import like_primal
-from vjplib.rules._elementwise import Formula, with_derivative
 from vjplib.rules.smooth_activations import (
-    curvature_gelu_by_erf,
-    curvature_gelu_by_tanh,
-    curvature_silu,
     curvature_softplus,
     exact_exponent_gelu,
     exact_logistic,
@@ -28,12 +24,12 @@ from vjplib.rules.smooth_activations import (
     exact_slope_silu,
     jacobian_gelu,
     jacobian_silu,
-    logistic_pair,
     reference_gelu,
     reference_silu,
     slope_gelu_by_erf,
     slope_gelu_by_tanh,
     slope_silu,
+    slope_softplus,
     value_gelu_by_erf,
     value_gelu_by_tanh,
     value_silu,
@@ -81,21 +77,17 @@ def _glu(x, axis):
 
 def fwd_glu(x, axis):
     a, b = jnp.split(upcast(x), 2, axis)
-    return (a * _sigmoid(b)).astype(x.dtype), (x,)
-
-
-_sigmoid = with_derivative(lambda x: logistic_pair(x)[0], curvature_softplus)
-_sigmoid_slope = with_derivative(curvature_softplus, lambda x: -curvature_softplus(x) * jnp.tanh(x / 2))
+    return (a * slope_softplus(b)).astype(x.dtype), (x,)
 
 
 # y = a s(b) with the sigmoid s, whose derivative is s(b) s(-b).
 #   g^T J_a = g * s(b),   g^T J_b = g a * s(b) s(-b),   one after the other along the axis
-# The halves are taken from x again, which alone is kept.
+# s is the slope of softplus. The halves are taken from x again, which alone is kept.
 def bwd_glu(axis, res, g):
     (x,) = res
     a, b = jnp.split(upcast(x), 2, axis)
     g = upcast(g)
-    return (like_primal(jnp.concatenate((g * _sigmoid(b), g * a * _sigmoid_slope(b)), axis), x),)
+    return (like_primal(jnp.concatenate((g * slope_softplus(b), g * a * curvature_softplus(b)), axis), x),)
 
 
 _glu.defvjp(fwd_glu, bwd_glu)
@@ -145,17 +137,13 @@ def fwd_swiglu(gate, x):
     return (value_silu(upcast(gate)) * upcast(x)).astype(jnp.result_type(gate, x)), (gate, x)
 
 
-_silu_slope = with_derivative(slope_silu, curvature_silu)
-_silu = with_derivative(value_silu, _silu_slope)
-
-
 # y = f(a) b with f = silu, linear in b:
 #   g^T J_a = g b * f'(a),   g^T J_b = g * f(a),   each summed over the axes along which its argument was broadcast
 # f(a) is computed again: a and b alone are kept.
 def bwd_swiglu(res, g):
     gate, x = res
     g, a = upcast(g), upcast(gate)
-    return like_primal(g * upcast(x) * _silu_slope(a), gate), like_primal(g * _silu(a), x)
+    return like_primal(g * upcast(x) * slope_silu(a), gate), like_primal(g * value_silu(a), x)
 
 
 _swiglu.defvjp(fwd_swiglu, bwd_swiglu)
@@ -217,15 +205,7 @@ def fwd_geglu(gate, x, approximate):
     return (value(upcast(gate)) * upcast(x)).astype(jnp.result_type(gate, x)), (gate, x)
 
 
-def _with_slope(value: Formula, slope: Formula, curvature: Formula) -> tuple[Formula, Formula]:
-    slope = with_derivative(slope, curvature)
-    return with_derivative(value, slope), slope
-
-
-_GELUS = {
-    True: _with_slope(value_gelu_by_tanh, slope_gelu_by_tanh, curvature_gelu_by_tanh),
-    False: _with_slope(value_gelu_by_erf, slope_gelu_by_erf, curvature_gelu_by_erf),
-}
+_GELUS = {True: (value_gelu_by_tanh, slope_gelu_by_tanh), False: (value_gelu_by_erf, slope_gelu_by_erf)}
 
 
 # y = f(a) b with f = gelu, as swiglu:

@@ -5,7 +5,7 @@ leaky_relu is not among them: autodiff of `jax.nn.leaky_relu` keeps a byte per e
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,10 +16,10 @@ from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Diagonal
+from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Rule
 from vjplib.rules._arguments import as_array, as_inexact, by_rule
 from vjplib.rules._cotangents import aval_token, like_primal
-from vjplib.rules._elementwise import elementwise
 from vjplib.rules.smooth_activations import ANY, INFINITIES, LARGE, ROWS, SCALAR, tails_of
 
 # ----------------------------------------------------------------------------------------------------------------- elu
@@ -54,20 +54,28 @@ def value_elu(x, alpha):
     return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
 
 
+@partial(custom_vjp, nondiff_argnames=("alpha",))
+def _elu(x, alpha):
+    return fwd_elu(x, alpha)[0]
+
+
+def fwd_elu(x, alpha):
+    return value_elu(upcast(x), alpha).astype(x.dtype), (x,)
+
+
 # y = x or alpha (e^x - 1), by pieces that meet at 0. From y + alpha the slope would lose its digits where y nears
 # -alpha; from x it keeps them.
 #   g^T J = g where x > 0, else g * alpha e^x
+def bwd_elu(alpha, res, g):
+    (x,) = res
+    return (like_primal(upcast(g) * slope_elu(upcast(x), alpha), x),)
+
+
+_elu.defvjp(fwd_elu, bwd_elu)
+
+
 def slope_elu(x, alpha):
-    return jnp.where(x > 0, 1, alpha * jnp.exp(jnp.minimum(x, 0)))
-
-
-def curvature_elu(x, alpha):
-    return jnp.where(x > 0, 0, alpha * jnp.exp(jnp.minimum(x, 0)))
-
-
-@cache
-def _elu(alpha):
-    return _for_number(value_elu, slope_elu, curvature_elu, alpha)
+    return jnp.where(x > 0, 1, alpha * jnp.exp(jnp.where(x > 0, 0, x)))
 
 
 def reference_elu(x, alpha=1.0):
@@ -111,17 +119,27 @@ def value_selu(x):
     return _SCALE * value_elu(x, _ALPHA)
 
 
+@custom_vjp
+def _selu(x):
+    return fwd_selu(x)[0]
+
+
+def fwd_selu(x):
+    return value_selu(upcast(x)).astype(x.dtype), (x,)
+
+
 # y = c elu(x) with alpha = 1.6733 and c = 1.0507, and so are the derivatives multiples of elu's.
 #   g^T J = g * c where x > 0, else g * c alpha e^x
+def bwd_selu(res, g):
+    (x,) = res
+    return (like_primal(upcast(g) * slope_selu(upcast(x)), x),)
+
+
+_selu.defvjp(fwd_selu, bwd_selu)
+
+
 def slope_selu(x):
     return _SCALE * slope_elu(x, _ALPHA)
-
-
-def curvature_selu(x):
-    return _SCALE * curvature_elu(x, _ALPHA)
-
-
-_selu = elementwise(value_selu, slope_selu, curvature_selu)
 
 
 def reference_selu(x):
@@ -166,19 +184,27 @@ def value_celu(x, alpha):
     return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0) / alpha))
 
 
+@partial(custom_vjp, nondiff_argnames=("alpha",))
+def _celu(x, alpha):
+    return fwd_celu(x, alpha)[0]
+
+
+def fwd_celu(x, alpha):
+    return value_celu(upcast(x), alpha).astype(x.dtype), (x,)
+
+
 # y = x or alpha (e^(x / alpha) - 1): the slopes of the pieces meet at 0, both 1.
 #   g^T J = g where x > 0, else g * e^(x / alpha)
+def bwd_celu(alpha, res, g):
+    (x,) = res
+    return (like_primal(upcast(g) * slope_celu(upcast(x), alpha), x),)
+
+
+_celu.defvjp(fwd_celu, bwd_celu)
+
+
 def slope_celu(x, alpha):
-    return jnp.exp(jnp.minimum(x, 0) / alpha)
-
-
-def curvature_celu(x, alpha):
-    return jnp.where(x > 0, 0, jnp.exp(jnp.minimum(x, 0) / alpha) / alpha)
-
-
-@cache
-def _celu(alpha):
-    return _for_number(value_celu, slope_celu, curvature_celu, alpha)
+    return jnp.exp(jnp.where(x > 0, 0, x) / alpha)
 
 
 def reference_celu(x, alpha=1.0):
@@ -223,17 +249,27 @@ def value_hard_silu(x):
     return x * (jnp.clip(x + 3, 0, 6) / 6)
 
 
+@custom_vjp
+def _hard_silu(x):
+    return fwd_hard_silu(x)[0]
+
+
+def fwd_hard_silu(x):
+    return value_hard_silu(upcast(x)).astype(x.dtype), (x,)
+
+
 # y = 0, x (x + 3) / 6 or x, by pieces that meet at -3 and 3.
 #   g^T J = 0 where x <= -3, g where x >= 3, else g * (2 x + 3) / 6
+def bwd_hard_silu(res, g):
+    (x,) = res
+    return (like_primal(upcast(g) * slope_hard_silu(upcast(x)), x),)
+
+
+_hard_silu.defvjp(fwd_hard_silu, bwd_hard_silu)
+
+
 def slope_hard_silu(x):
     return jnp.where(x <= -3, 0, jnp.where(x >= 3, 1, (2 * x + 3) / 6))
-
-
-def curvature_hard_silu(x):
-    return jnp.where(jnp.abs(x) < 3, jnp.ones_like(x) / 3, 0)
-
-
-_hard_silu = elementwise(value_hard_silu, slope_hard_silu, curvature_hard_silu)
 
 
 def reference_hard_silu(x):
@@ -301,15 +337,11 @@ def jacobian_relu6(x):
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 
-def _with_number(rule: Callable[[float], Any], incumbent: Callable[..., jax.Array], x: Any, alpha: Any) -> jax.Array:
+def _with_number(rule: Callable[..., jax.Array], incumbent: Callable[..., jax.Array], x: Any, alpha: Any) -> jax.Array:
     """Return the result by the rule for a number alpha, by the incumbent for an array."""
     if not isinstance(alpha, (int, float, np.number)):
         return incumbent(as_array("x", x), as_array("alpha", alpha))
-    return by_rule(rule(float(alpha)), partial(incumbent, alpha=alpha), x=as_inexact("x", x))
-
-
-def _for_number(value: Any, slope: Any, curvature: Any, alpha: float) -> Callable[[jax.Array], jax.Array]:
-    return elementwise(partial(value, alpha=alpha), partial(slope, alpha=alpha), partial(curvature, alpha=alpha))
+    return by_rule(lambda x: rule(x, float(alpha)), partial(incumbent, alpha=alpha), x=as_inexact("x", x))
 
 
 # ------------------------------------------------------------------------------------------------------------- records

@@ -1,6 +1,6 @@
 """Smooth activations that keep their input alone: gelu, silu, softplus, log_sigmoid and mish.
 
-Each section has the function, then value, slope and curvature: `elementwise` makes the rule of them.
+A slope is written for its digits in the tails; its derivative is the curvature below it, not JAX's of that formula.
 """
 
 import math
@@ -14,10 +14,14 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
+from vjplib.compat import custom_vjp
 from vjplib.jacobians import Diagonal
+from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Rule, Tail
 from vjplib.rules._arguments import as_inexact, by_rule
-from vjplib.rules._elementwise import FAR, elementwise
+from vjplib.rules._cotangents import like_primal
+
+FAR = 1000.0  # every slope has reached its limit long before, to the last digit of float64; so no 0 meets an infinity
 
 
 def logistic_pair(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -62,13 +66,32 @@ def silu(x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:
 swish = silu
 
 
+@jax.custom_jvp
 def value_silu(x):
     return x * jax.lax.logistic(x)
+
+
+@custom_vjp
+def _silu(x):
+    return fwd_silu(x)[0]
+
+
+def fwd_silu(x):
+    return value_silu(upcast(x)).astype(x.dtype), (x,)
 
 
 # With s(x) = 1 / (1 + e^-x), whose derivative is p = s(x) s(-x): d(x s)/dx = s(x) + x p.
 #   g^T J = g * s(x) (1 + x s(-x))
 # s(-x) has all its digits where 1 - s(x) has none.
+def bwd_silu(res, g):
+    (x,) = res
+    return (like_primal(upcast(g) * slope_silu(upcast(x)), x),)
+
+
+_silu.defvjp(fwd_silu, bwd_silu)
+
+
+@jax.custom_jvp
 def slope_silu(x):
     x = jnp.clip(x, -FAR, FAR)
     s, s_of_minus = logistic_pair(x)
@@ -82,7 +105,8 @@ def curvature_silu(x):
     return s * s_of_minus * (2 - x * jnp.tanh(x / 2))
 
 
-_silu = elementwise(value_silu, slope_silu, curvature_silu)
+value_silu.defjvps(lambda t, _, x: t * slope_silu(x))
+slope_silu.defjvps(lambda t, _, x: t * curvature_silu(x))
 
 
 def reference_silu(x):
@@ -133,14 +157,33 @@ def gelu(x: Shaped[ArrayLike, "..."], approximate: bool = True) -> Shaped[Array,
 _LINEAR, _CUBIC = math.sqrt(8 / math.pi), 0.044715 * math.sqrt(8 / math.pi)  # v = _LINEAR x + _CUBIC x^3
 
 
+@jax.custom_jvp
 def value_gelu_by_tanh(x):
     return x * jax.lax.logistic(x * (_LINEAR + _CUBIC * (x * x)))
+
+
+@custom_vjp
+def _gelu_by_tanh(x):
+    return fwd_gelu_by_tanh(x)[0]
+
+
+def fwd_gelu_by_tanh(x):
+    return value_gelu_by_tanh(upcast(x)).astype(x.dtype), (x,)
 
 
 # As (1 + tanh(v / 2)) / 2 = s(v), y = x s(v): silu with v in place of x. With p = s(v) s(-v),
 #   dy/dx = s(v) + x p dv/dx,   dv/dx = sqrt(8 / pi) (1 + 3 * 0.044715 x^2)
 #   g^T J = g * s(v) (1 + x dv/dx s(-v))
 # s(v) and s(-v) have all their digits where 1 + tanh(v / 2) and 1 - tanh(v / 2)^2 have none.
+def bwd_gelu_by_tanh(res, g):
+    (x,) = res
+    return (like_primal(upcast(g) * slope_gelu_by_tanh(upcast(x)), x),)
+
+
+_gelu_by_tanh.defvjp(fwd_gelu_by_tanh, bwd_gelu_by_tanh)
+
+
+@jax.custom_jvp
 def slope_gelu_by_tanh(x):
     x = jnp.clip(x, -FAR, FAR)
     s, s_of_minus = logistic_pair(x * (_LINEAR + _CUBIC * (x * x)))
@@ -155,15 +198,35 @@ def curvature_gelu_by_tanh(x):
     return s * s_of_minus * (2 * dv + x * (6 * _CUBIC * x - jnp.tanh(v / 2) * (dv * dv)))
 
 
-_gelu_by_tanh = elementwise(value_gelu_by_tanh, slope_gelu_by_tanh, curvature_gelu_by_tanh)
+value_gelu_by_tanh.defjvps(lambda t, _, x: t * slope_gelu_by_tanh(x))
+slope_gelu_by_tanh.defjvps(lambda t, _, x: t * curvature_gelu_by_tanh(x))
 
 
+@jax.custom_jvp
 def value_gelu_by_erf(x):
     return x * jax.lax.erfc(-math.sqrt(0.5) * x) / 2
 
 
+@custom_vjp
+def _gelu_by_erf(x):
+    return fwd_gelu_by_erf(x)[0]
+
+
+def fwd_gelu_by_erf(x):
+    return value_gelu_by_erf(upcast(x)).astype(x.dtype), (x,)
+
+
 # y = x P(x) with P(x) = erfc(-x / sqrt(2)) / 2 and dP/dx = f(x) = exp(-x^2 / 2) / sqrt(2 pi).
 #   g^T J = g * (P(x) + x f(x))
+def bwd_gelu_by_erf(res, g):
+    (x,) = res
+    return (like_primal(upcast(g) * slope_gelu_by_erf(upcast(x)), x),)
+
+
+_gelu_by_erf.defvjp(fwd_gelu_by_erf, bwd_gelu_by_erf)
+
+
+@jax.custom_jvp
 def slope_gelu_by_erf(x):
     x = jnp.clip(x, -FAR, FAR)
     return jax.lax.erfc(-math.sqrt(0.5) * x) / 2 + x * _normal_density(x)
@@ -179,7 +242,8 @@ def _normal_density(x):
     return jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
-_gelu_by_erf = elementwise(value_gelu_by_erf, slope_gelu_by_erf, curvature_gelu_by_erf)
+value_gelu_by_erf.defjvps(lambda t, _, x: t * slope_gelu_by_erf(x))
+slope_gelu_by_erf.defjvps(lambda t, _, x: t * curvature_gelu_by_erf(x))
 
 
 def reference_gelu(x, approximate=True):
@@ -224,18 +288,38 @@ def value_softplus(x):
     return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
+@custom_vjp
+def _softplus(x):
+    return fwd_softplus(x)[0]
+
+
+def fwd_softplus(x):
+    return value_softplus(upcast(x)).astype(x.dtype), (x,)
+
+
 # d log(1 + e^x) / dx = e^x / (1 + e^x) = s(x), whose derivative is s(x) s(-x).
 #   g^T J = g * s(x)
+def bwd_softplus(res, g):
+    (x,) = res
+    return (like_primal(upcast(g) * slope_softplus(upcast(x)), x),)
+
+
+_softplus.defvjp(fwd_softplus, bwd_softplus)
+
+
+@jax.custom_jvp
 def slope_softplus(x):
     return logistic_pair(x)[0]
 
 
+@jax.custom_jvp
 def curvature_softplus(x):
     s, s_of_minus = logistic_pair(x)
     return s * s_of_minus
 
 
-_softplus = elementwise(value_softplus, slope_softplus, curvature_softplus)
+slope_softplus.defjvps(lambda t, _, x: t * curvature_softplus(x))
+curvature_softplus.defjvps(lambda t, p, x: -t * p * jnp.tanh(x / 2))
 
 
 def reference_softplus(x):
@@ -276,8 +360,26 @@ def value_log_sigmoid(x):
     return -value_softplus(-x)
 
 
+@custom_vjp
+def _log_sigmoid(x):
+    return fwd_log_sigmoid(x)[0]
+
+
+def fwd_log_sigmoid(x):
+    return value_log_sigmoid(upcast(x)).astype(x.dtype), (x,)
+
+
 # d(-log(1 + e^-x))/dx = e^-x / (1 + e^-x) = s(-x), whose derivative is -s(x) s(-x).
 #   g^T J = g * s(-x)
+def bwd_log_sigmoid(res, g):
+    (x,) = res
+    return (like_primal(upcast(g) * slope_log_sigmoid(upcast(x)), x),)
+
+
+_log_sigmoid.defvjp(fwd_log_sigmoid, bwd_log_sigmoid)
+
+
+@jax.custom_jvp
 def slope_log_sigmoid(x):
     return logistic_pair(x)[1]
 
@@ -286,7 +388,7 @@ def curvature_log_sigmoid(x):
     return -curvature_softplus(x)
 
 
-_log_sigmoid = elementwise(value_log_sigmoid, slope_log_sigmoid, curvature_log_sigmoid)
+slope_log_sigmoid.defjvps(lambda t, _, x: t * curvature_log_sigmoid(x))
 
 
 def reference_log_sigmoid(x):
@@ -329,11 +431,29 @@ def value_mish(x):
     return x * _mish_terms(x)[0]
 
 
+@custom_vjp
+def _mish(x):
+    return fwd_mish(x)[0]
+
+
+def fwd_mish(x):
+    return value_mish(upcast(x)).astype(x.dtype), (x,)
+
+
 # With e = e^x, tanh log(1 + e) = ((1 + e)^2 - 1) / ((1 + e)^2 + 1) = e (e + 2) / D with D = e^2 + 2 e + 2. So
 #   y = x t with t = e (e + 2) / D,   q = dt/dx = 4 e (1 + e) / D^2
 # and for x >= 0, where e may overflow, all is divided by powers of it: with n = e^-x and N = 1 + 2 n + 2 n^2,
 #   t = (1 + 2 n) / N,   q = 4 n^2 (1 + n) / N^2
 #   g^T J = g * (t + x q)
+def bwd_mish(res, g):
+    (x,) = res
+    return (like_primal(upcast(g) * slope_mish(upcast(x)), x),)
+
+
+_mish.defvjp(fwd_mish, bwd_mish)
+
+
+@jax.custom_jvp
 def slope_mish(x):
     x = jnp.clip(x, -FAR, FAR)
     t, k, r, _ = _mish_terms(x)
@@ -358,7 +478,7 @@ def _mish_terms(x):
     return t, k, r, w
 
 
-_mish = elementwise(value_mish, slope_mish, curvature_mish)
+slope_mish.defjvps(lambda t, _, x: t * curvature_mish(x))
 
 
 def reference_mish(x):
