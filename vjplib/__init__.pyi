@@ -24,9 +24,10 @@ from .rules.convolution.patches import conv_general_dilated_patches as conv_gene
 from .rules.convolution.transpose import conv_transpose as conv_transpose
 from .rules.linear import linear as linear
 from .rules.linear_cross_entropy import linear_softmax_cross_entropy as linear_softmax_cross_entropy
+from .rules.losses import kl_divergence as kl_divergence
+from .rules.losses import safe_softmax_cross_entropy as safe_softmax_cross_entropy
 from .rules.losses import softmax_cross_entropy as softmax_cross_entropy
 from .rules.losses import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
-from .rules.losses import squared_error as squared_error
 from .rules.patch_lax import use_in_lax as use_in_lax
 from .rules.pooling.pooling import avg_pool as avg_pool
 from .rules.pooling.pooling import max_pool as max_pool
@@ -34,6 +35,11 @@ from .rules.pooling.pooling import min_pool as min_pool
 from .rules.pooling.pooling import reduce_window_max as reduce_window_max
 from .rules.products import multiply as multiply
 from .rules.products import prod as prod
+from .rules.regression_losses import huber_loss as huber_loss
+from .rules.regression_losses import log_cosh as log_cosh
+from .rules.regression_losses import squared_error as squared_error
+from .rules.sigmoid_losses import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
+from .rules.sigmoid_losses import sigmoid_focal_loss as sigmoid_focal_loss
 from .rules.softmax import log_softmax as log_softmax
 from .rules.softmax import softmax as softmax
 from .verification import Finding as Finding
