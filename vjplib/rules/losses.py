@@ -393,7 +393,7 @@ def _log_ratio(log_predictions, targets):
 
 
 # d t (log t - q) / dq = -t and d t (log t - q) / dt = log t + 1 - q, but 0 at t = 0 by convention:
-#   g^T J_q = -g t,   g^T J_t = g [t > 0] (log t + 1 - q)
+#   g^T J_q = -g t,   g^T J_t = g [t != 0] (log t + 1 - q)
 def bwd_kl_divergence(axes, res, g):
     log_predictions, targets, mask = res
     t, ratio = _log_ratio(log_predictions, targets)
@@ -412,9 +412,9 @@ _kl_divergence.defvjp(fwd_kl_divergence, bwd_kl_divergence)
 
 
 def reference_kl_divergence(log_predictions, targets, axis=-1, where=None):
-    positive = targets > 0
-    q, t = jnp.where(positive, log_predictions, 0), jnp.where(positive, targets, 1)
-    loss = jnp.where(positive, t * (jnp.log(t) - q), 0)
+    counts = targets != 0
+    q, t = jnp.where(counts, log_predictions, 0), jnp.where(counts, targets, 1)
+    loss = jnp.where(counts, t * (jnp.log(t) - q), 0)
     return jnp.sum(loss, axis, where=where)
 
 
@@ -538,6 +538,5 @@ RULES = (
         reason="0, not NaN, for a class of probability 0 in both, and no NaN in gradients of targets of 0; keeps its "
         "arguments, three fifths of what autodiff keeps",
         source="Kullback and Leibler (1951)",
-        domain={"targets": "non-negative"},
     ),
 )

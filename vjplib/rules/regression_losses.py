@@ -1,5 +1,7 @@
 """Losses of regressions, with optax's signatures."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -226,10 +228,14 @@ def fwd_log_cosh(predictions, targets):
 
 
 def _log_cosh_of(e):
-    """Return log(1 + 2 sinh(e / 2)^2) where |e| <= 1, for cosh(e) = 1 + 2 sinh(e / 2)^2, else |e| - log 2 and more."""
+    """Return -log(1 - tanh(e)^2) / 2 where |e| <= 1, for cosh^2 (1 - tanh^2) = 1, else |e| - log 2 + log(1 + e^-2|e|).
+
+    One logarithm serves both, and the tangent is that of the backward.
+    """
     size = jnp.abs(e)
-    near = jnp.log1p(2 * jnp.square(jnp.sinh(jnp.minimum(size, 1) / 2)))
-    return jnp.where(size <= 1, near, size + jnp.log1p(jnp.exp(-2 * size)) - jnp.log(jnp.array(2, e.dtype)))
+    near = size <= 1
+    log = jnp.log1p(jnp.where(near, -jnp.square(jnp.tanh(e)), jnp.exp(-2 * size)))
+    return jnp.where(near, -log / 2, size + log - math.log(2))
 
 
 # d log cosh(e) / de = sinh(e) / cosh(e) = tanh(e), which is small where e is and loses no digit:

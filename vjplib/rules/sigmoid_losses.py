@@ -59,7 +59,7 @@ def _fitting(logits, labels):
 
 
 @custom_vjp
-def _binary_cross_entropy(logits, labels):
+def _binary_cross_entropy(logits, labels) -> jax.Array:
     return fwd_binary_cross_entropy(logits, labels)[0]
 
 
