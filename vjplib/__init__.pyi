@@ -30,9 +30,10 @@ from .rules.gated_activations import glu as glu
 from .rules.gated_activations import swiglu as swiglu
 from .rules.linear import linear as linear
 from .rules.linear_cross_entropy import linear_softmax_cross_entropy as linear_softmax_cross_entropy
+from .rules.losses import kl_divergence as kl_divergence
+from .rules.losses import safe_softmax_cross_entropy as safe_softmax_cross_entropy
 from .rules.losses import softmax_cross_entropy as softmax_cross_entropy
 from .rules.losses import softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels
-from .rules.losses import squared_error as squared_error
 from .rules.norms import batch_norm as batch_norm
 from .rules.norms import group_norm as group_norm
 from .rules.norms import layer_norm as layer_norm
@@ -59,6 +60,11 @@ from .rules.smooth_activations import mish as mish
 from .rules.smooth_activations import silu as silu
 from .rules.smooth_activations import softplus as softplus
 from .rules.smooth_activations import swish as swish
+from .rules.regression_losses import huber_loss as huber_loss
+from .rules.regression_losses import log_cosh as log_cosh
+from .rules.regression_losses import squared_error as squared_error
+from .rules.sigmoid_losses import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
+from .rules.sigmoid_losses import sigmoid_focal_loss as sigmoid_focal_loss
 from .rules.softmax import log_softmax as log_softmax
 from .rules.softmax import logsumexp as logsumexp
 from .rules.softmax import softmax as softmax

@@ -278,3 +278,41 @@ def test_mixed_dtypes_promote_and_cotangents_go_back():
     y, back = jax.vjp(vjplib.multiply, jnp.ones((2, 3), jnp.bfloat16), jnp.ones(3, jnp.float32))
     assert y.dtype == jnp.float32
     assert [d.dtype for d in back(y)] == [jnp.bfloat16, jnp.float32]
+
+
+def test_losses_of_small_errors_keep_their_digits():
+    e = jnp.array([1e-6, -1e-3, 0.5, 30.0])
+    exact = np.log(np.cosh(np.asarray(e, np.longdouble)))
+    exact[:2] = np.asarray(e, np.longdouble)[:2] ** 2 / 2 * (1 - np.asarray(e, np.longdouble)[:2] ** 2 / 6)
+    np.testing.assert_allclose(vjplib.log_cosh(e), exact.astype(float), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [vjplib.sigmoid_binary_cross_entropy, vjplib.sigmoid_focal_loss])
+def test_binary_losses_at_infinite_logits(loss):
+    x, fits = jnp.array([INF, -INF, INF, -INF]), jnp.array([1.0, 0.0, 0.0, 1.0])
+    losses, slopes = jax.vmap(jax.value_and_grad(loss))(x, fits)
+    assert losses[:2].tolist() == slopes[:2].tolist() == [0.0, 0.0]
+    assert (losses[2:] > 1e30).all()
+    assert slopes[2:].tolist() == [1.0, -1.0]
+
+
+def test_focal_loss_has_finite_derivatives_of_any_exponent():
+    x = jnp.array([-1e4, -100.0, -60.0, -20.0, 0.0, 20.0, 60.0, 100.0, 1e4, INF])
+    for gamma in (0.0, 0.5, 1.0, 2.0, 5.0):
+        for label in (0.0, 0.3, 1.0):
+            loss = lambda x, p, gamma=gamma: vjplib.sigmoid_focal_loss(x, p, gamma=gamma)  # noqa: E731
+            first = jax.vmap(jax.grad(loss, (0, 1)), (0, None))(x, label)
+            second = jax.vmap(jax.grad(jax.grad(loss)), (0, None))(x, label)
+            assert all(jnp.isfinite(d).all() for d in (*first, second))
+
+
+def test_safe_cross_entropy_and_divergence_where_a_class_is_impossible():
+    logits, labels = jnp.array([1.0, -INF, 3.0]), jnp.array([0.0, 0.0, 1.0])
+    loss, slope = jax.value_and_grad(vjplib.safe_softmax_cross_entropy)(logits, labels)
+    y = 1 / (1 + np.exp(2.0))
+    np.testing.assert_allclose(loss, -np.log(1 - y), rtol=1e-6)
+    np.testing.assert_allclose(slope, [y, 0, -y], rtol=1e-6)
+    loss, slopes = jax.value_and_grad(vjplib.kl_divergence, (0, 1))(jax.nn.log_softmax(logits), labels)
+    np.testing.assert_allclose(loss, -np.log(1 - y), rtol=1e-6)
+    np.testing.assert_allclose(slopes[0], -labels)
+    np.testing.assert_allclose(slopes[1], [0, 0, 1 - np.log(1 - y)], rtol=1e-6)

@@ -225,6 +225,68 @@ def test_targets_and_one_hot_labels_of_every_dtype(dtype):
     require_same(*CROSS_ENTROPY, x, array(dtype))
 
 
+ELEMENTWISE_LOSSES = {
+    "huber_loss": (vl.huber_loss, optax.huber_loss),
+    "log_cosh": (vl.log_cosh, optax.log_cosh),
+    "sigmoid_binary_cross_entropy": (vl.sigmoid_binary_cross_entropy, optax.sigmoid_binary_cross_entropy),
+    "sigmoid_focal_loss": (vl.sigmoid_focal_loss, optax.sigmoid_focal_loss),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", ELEMENTWISE_LOSSES)
+def test_losses_with_targets_of_every_dtype_that_broadcast(name, dtype):
+    labels = jnp.asarray(NUMBERS > 1).astype(dtype)
+    if labels.dtype in (jnp.bfloat16, jnp.float32):
+        labels = labels / 2 + 0.25  # at 0 and 1 optax's focal loss has no gradient in labels through their logarithm
+    require_same(*ELEMENTWISE_LOSSES[name], array("float32"), labels)
+    require_same(*ELEMENTWISE_LOSSES[name], array("bfloat16")[0], labels)
+    require_same(*ELEMENTWISE_LOSSES[name], jnp.float32(0.5), labels[:, :1])
+
+
+@pytest.mark.parametrize("options", [{"delta": 2}, {"delta": np.float32(0.5)}, {"delta": np.array([0.5, 1.0, 2.0])}])
+def test_huber_losses_of_every_bound(options):
+    for dtype in ("bfloat16", "float32"):
+        require_same(*ELEMENTWISE_LOSSES["huber_loss"], array(dtype), **options)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.25}, {"gamma": 0}, {"gamma": 1.5, "alpha": np.float32(0.5)}])
+def test_focal_losses_of_every_weight_and_exponent(options):
+    labels = np.array([[0.25, 0.875, 0.125], [0.5, 0.25, 0.75]])
+    require_same(*ELEMENTWISE_LOSSES["sigmoid_focal_loss"], array("float32"), labels, **options)
+
+
+@pytest.mark.parametrize("name", ["huber_loss", "sigmoid_focal_loss"])
+def test_parameters_of_losses_have_optax_s_gradients(name):
+    x, labels = array("float32"), jnp.array([[0.25, 0.5, 0.75], [0.0, 1.0, 0.5]])
+    if name == "huber_loss":
+        calls = [lambda a, b, f=f: (f(x, labels, delta=a) * x + b).sum() for f in ELEMENTWISE_LOSSES[name]]
+    else:
+        calls = [lambda a, b, f=f: (f(x, labels, alpha=a, gamma=b) * x).sum() for f in ELEMENTWISE_LOSSES[name]]
+    ours, theirs = (jax.grad(f, (0, 1))(0.75, jnp.float32(1.5)) for f in calls)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+DIVERGENCE = (vl.kl_divergence, optax.kl_divergence)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"axis": None}, {"axis": (0, -1)}, {"where": NUMBERS > 0}, {"axis": 0, "where": NUMBERS[:, :1] > 1}],
+    ids=["plain", "all axes", "two axes", "masked", "masked by rows"],
+)
+def test_divergences_with_options(options):
+    q, t = jax.nn.log_softmax(array("float32")), jax.nn.softmax(array("float32")[::-1])
+    require_same(*DIVERGENCE, q, t, **options)
+    require_same(*DIVERGENCE, q[0], t, **options)
+
+
+@pytest.mark.parametrize("labels", [np.eye(4)[:2], np.eye(4)[1], np.eye(4), np.ones((2, 1))])
+def test_safe_cross_entropies_of_labels_that_broadcast(labels):
+    logits = LOGITS[0] if labels.shape == (4, 4) else LOGITS
+    require_same(vl.safe_softmax_cross_entropy, optax.safe_softmax_cross_entropy, logits, jnp.asarray(labels))
+
+
 # ------------------------------------------------------------------------------------------------------------- options
 
 PRODUCTS = {
@@ -400,6 +462,12 @@ LISTS = {
     "softmax_cross_entropy, logits alone": lambda x: vl.softmax_cross_entropy(jnp.stack([x, x]), [False, True]),
     "integer labels": lambda x: vl.softmax_cross_entropy_with_integer_labels([[x, 1.0]], [1], where=[[True, True]]),
     "squared_error": lambda x: vl.squared_error(jnp.stack([x, x]), [1.0, 2.0]),
+    "huber_loss": lambda x: vl.huber_loss(jnp.stack([x, 2 * x]), [1, 2.0], delta=[0.75, 2.0]),
+    "log_cosh": lambda x: vl.log_cosh([x, 2.0]),
+    "sigmoid_binary_cross_entropy": lambda x: vl.sigmoid_binary_cross_entropy([x, 1.0], [False, True]),
+    "sigmoid_focal_loss": lambda x: vl.sigmoid_focal_loss([x, 1.0], [0.5, 1], alpha=[0.25]),
+    "safe_softmax_cross_entropy": lambda x: vl.safe_softmax_cross_entropy([x, 1.0], [0, 1]),
+    "kl_divergence": lambda x: vl.kl_divergence([x, 1.0], [0.25, x], where=[True, True]),
     "squared_error of lists": lambda x: vl.squared_error([x, 2.0], [1, 2]),
 }
 
@@ -465,6 +533,12 @@ EXPORTED = {
         (ROWS, jnp.array([1, 2, 0]), ROWS.T),
     ),
     "squared_error": (vl.squared_error, ("a, b", "a, b"), (ROWS, ROWS + 1)),
+    "huber_loss": (vl.huber_loss, ("a, b", "b"), (ROWS, ROWS[0] + 1)),
+    "log_cosh": (vl.log_cosh, ("a, b", "b"), (ROWS, ROWS[0] + 1)),
+    "sigmoid_binary_cross_entropy": (vl.sigmoid_binary_cross_entropy, ("a, b", "a, b"), (ROWS, MASK)),
+    "sigmoid_focal_loss": (vl.sigmoid_focal_loss, ("a, b", "a, b"), (ROWS, MASK)),
+    "safe_softmax_cross_entropy": (vl.safe_softmax_cross_entropy, ("a, b", "b"), (ROWS, MASK[0])),
+    "kl_divergence": (vl.kl_divergence, ("a, b", "a, b"), (ROWS, jnp.exp(ROWS))),
     "linear": (vl.linear, ("a, n", "m, n", "m"), (ROWS, ROWS[:2], ROWS[0, :2])),
 }
 

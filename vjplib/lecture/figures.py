@@ -17,8 +17,8 @@ from rich.filesize import decimal
 from vjplib.compat import x64
 from vjplib.jacobians import BandedToeplitz, Chain, Dense, Diagonal, DiagonalMinusLowRank, backward_order, forward_order
 from vjplib.rules.activations import quadratic, relu, sigmoid, tanh
-from vjplib.rules.losses import squared_error
 from vjplib.rules.products import multiply
+from vjplib.rules.regression_losses import squared_error
 from vjplib.rules.softmax import softmax
 from vjplib.training.train import State, step
 
