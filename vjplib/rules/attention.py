@@ -325,8 +325,8 @@ class _Call(NamedTuple):
         x = jnp.einsum("bkgth,bksh->bkgts", q, k)
         if self.bias is not None:
             x = x + upcast(self.plan.block(stripe.keys(self.bias, 4), number))
-        rows = number * self.plan.rows + lax.broadcasted_iota(jnp.int32, x.shape[3:], 0)
-        cols = stripe.low + lax.broadcasted_iota(jnp.int32, x.shape[3:], 1)
+        rows = number * self.plan.rows + lax.broadcasted_iota(jnp.int32, (1, 1, 1, *x.shape[3:]), 3)
+        cols = stripe.low + lax.broadcasted_iota(jnp.int32, (1, 1, 1, *x.shape[3:]), 4)
         visible = []
         if self.mask is not None:
             visible.append(self.plan.block(stripe.keys(self.mask, 4), number))
