@@ -224,7 +224,7 @@ def test_no_rule_leans_on_implicit_promotion(rng):
         for rule in rules():
             call = rule.cases[0].call(rng)
             floats = [i for i, a in enumerate(call.args) if np.issubdtype(a.dtype, np.floating)]
-            f = lambda *a, r=rule, c=call: r.fn(*a, **c.kwargs).sum()  # noqa: E731
+            f = lambda *a, r=rule, c=call: jax.tree.leaves(r.fn(*a, **c.kwargs))[0].sum()  # noqa: E731
             dxs = jax.eval_shape(jax.grad(f, floats), *map(jnp.asarray, call.args))
             assert [(dx.shape, dx.dtype) for dx in dxs] == [(call.args[i].shape, jnp.float32) for i in floats]
         assert jnp.isfinite(jax.grad(lambda x: vjplib.softmax(x, where=x > 0).sum())(logits)).all()
@@ -234,10 +234,10 @@ def test_no_rule_leans_on_ranks_being_raised(rng):
     """Where what users would call is not refused either: products of arrays of two ranks are."""
     with jax.numpy_rank_promotion("raise"):
         for rule in rules():
-            for case in rule.cases if rule.name not in ("multiply", "quadratic") else ():
+            for case in rule.cases if rule.name not in ("multiply", "quadratic", "swiglu", "geglu") else ():
                 call = case.call(rng)
-                floats = [i for i, a in enumerate(call.args) if np.issubdtype(a.dtype, np.floating)]
-                f = lambda *a, r=rule, c=call: r.fn(*a, **c.kwargs).sum()  # noqa: E731
+                floats = [i for i, a in enumerate(call.args) if a is not None and np.issubdtype(a.dtype, np.floating)]
+                f = lambda *a, r=rule, c=call: jax.tree.leaves(r.fn(*a, **c.kwargs))[0].sum()  # noqa: E731
                 dxs = jax.eval_shape(jax.grad(f, floats), *call.args)
                 assert [dx.shape for dx in dxs] == [call.args[i].shape for i in floats], rule.name
 

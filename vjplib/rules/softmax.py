@@ -363,7 +363,7 @@ def reference_sparsemax(x, axis=-1):
     counts = jax.lax.broadcasted_iota(x.dtype, x.shape, axis % x.ndim) + 1
     over = jnp.cumsum(z, axis) - 1
     count = jnp.sum(jnp.where(z * counts > over, 1, 0), axis, keepdims=True)
-    t = jnp.take_along_axis(over, count - 1, axis) / count
+    t = jnp.take_along_axis(over, count - 1, axis) / count.astype(x.dtype)
     return jnp.maximum(x - t, 0)
 
 
