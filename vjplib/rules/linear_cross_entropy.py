@@ -148,7 +148,8 @@ def _number(name: str, given: Any, wanted: str, holds: Callable[[float], bool]) 
 
 def _prepared(labels, vocabulary, ignore_index):
     """Return the labels as positions, v where out of range and -1 where ignored, and how many are not ignored."""
-    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # int8 cannot count 300 classes
+    if jnp.iinfo(labels.dtype).bits < 32:  # int8 cannot count 300 classes
+        labels = labels.astype(jnp.int32)
     counted = jnp.ones(labels.shape, bool)
     if ignore_index is not None:
         counted = labels != int(_number("ignore_index", ignore_index, "an integer", float.is_integer))
