@@ -191,8 +191,8 @@ def temporary_bytes(size: Size, ops: Ops, batch: int = BATCH_SIZE) -> int:
     text = jax.ShapeDtypeStruct((batch, size.context + 1), jnp.int32)
     step = jax.jit(step_of(optimizer, size.heads, ops), donate_argnums=(0, 1))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    compiled = step.lower(params, jax.eval_shape(optimizer.init, params), text, key).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    analysis: Any = step.lower(params, jax.eval_shape(optimizer.init, params), text, key).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
 
 
 SIZES = {

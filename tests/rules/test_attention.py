@@ -1,5 +1,7 @@
 """Attention equals JAX's and its own plain formula, in one block and in many, and its memory is that of a block."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +76,7 @@ def test_many_blocks_give_the_plain_formula(name, rng, many_blocks):
     with x64():
         arrays, options = call(rng, OPTIONS[name])
         plan = _plan(arrays[0], arrays[1], _Options(1.0, "is_causal" in options, None))
-        assert plan.count > 8
+        assert plan.blocks > 8
         g = rng.standard_normal((B, T, N, H))
         ours, theirs = (
             all_results(f, arrays, g, **options)
@@ -85,9 +87,9 @@ def test_many_blocks_give_the_plain_formula(name, rng, many_blocks):
 
 
 def test_stripes_leave_out_keys_that_no_query_sees():
-    q = jax.ShapeDtypeStruct((4, 2048, 8, 64), jnp.float32)
+    q: Any = jax.ShapeDtypeStruct((4, 2048, 8, 64), jnp.float32)
     causal, window = (_plan(q, q, _Options(1.0, *rest)) for rest in ((True, None), (False, (100, 0))))
-    share = lambda plan: sum(s.count * plan.rows * (s.high - s.low) for s in plan.stripes) / 2048**2  # noqa: E731
+    share = lambda plan: sum(s.blocks * plan.rows * (s.high - s.low) for s in plan.stripes) / 2048**2  # noqa: E731
     assert share(causal) < 0.65
     assert share(window) < 0.35
 
@@ -97,7 +99,8 @@ def test_no_array_holds_the_weights_of_all_queries():
 
     def bytes_of(f):
         gradient = jax.jit(jax.grad(lambda q, k, v: jnp.sum(f(q, k, v) ** 2), (0, 1, 2)))
-        return gradient.lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
+        analysis: Any = gradient.lower(q, q, q).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
 
     assert bytes_of(vjplib.dot_product_attention) * 7 <= bytes_of(jax.nn.dot_product_attention)
 

@@ -1,5 +1,7 @@
 """Large calls: what is examined at fewer numbers, and arrays that are not differentiated in compiled programs."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +60,8 @@ def test_a_large_mask_is_no_constant_of_a_program(large, by_keyword):
     subject = CallUnderTest(masked_exp, (x,), {"mask": mask}) if by_keyword else CallUnderTest(masked_exp, large)
     program = subject.answers_at(*subject.point(np.float32))
     assert program.ys[0].shape == x.shape
-    lowered = subject.compiled(subject.pull(subject.call)).trace(*subject.point(np.float32)).lower().as_text()
+    pullback: Any = subject.compiled(subject.pull(subject.call))
+    lowered = pullback.trace(*subject.point(np.float32)).lower().as_text()
     assert len(lowered) < mask.size
 
 

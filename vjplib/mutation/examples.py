@@ -72,7 +72,8 @@ def drawn_call(example: Example, rng: np.random.Generator) -> CallUnderTest:
     resized = given.resized(wanted, static=_stating(given, new)) or given
     leaves, tree = jax.tree.flatten(resized.args)
     leaves = [leaf if is_inexact(leaf) else _reordered(resized, i, leaf, rng) for i, leaf in enumerate(leaves)]
-    if callable(stated := example.options.get("domain")) and resized is not given:
+    stated: Any = example.options.get("domain")
+    if isinstance(stated, Callable) and resized is not given:
         example = example._replace(options={**example.options, "domain": partial(_from_given_sizes, stated, new)})
     call = _call(example, *_as_given(resized, jax.tree.unflatten(tree, leaves)), rng)
     made = ", ".join(f"{n} made {m}" for n, m in new.items()) if resized is not given else ""

@@ -199,7 +199,7 @@ class _Stripe(NamedTuple):
     """Consecutive blocks of queries, by their numbers, and the range of keys that any of them may see."""
 
     first: int
-    count: int
+    blocks: int
     low: int
     high: int
 
@@ -215,40 +215,40 @@ class _Stripe(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The blocks of a call: `count` times `rows` queries, in stripes."""
+    """The blocks of a call: `blocks` times `rows` queries, in stripes."""
 
     rows: int
-    count: int
+    blocks: int
     stripes: tuple[_Stripe, ...]
 
     def whole(self, a: jax.Array) -> jax.Array:
         """Return an array with axis 3, that of the queries, padded to whole blocks; not where it is broadcast."""
-        missing = self.rows * self.count - a.shape[3]
-        unchanged = self.count == 1 or missing == 0 or a.shape[3] == 1
+        missing = self.rows * self.blocks - a.shape[3]
+        unchanged = self.blocks == 1 or missing == 0 or a.shape[3] == 1
         return a if unchanged else jnp.pad(a, [(0, missing if i == 3 else 0) for i in range(a.ndim)])
 
     def block(self, a: jax.Array, number: Any) -> jax.Array:
         """Return the queries of a block of a whole array."""
-        if self.count == 1 or a.shape[3] == 1:
+        if self.blocks == 1 or a.shape[3] == 1:
             return a
         return lax.dynamic_slice_in_dim(a, number * self.rows, self.rows, axis=3)
 
     def added(self, a: jax.Array, block: jax.Array, number: Any) -> jax.Array:
         """Return a whole array with a block added."""
-        if self.count > 1 and a.shape[3] > 1:
+        if self.blocks > 1 and a.shape[3] > 1:
             return lax.dynamic_update_slice_in_dim(a, self.block(a, number) + block, number * self.rows, axis=3)
         return a + block
 
     def run(self, step: Callable[..., Any], stripe: _Stripe, sums: Any) -> tuple[Any, Any]:
         """Return the last sums, and the stacked results, of step(sums, number) for each block of a stripe."""
-        if stripe.count == 1:
+        if stripe.blocks == 1:
             sums, result = step(sums, stripe.first)
             return sums, jax.tree.map(lambda a: a[None], result)
-        return lax.scan(step, sums, stripe.first + jnp.arange(stripe.count))
+        return lax.scan(step, sums, stripe.first + jnp.arange(stripe.blocks))
 
     def joined(self, parts: Sequence[jax.Array], t: Any) -> jax.Array:
         """Return an array whose axis 3 is that of the queries from the stacked blocks of each stripe."""
-        if self.count == 1:
+        if self.blocks == 1:
             return parts[0][0]
         a = jnp.moveaxis(jnp.concatenate(parts), 0, 3)
         return lax.slice_in_dim(a.reshape(*a.shape[:3], -1, *a.shape[5:]), 0, t, axis=3)
@@ -315,10 +315,10 @@ class _Call(NamedTuple):
             b, n, t, s = a.shape
             return plan.whole(a.reshape(b, 1 if n == 1 else heads, 1 if n == 1 else n // heads, t, s))
 
-        lengths = [n if n is None else n[:, None, None, None, None] for n in (query_lengths, key_lengths)]
+        by_query, by_key = (n if n is None else n[:, None, None, None, None] for n in (query_lengths, key_lengths))
         q = plan.whole(_grouped(options.scale * upcast(query), heads))
         k, v = (jnp.swapaxes(upcast(a), 1, 2) for a in (key, value))
-        return cls(plan, q, k, v, grid(bias), grid(mask), *lengths, options)
+        return cls(plan, q, k, v, grid(bias), grid(mask), by_query, by_key, options)
 
     def logits(self, q: jax.Array, k: jax.Array, stripe: _Stripe, number: Any) -> jax.Array:
         """Return the logits of a block, -inf where a query does not attend to a key."""
@@ -377,12 +377,11 @@ def fwd_attention(query, key, value, bias, mask, query_lengths, key_lengths, opt
 # P is not kept but computed again in the same blocks, from X and the logarithm of the sums: P = exp(X - lse). A query
 # that attends to no key has lse = -inf, and P = 0.
 def bwd_attention(options, res, gs):
-    *arguments, lse = res
-    query, key, value, bias, *_ = arguments
-    call = _Call.of(*arguments, options)
+    query, key, value, bias, mask, query_lengths, key_lengths, lse = res
+    call = _Call.of(query, key, value, bias, mask, query_lengths, key_lengths, options)
     plan, s = call.plan, key.shape[1]
     g, lse = (plan.whole(_grouped(a, key.shape[2])) for a in (upcast(gs[0]), jnp.where(lse == -jnp.inf, 0, lse)))
-    dqs, totals = [], [jnp.zeros_like(a) for a in (call.k, call.v, *([] if bias is None else [upcast(call.bias)]))]
+    dqs, totals = [], [jnp.zeros_like(a) for a in (call.k, call.v, *([] if call.bias is None else [upcast(call.bias)]))]
     for stripe in plan.stripes:
         k, v = stripe.keys(call.k, 2), stripe.keys(call.v, 2)
 
@@ -393,22 +392,25 @@ def bwd_attention(options, res, gs):
             dx = p * (dp - jnp.sum(p * dp, -1, keepdims=True))
             dk = sums[0] + jnp.einsum("bkgts,bkgth->bksh", dx, at)
             dv = sums[1] + jnp.einsum("bkgts,bkgth->bksh", p, dy)
-            dbias = [plan.added(a, unbroadcast(dx, plan.block(a, number).shape), number) for a in sums[2:]]
-            return (dk, dv, *dbias), options.scale * jnp.einsum("bkgts,bksh->bkgth", dx, k)
+            terms = [plan.added(a, unbroadcast(dx, plan.block(a, number).shape), number) for a in sums[2:]]
+            return (dk, dv, *terms), options.scale * jnp.einsum("bkgts,bksh->bkgth", dx, k)
 
         axes = (2, 2, 4)[: len(totals)]
         start = tuple(jnp.zeros_like(stripe.keys(a, axis)) for a, axis in zip(totals, axes, strict=True))
         sums, dq = plan.run(step, stripe, start)
         dqs.append(dq)
         totals = [a + stripe.padded(part, axis, s) for a, part, axis in zip(totals, sums, axes, strict=True)]
-    dk, dv, *dbias = totals
+    dk, dv = totals[:2]
+    dbias = None if bias is None else like_primal(totals[2][:, :, :, : bias.shape[2]].reshape(bias.shape), bias)
     dq = _ungrouped(plan.joined(dqs, query.shape[1]))
     return (
         like_primal(dq, query),
         like_primal(jnp.swapaxes(dk, 1, 2), key),
         like_primal(jnp.swapaxes(dv, 1, 2), value),
-        *(like_primal(a[:, :, :, : bias.shape[2]].reshape(bias.shape), bias) for a in dbias),
-        *([None] * (4 if bias is None else 3)),
+        dbias,
+        None,
+        None,
+        None,
     )
 
 
@@ -437,8 +439,8 @@ def reference_dot_product_attention(
     visible = jnp.ones((b, 1, t, s), bool) if mask is None else jnp.broadcast_to(mask, (b, n, t, s))
     if is_causal:
         visible &= cols <= rows
-    if local_window_size is not None:
-        left, right = _window(local_window_size)
+    if (window := _window(local_window_size)) is not None:
+        left, right = window
         visible &= (cols >= rows - left) & (cols <= rows + right)
     if query_seq_lengths is not None:
         visible &= rows < query_seq_lengths[:, None, None, None]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from vjplib.compat import cost_of, fast_compile_options, is_key, strip_custom_rules, unclose, weakly_typed, x64
 from vjplib.rule import Tail, second_derivatives
@@ -195,7 +196,7 @@ class CallUnderTest:
         others = [leaf for i, leaf in enumerate(self._flat[0]) if i not in self.differentiable]
         large = (a for a in (*others, *jax.tree.leaves(dict(self.kwargs))) if is_array(a) and np.size(a) > FOLDED)
         found = tuple({id(a): a for a in large if not is_key(a)}.values())
-        if not found or any(isinstance(a, jax.core.Tracer) for a in (*self._flat[0], *found)):  # or traced already
+        if not found or any(isinstance(a, Tracer) for a in (*self._flat[0], *found)):  # or traced already
             return ()
         leaves, ours = self.cast(), self.pull(self._call)
 
@@ -490,7 +491,7 @@ class CallUnderTest:
         """Return f jitted, without optimisation if the call is small: compiling and running then take less in all."""
         return self._jitted(f, fast_compile_options() if self.small else None)
 
-    def _jitted(self, f: Callable[..., T], options: Any = None) -> Callable[..., T]:
+    def _jitted(self, f: Callable[..., Any], options: Any = None) -> Any:
         return Program(f, self.held, options) if self.held else jax.jit(f, compiler_options=options)
 
     @cached_property
