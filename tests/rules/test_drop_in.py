@@ -128,13 +128,13 @@ def test_arrays_of_every_dtype(name, dtype):
         require_same(*{**ONE_ARRAY, **SOFTMAXES}[name], x)
 
 
-@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "complex64"])  # jax.nn refuses most
+@pytest.mark.parametrize("dtype", ["bool", "int32", "bfloat16", "float32"])  # jax.nn refuses most complex ones
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_of_every_dtype(name, dtype):
     require_same(*ACTIVATIONS[name], array(dtype))
 
 
-@pytest.mark.parametrize("number", ["2", "0.5", "float32(0.5)", "int8(2)"])
+@pytest.mark.parametrize("number", ["2", "0.5"])
 @pytest.mark.parametrize("name", [name for name in ACTIVATIONS if "array" not in name])
 def test_activations_of_scalars(name, number):
     require_same(*ACTIVATIONS[name], SCALARS[number])

@@ -725,8 +725,8 @@ RULES = (
         bench=(Case(("b n", "n", "n"), {"b": 4096, "n": 512}),),
         residual_bytes=lambda b, n: 4 * (b * n + n + 2 * b),
         jacobian=jacobian_layer_norm,
-        reason="lighter: keeps x and two numbers a row, a third of what autodiff keeps; the variance keeps its digits "
-        "where the mean is large",
+        reason="lighter: keeps x and two numbers a row, a third of what autodiff keeps, and on CPU takes two thirds of "
+        "the time; the variance keeps its digits where the mean is large",
         source="Ba, Kiros and Hinton, 2016",
     ),
     Rule(
@@ -745,7 +745,7 @@ RULES = (
         ),
         bench=(Case(("b h w 64", "64", "64"), {"b": 8, "h": 56, "w": 56}, {"num_groups": 32}),),
         residual_bytes=lambda b, h, w: 4 * (b * h * w * 6 + 6 + 2 * b * 2),
-        reason="lighter: keeps x and two numbers a group, a quarter of what autodiff keeps",
+        reason="lighter: keeps x and two numbers a group, half of what autodiff keeps",
         source="Wu and He, 2018",
         whole_array=True,
     ),
@@ -764,7 +764,7 @@ RULES = (
         ),
         bench=(Case(("b h w c", "c", Input("c", _positive), "c", "c"), {"b": 8, "h": 56, "w": 56, "c": 64}),),
         residual_bytes=lambda b, n, c: 4 * (b * n * c + 3 * c),
-        reason="lighter: keeps x and three numbers a feature, a third of what autodiff keeps; the variance keeps its "
+        reason="lighter: keeps x and three numbers a feature, half of what autodiff keeps; the variance keeps its "
         "digits where the mean is large",
         source="Ioffe and Szegedy, 2015",
         whole_array=True,
@@ -789,7 +789,7 @@ RULES = (
         bench=(Case(("b n", "n"), {"b": 4096, "n": 512}),),
         residual_bytes=lambda b, n: 4 * (b * n + n + b),
         jacobian=jacobian_rms_norm,
-        reason="lighter: keeps x and a number a row, half of what autodiff keeps",
+        reason="lighter: keeps x and a number a row, a third of what autodiff keeps; on CPU faster",
         source="Zhang and Sennrich, 2019",
     ),
     Rule(
@@ -804,7 +804,7 @@ RULES = (
         edges=(Edge("weights of zero", ([[0.0, 3.0], [0.0, 4.0]], [1.0, 2.0])),),
         bench=(Case(("n m", "m"), {"n": 1024, "m": 1024}),),
         residual_bytes=lambda n, m: 4 * (n * m + 2 * m),
-        reason="lighter: keeps the weights and two numbers a feature, half of what autodiff keeps",
+        reason="lighter: keeps the weights and two numbers a feature, a third of what autodiff keeps",
         source="Salimans and Kingma, 2016",
         whole_array=True,
     ),
