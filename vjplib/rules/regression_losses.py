@@ -252,7 +252,7 @@ def reference_log_cosh(predictions, targets=0.0):
     e = predictions - targets
     near = jnp.clip(e, -1, 1)
     size = jnp.where(e >= 0, e, -e)
-    far = size + jnp.log1p(jnp.exp(-2 * size)) - np.log(2)
+    far = size + jnp.log1p(jnp.exp(-2 * size)) - math.log(2)
     return jnp.where(size <= 1, jnp.log1p(2 * jnp.sinh(near / 2) ** 2), far)
 
 
