@@ -321,11 +321,13 @@ def fwd_summed_loss(x, labels, weights, bias, options):
 #   g^T J_x = g d W^T,   g^T J_W = g x^T d,   g^T J_b = g sum_t d_t
 # As g is one number for all tokens, the forward forms the products and the backward multiplies by g.
 def bwd_summed_loss(options, res, g):
-    gradients, tokens = res
-    dx, dweights, dbias = (
-        None if p is None else like_primal(g * upcast(a), p) for a, p in zip(gradients, tokens, strict=True)
+    (dx, dweights, dbias), (x, weights, bias) = res
+    return (
+        like_primal(g * upcast(dx), x),
+        None,
+        like_primal(g * upcast(dweights), weights),
+        None if bias is None else like_primal(g * upcast(dbias), bias),
     )
-    return dx, None, dweights, dbias
 
 
 _summed_loss.defvjp(fwd_summed_loss, bwd_summed_loss)

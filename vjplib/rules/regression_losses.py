@@ -143,11 +143,6 @@ def _tokens(predictions, targets):
     return aval_token(predictions), None if targets is None else aval_token(targets)
 
 
-def _cotangents(d, predictions_token, targets_token):
-    """Return those of predictions and of targets, which are one another's negative."""
-    return like_primal(d, predictions_token), None if targets_token is None else like_primal(-d, targets_token)
-
-
 @custom_vjp
 def _huber_loss(predictions, delta, targets=None):
     return fwd_huber_loss(predictions, delta, targets)[0]
@@ -165,10 +160,14 @@ def fwd_huber_loss(predictions, delta, targets):
 # delta sign(e) = c and in delta |e| - delta. The difference is all that is kept of predictions and targets.
 #   g^T J_predictions = g c,   g^T J_targets = -g c,   g^T J_delta = g max(|e| - delta, 0)
 def bwd_huber_loss(res, g):
-    e, delta, *tokens = res
+    e, delta, predictions_token, targets_token = res
     g, bound = upcast(g), upcast(delta)
-    dpredictions, dtargets = _cotangents(g * jnp.clip(e, -bound, bound), *tokens)
-    return dpredictions, like_primal(g * jnp.maximum(jnp.abs(e) - bound, 0), delta), dtargets
+    d = g * jnp.clip(e, -bound, bound)
+    return (
+        like_primal(d, predictions_token),
+        like_primal(g * jnp.maximum(jnp.abs(e) - bound, 0), delta),
+        None if targets_token is None else like_primal(-d, targets_token),
+    )
 
 
 _huber_loss.defvjp(fwd_huber_loss, bwd_huber_loss)
@@ -241,8 +240,9 @@ def _log_cosh_of(e):
 # d log cosh(e) / de = sinh(e) / cosh(e) = tanh(e), which is small where e is and loses no digit:
 #   g^T J_predictions = g tanh(e),   g^T J_targets = -g tanh(e)
 def bwd_log_cosh(res, g):
-    e, *tokens = res
-    return _cotangents(upcast(g) * jnp.tanh(e), *tokens)
+    e, predictions_token, targets_token = res
+    d = upcast(g) * jnp.tanh(e)
+    return like_primal(d, predictions_token), None if targets_token is None else like_primal(-d, targets_token)
 
 
 _log_cosh.defvjp(fwd_log_cosh, bwd_log_cosh)
@@ -252,7 +252,7 @@ def reference_log_cosh(predictions, targets=0.0):
     e = predictions - targets
     near = jnp.clip(e, -1, 1)
     size = jnp.where(e >= 0, e, -e)
-    far = size + jnp.log1p(jnp.exp(-2 * size)) - np.log(2)
+    far = size + jnp.log1p(jnp.exp(-2 * size)) - math.log(2)
     return jnp.where(size <= 1, jnp.log1p(2 * jnp.sinh(near / 2) ** 2), far)
 
 

@@ -174,11 +174,14 @@ def bwd_focal_loss(res, g):
     s, s_not, a, w = lax.logistic(x), lax.logistic(-x), _class_weight(p, alpha), jnp.exp(power * log_u)
     dx = g * a * w * ((1 - p) * s - p * s_not + power * (1 - 2 * p) * quotient * s * s_not)
     dp = -a * w * (power * quotient * jnp.tanh(x / 2) + x)
-    dgamma, dalpha = g * a * entropy * w * log_u, None
-    if alpha is not None:
-        dp = dp + (2 * upcast(alpha) - 1) * entropy * w
-        dalpha = like_primal(g * (2 * p - 1) * entropy * w, alpha)
-    return like_primal(dx, logits), like_primal(g * dp, labels), like_primal(dgamma, gamma), dalpha
+    weighted = g * entropy * w
+    dp = g * dp + (0 if alpha is None else (2 * upcast(alpha) - 1) * weighted)
+    return (
+        like_primal(dx, logits),
+        like_primal(dp, labels),
+        like_primal(a * weighted * log_u, gamma),
+        None if alpha is None else like_primal((2 * p - 1) * weighted, alpha),
+    )
 
 
 _focal_loss.defvjp(fwd_focal_loss, bwd_focal_loss)
