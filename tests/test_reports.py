@@ -420,7 +420,7 @@ def test_the_command_writes_them_all_and_exits_1_on_a_regression(tmp_path, monke
     assert main(["verify", "vjplib.rules.softmax", "--claims", "contract", "--jobs", "0", *against]) == 1
     out = capsys.readouterr().out
     assert "\nregression: cosine: is gone\n" in out
-    assert "2 of 2 rules verified" in out
+    assert "4 of 4 rules verified" in out
     assert "- **regression** cosine: is gone" in (tmp_path / "new.md").read_text()
     assert "Changes: 2 regressions, " in (tmp_path / "new.html").read_text()
 

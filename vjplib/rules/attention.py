@@ -347,10 +347,10 @@ def _attention(query, key, value, bias, mask, query_lengths, key_lengths, option
 
 
 # Blocks of queries follow one another, each with all keys that it may see, so that no more logits exist at a time than
-# those of a block. Of a block nothing is kept but the logarithm of its sums of exponentials.
+# those of a block. Of a block nothing is kept but the largest logit of each query and its sum of exponentials.
 def fwd_attention(query, key, value, bias, mask, query_lengths, key_lengths, options):
     call = _Call.of(query, key, value, bias, mask, query_lengths, key_lengths, options)
-    ys, lses = [], []
+    blocks = []
     for stripe in call.plan.stripes:
         k, v = stripe.keys(call.k, 2), stripe.keys(call.v, 2)
 
@@ -361,34 +361,37 @@ def fwd_attention(query, key, value, bias, mask, query_lengths, key_lengths, opt
             e = jnp.exp(x - shift)
             total = jnp.sum(e, -1, keepdims=True)
             y = jnp.einsum("bkgts,bksh->bkgth", e, v) / jnp.where(total == 0, 1, total)
-            return sums, (y.astype(query.dtype), (shift + jnp.log(total))[..., 0])
+            return sums, (y.astype(query.dtype), shift[..., 0], total[..., 0])
 
-        _, (y, lse) = call.plan.run(step, stripe, ())
-        ys.append(y)
-        lses.append(lse)
-    y, lse = (_ungrouped(call.plan.joined(parts, query.shape[1])) for parts in (ys, lses))
-    return (y, lse), (query, key, value, bias, mask, query_lengths, key_lengths, lse)
+        blocks.append(call.plan.run(step, stripe, ())[1])
+    y, shift, total = (call.plan.joined(parts, query.shape[1]) for parts in zip(*blocks, strict=True))
+    lse = _ungrouped(shift + jnp.log(total))
+    return (_ungrouped(y), lse), (query, key, value, bias, mask, query_lengths, key_lengths, shift, total)
 
 
-# With X = scale Q K^T + B, P = softmax(X) along the keys and Y = P V:
-#   dV = P^T dY,   dP = dY V^T
-#   dX = P (dP - <P, dP>)   row by row the softmax's rule: its Jacobian is never formed
-#   dQ = scale dX K,   dK = scale dX^T Q,   dB = dX, summed where B was broadcast
-# P is not kept but computed again in the same blocks, from X and the logarithm of the sums: P = exp(X - lse). A query
-# that attends to no key has lse = -inf, and P = 0.
+# With X = scale Q K^T + B, P = softmax(X) along the keys, Y = P V and the cotangent g of Y:
+#   g^T J_V = P^T g,   and that of P is d = g V^T
+#   that of X is D = P (d - <P, d>), row by row the softmax's rule: its Jacobian is never formed
+#   g^T J_Q = scale D K,   g^T J_K = scale D^T Q,   g^T J_B = D, summed where B was broadcast
+# P is not kept but computed again in the same blocks, from X and the two numbers kept of each query, as exactly as it
+# was: their logarithms added up would round where logits are large. Where one weight rounds to 1, <P, d> is taken off
+# first and then once more, as in the softmax. A query that attends to no key has a sum of 0, and P = 0.
 def bwd_attention(options, res, gs):
-    query, key, value, bias, mask, query_lengths, key_lengths, lse = res
+    query, key, value, bias, mask, query_lengths, key_lengths, shift, total = res
     call = _Call.of(query, key, value, bias, mask, query_lengths, key_lengths, options)
     plan, s = call.plan, key.shape[1]
-    g, lse = (plan.whole(_grouped(a, key.shape[2])) for a in (upcast(gs[0]), jnp.where(lse == -jnp.inf, 0, lse)))
+    g, shift = plan.whole(_grouped(upcast(gs[0]), key.shape[2])), plan.whole(shift)
+    inverse = plan.whole(jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total)))
     dqs, totals = [], [jnp.zeros_like(a) for a in (call.k, call.v, *([] if call.bias is None else [upcast(call.bias)]))]
     for stripe in plan.stripes:
         k, v = stripe.keys(call.k, 2), stripe.keys(call.v, 2)
 
         def step(sums, number, k=k, v=v, stripe=stripe):
             at, dy = plan.block(call.q, number), plan.block(g, number)
-            p = jnp.exp(call.logits(at, k, stripe, number) - plan.block(lse, number)[..., None])
+            e = jnp.exp(call.logits(at, k, stripe, number) - plan.block(shift, number)[..., None])
+            p = e * plan.block(inverse, number)[..., None]
             dp = jnp.einsum("bkgth,bksh->bkgts", dy, v)
+            dp = dp - jnp.sum(p * dp, -1, keepdims=True)
             dx = p * (dp - jnp.sum(p * dp, -1, keepdims=True))
             dk = sums[0] + jnp.einsum("bkgts,bkgth->bksh", dx, at)
             dv = sums[1] + jnp.einsum("bkgts,bkgth->bksh", p, dy)
@@ -401,13 +404,13 @@ def bwd_attention(options, res, gs):
         dqs.append(dq)
         totals = [a + stripe.padded(part, axis, s) for a, part, axis in zip(totals, sums, axes, strict=True)]
     dk, dv = totals[:2]
-    dbias = None if bias is None else like_primal(totals[2][:, :, :, : bias.shape[2]].reshape(bias.shape), bias)
+    dbias = None if bias is None else totals[2][:, :, :, : bias.shape[2]].reshape(bias.shape)
     dq = _ungrouped(plan.joined(dqs, query.shape[1]))
     return (
         like_primal(dq, query),
         like_primal(jnp.swapaxes(dk, 1, 2), key),
         like_primal(jnp.swapaxes(dv, 1, 2), value),
-        dbias,
+        None if dbias is None else like_primal(dbias, bias),
         None,
         None,
         None,
@@ -433,7 +436,7 @@ def reference_dot_product_attention(
     (b, t, n, h), s = query.shape, key.shape[1]
     repeated = (jnp.repeat(a, n // key.shape[2], axis=2) for a in (key, value))
     key, value = repeated
-    x = jnp.einsum("btnh,bsnh->bnts", query, key) * (1 / np.sqrt(h) if scale is None else scale)
+    x = jnp.einsum("btnh,bsnh->bnts", query, key) * (1 / math.sqrt(h) if scale is None else scale)
     x = x if bias is None else x + bias
     rows, cols = jnp.arange(t)[:, None], jnp.arange(s)
     visible = jnp.ones((b, 1, t, s), bool) if mask is None else jnp.broadcast_to(mask, (b, n, t, s))
@@ -502,9 +505,9 @@ RULES = (
             Case(("b t 8 h", "b s 8 h", "b s 8 h"), _LONG),
             Case(("b t 8 h", "b s 8 h", "b s 8 h"), _LONG, {"is_causal": True}),
         ),
-        residual_bytes=lambda b, t, s, h: 4 * 4 * b * (t * h + 2 * s * h + t),
+        residual_bytes=lambda b, t, s, h: 4 * 4 * b * (t * h + 2 * s * h + 2 * t),
         whole_array=True,
-        reason="memory: keeps its arguments and one number a query in place of the weights of all keys, which exist "
+        reason="memory: keeps its arguments and two numbers a query in place of the weights of all keys, which exist "
         "for a block of queries at a time",
         source="Example 2.6",
     ),

@@ -11,7 +11,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
 
 from vjplib.compat import custom_vjp, is_key
-from vjplib.jacobians import Diagonal
 from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Input, Rule
 from vjplib.rules._arguments import as_inexact, by_rule, normalize_axes
@@ -108,10 +107,6 @@ def reference_dropout(key, x, rate, broadcast_dims=()):
     return jnp.where(_mask(key, x.shape, rate, normalize_axes(broadcast_dims, x.ndim)), x / (1 - rate), 0)
 
 
-def jacobian_dropout(key, x, rate):
-    return None, Diagonal(_mask(key, x.shape, rate, ()) / jnp.asarray(1 - rate, x.dtype))
-
-
 def _key(rng, shape, dims):
     return rng.integers(0, 2**32, shape, dtype=np.uint32)
 
@@ -151,7 +146,7 @@ RULES = (
         ),
         bench=(Case((_KEY, "b n"), {"b": 1024, "n": 1024}, {"rate": 0.1}),),
         residual_bytes=lambda b, n: 8,
-        jacobian=jacobian_dropout,
+        whole_array=True,
         reason="lighter: keeps the 8 bytes of the key, where autodiff keeps the mask",
         source="Srivastava et al., 2014",
     ),

@@ -104,8 +104,12 @@ def bwd_standardize(axes, epsilon, statistics, res, cotangents):
     if statistics:
         g_mean, g_variance = of_statistics
         along_one, along_h = along_one + g_mean / n, along_h + 2 * g_variance / (n * inverse)
-    dx = like_primal(_affine(g, _wide(scale), None) * inverse + along_one + along_h * h, x)
-    return dx, None if scale is None else like_primal(sum_gh, scale), bias_token and like_primal(sum_g, bias_token)
+    dx = _affine(g, _wide(scale), None) * inverse + along_one + along_h * h
+    return (
+        like_primal(dx, x),
+        None if scale is None else like_primal(sum_gh, scale),
+        None if bias_token is None else like_primal(sum_g, bias_token),
+    )
 
 
 _standardize.defvjp(fwd_standardize, bwd_standardize)
@@ -325,8 +329,8 @@ def bwd_rms_norm(axes, epsilon, of_mean, res, g):
     shared, others = _constant_along(axes, x, scale)
     sum_gh = jnp.sum(g * h, shared, keepdims=True)
     u, mean_uh = _affine(g, _wide(scale), None), _weighted_sum(sum_gh, scale, others) / n
-    dx = like_primal((u - mean_uh * h) * inverse, x)
-    return dx, None if scale is None else like_primal(sum_gh, scale)
+    dx = (u - mean_uh * h) * inverse
+    return like_primal(dx, x), None if scale is None else like_primal(sum_gh, scale)
 
 
 _rms_norm.defvjp(fwd_rms_norm, bwd_rms_norm)
@@ -480,7 +484,7 @@ def reference_norm(x, axis=None, keepdims=False):
     return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
-def jacobian_norm(x):
+def jacobian_norm(x, axis=-1):
     return (Dense((x / jnp.sqrt(jnp.sum(x * x)))[None, :]),)
 
 
