@@ -70,6 +70,7 @@ def test_which_rules_declare_their_tails():
     assert list(TAILED) == [
         "tanh",
         "sigmoid",
+        "dot_product_attention",
         "swiglu",
         "geglu",
         "linear_softmax_cross_entropy",

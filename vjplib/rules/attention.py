@@ -15,10 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vjplib.compat import custom_vjp
 from vjplib.precision import upcast
-from vjplib.rule import Case, Edge, Input, Rule, random_mask
+from vjplib.rule import Case, Edge, Input, Rule, Tail, random_mask
 from vjplib.rules._arguments import as_array, as_floating
 from vjplib.rules._cotangents import like_primal, unbroadcast
-from vjplib.rules.softmax import reference_softmax
+from vjplib.rules.softmax import reference_softmax, saturating
 
 WHOLE = 1 << 20  # logits that are computed at once
 MOST = 1 << 22  # logits of a block of queries, 16 MB in float32: larger temporaries cost fresh pages of memory
@@ -460,6 +460,19 @@ def _lengths_up_to(name):
     return lambda rng, shape, dims: rng.integers(1, dims[name] + 1, shape, dtype=np.int32)
 
 
+def _tails(t):
+    """Return a call of one query a sequence, with three keys and the logits of `saturating`, half of what q holds."""
+    x, y, rest = saturating(t)
+    unit = np.broadcast_to(np.eye(3, 4), (*t.shape, 3, 4))
+    q = np.pad(2 * x, ((0, 0), (0, 1)))
+    dx = y[:, :1] * np.where(np.eye(3)[0], rest, -y)
+    g = np.broadcast_to(np.eye(4)[0], q.shape)
+    dq, dk, dv = np.pad(dx / 2, ((0, 0), (0, 1))), dx[:, :, None] * q[:, None] / 2, y[:, :, None] * g[:, None]
+    by_key = [a[:, :, None] for a in (unit, unit, dk, dv)]
+    q, g, dq = (a[:, None, None] for a in (q, g, dq))
+    return Tail((q, *by_key[:2]), g, (dq, *by_key[2:]))
+
+
 _QKV = ("b t 4 h", "b s 4 h", "b s 4 h")
 _SIZES = {"b": 2, "t": 5, "s": 7, "h": 3}
 _LONG = {"b": 4, "t": 2048, "s": 2048, "h": 64}
@@ -507,6 +520,7 @@ RULES = (
         ),
         residual_bytes=lambda b, t, s, h: 4 * 4 * b * (t * h + 2 * s * h + 2 * t),
         whole_array=True,
+        tails=_tails,
         reason="memory: keeps its arguments and two numbers a query in place of the weights of all keys, which exist "
         "for a block of queries at a time",
         source="Example 2.6",
