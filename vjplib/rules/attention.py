@@ -404,13 +404,12 @@ def bwd_attention(options, res, gs):
         dqs.append(dq)
         totals = [a + stripe.padded(part, axis, s) for a, part, axis in zip(totals, sums, axes, strict=True)]
     dk, dv = totals[:2]
-    dbias = None if bias is None else totals[2][:, :, :, : bias.shape[2]].reshape(bias.shape)
     dq = _ungrouped(plan.joined(dqs, query.shape[1]))
     return (
         like_primal(dq, query),
         like_primal(jnp.swapaxes(dk, 1, 2), key),
         like_primal(jnp.swapaxes(dv, 1, 2), value),
-        None if dbias is None else like_primal(dbias, bias),
+        None if bias is None else like_primal(totals[2][:, :, :, : bias.shape[2]].reshape(bias.shape), bias),
         None,
         None,
         None,
