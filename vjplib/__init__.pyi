@@ -37,8 +37,6 @@ from .rules.losses import softmax_cross_entropy_with_integer_labels as softmax_c
 from .rules.norms import batch_norm as batch_norm
 from .rules.norms import group_norm as group_norm
 from .rules.norms import layer_norm as layer_norm
-from .rules.norms import norm as norm
-from .rules.norms import normalize as normalize
 from .rules.norms import rms_norm as rms_norm
 from .rules.norms import weight_norm as weight_norm
 from .rules.patch_lax import use_in_lax as use_in_lax
@@ -69,6 +67,8 @@ from .rules.softmax import log_softmax as log_softmax
 from .rules.softmax import logsumexp as logsumexp
 from .rules.softmax import softmax as softmax
 from .rules.softmax import sparsemax as sparsemax
+from .rules.vector_norms import norm as norm
+from .rules.vector_norms import normalize as normalize
 from .verification import Finding as Finding
 from .verification import NotVerifiedError as NotVerifiedError
 from .verification import Report as Report

@@ -351,8 +351,8 @@ def _verdict(findings: list[Finding], design: str | None) -> tuple[Verdict, str]
         return "fail", str(failures[0])
     if design and any(f.code == "by_design" for f in by_level["note"]):
         return "note", design
-    if told := [f for f in by_level["skipped"] if f.code in ("sampler", "solver")]:
-        return "undecided", told[0].message
+    if excused := [f for f in by_level["skipped"] if f.code in ("sampler", "solver")]:
+        return "undecided", excused[0].message
     if undecided := [f for f in by_level["skipped"] if f.claim in DECIDING]:
         if shown and all(f.claim == taylor.CLAIM.name for f in shown):
             return "pass", f"by Taylor's remainder alone: {undecided[0].message}"

@@ -50,6 +50,23 @@ def as_floating(name: str, x: ArrayLike) -> jax.Array:
     return array
 
 
+def as_number(name: str, given: Any, wanted: str, holds: Callable[[float], bool]) -> float:
+    """Return an option as a float: it must be a number, known when traced, for which `holds` is true, as `wanted` says.
+
+    Example:
+        >>> as_number("rate", 2, "in [0, 1]", lambda n: 0 <= n <= 1)
+        Traceback (most recent call last):
+        ValueError: rate must be in [0, 1], got 2
+    """
+    try:
+        number = float("text" if isinstance(given, (bool, str)) else given)
+    except (TypeError, ValueError):  # JAX's error for a traced array is a TypeError
+        raise TypeError(f"{name} must be a number, known when traced, got {given!r:.60}") from None
+    if not holds(number):
+        raise ValueError(f"{name} must be {wanted}, got {given!r}")
+    return number
+
+
 def by_rule(rule: Callable[..., jax.Array], incumbent: Callable[..., jax.Array], **arguments: ArrayLike) -> jax.Array:
     """Return rule(*arguments) if the result is real and floating, else incumbent(*arguments).
 

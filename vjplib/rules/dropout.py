@@ -13,7 +13,7 @@ from jaxtyping import Array, Shaped
 from vjplib.compat import custom_vjp, is_key
 from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Input, Rule
-from vjplib.rules._arguments import as_inexact, by_rule, normalize_axes
+from vjplib.rules._arguments import as_inexact, as_number, by_rule, normalize_axes
 from vjplib.rules._cotangents import aval_token, like_primal
 
 
@@ -50,13 +50,10 @@ def dropout(
     if not is_key(key):
         key = _raw(key)
     x = as_inexact("x", x)
-    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)):
-        raise TypeError(f"rate must be a number, which jax.jit cannot trace, got {rate!r:.60}")
-    if not 0 <= rate <= 1:
-        raise ValueError(f"rate must be in [0, 1], got {rate!r}")
+    rate = as_number("rate", rate, "in [0, 1]", lambda n: 0 <= n <= 1)
     shared = normalize_axes(broadcast_dims, x.ndim)
-    incumbent = partial(reference_dropout, key, rate=float(rate), broadcast_dims=shared)
-    return by_rule(lambda x: _dropout(key, x, float(rate), shared), incumbent, x=x)
+    incumbent = partial(reference_dropout, key, rate=rate, broadcast_dims=shared)
+    return by_rule(lambda x: _dropout(key, x, rate, shared), incumbent, x=x)
 
 
 def _raw(key: Any) -> jax.Array:

@@ -296,7 +296,7 @@ RULES = (
         jacobian=jacobian_geglu,
         tails=_tails(exact_slope_gelu, exact_exponent_gelu),
         reason="lighter: keeps both arguments, 2/7 of what autodiff keeps; accuracy: both gradients at a gate far "
-        "below 0, of which autodiff loses all digits, are right to 8e-06",
+        "below 0, where autodiff loses all digits, are right to 8e-06",
         source="Shazeer, 2020",
     ),
 )

@@ -1,7 +1,6 @@
 """Cross-entropy of a linear layer's softmax, in chunks: the logits of all tokens are never held at once."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from vjplib.compat import auto_sharded, custom_vjp, is_symbolic, varying_like
 from vjplib.jacobians import Dense
 from vjplib.precision import compute_dtype, upcast
 from vjplib.rule import Case, Edge, Input, Rule, Tail, index_below
-from vjplib.rules._arguments import as_array, as_floating, by_rule
+from vjplib.rules._arguments import as_array, as_floating, as_number, by_rule
 from vjplib.rules._cotangents import aval_token, like_primal
 from vjplib.rules.softmax import saturating
 
@@ -95,12 +94,12 @@ def linear_softmax_cross_entropy(
     x, labels, weights = as_floating("x", x), as_array("labels", labels), as_floating("weights", weights)
     arrays = {"x": x, "weights": weights} | ({} if bias is None else {"bias": as_floating("bias", bias)})
     _require_shapes(labels=labels, **arrays)
-    smoothing = _number("label_smoothing", label_smoothing, "in [0, 1]", lambda n: 0 <= n <= 1)
-    z_loss = _number("z_loss", z_loss, "finite", math.isfinite)
+    smoothing = as_number("label_smoothing", label_smoothing, "in [0, 1]", lambda n: 0 <= n <= 1)
+    z_loss = as_number("z_loss", z_loss, "finite", math.isfinite)
     if logits_soft_cap is not None:
-        logits_soft_cap = _number("logits_soft_cap", logits_soft_cap, "above 0", lambda n: 0 < n < math.inf)
+        logits_soft_cap = as_number("logits_soft_cap", logits_soft_cap, "above 0", lambda n: 0 < n < math.inf)
     if chunk_bytes is not None:
-        chunk_bytes = int(_number("chunk_bytes", chunk_bytes, "at least 1", lambda n: 1 <= n < math.inf))
+        chunk_bytes = int(as_number("chunk_bytes", chunk_bytes, "at least 1", lambda n: 1 <= n < math.inf))
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
     features, vocabulary = weights.shape
@@ -136,23 +135,13 @@ def _require_shapes(x, labels, weights, bias=None):
         raise ValueError(f"bias must have {wanted}, got {bias.shape} and weights {weights.shape}")
 
 
-def _number(name: str, given: Any, wanted: str, holds: Callable[[float], bool]) -> float:
-    try:
-        number = float(given)
-    except (TypeError, ValueError):  # a traced array too: options shape the program
-        raise TypeError(f"{name} must be a number, known when traced, got {given!r}") from None
-    if not holds(number):
-        raise ValueError(f"{name} must be {wanted}, got {given!r}")
-    return number
-
-
 def _prepared(labels, vocabulary, ignore_index):
     """Return the labels as positions, v where out of range and -1 where ignored, and how many are not ignored."""
     if jnp.iinfo(labels.dtype).bits < 32:  # int8 cannot count 300 classes
         labels = labels.astype(jnp.int32)
     counted = jnp.ones(labels.shape, bool)
     if ignore_index is not None:
-        counted = labels != int(_number("ignore_index", ignore_index, "an integer", float.is_integer))
+        counted = labels != int(as_number("ignore_index", ignore_index, "an integer", float.is_integer))
     positions = jnp.where(labels < 0, labels + vocabulary, labels)
     positions = jnp.where((positions < 0) | (positions >= vocabulary), vocabulary, positions)
     return jnp.where(counted, positions, -1), jnp.sum(counted)

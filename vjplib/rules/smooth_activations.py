@@ -566,7 +566,7 @@ RULES = (
         jacobian_gelu,
         exact_slope_gelu,
         "lighter: keeps x alone, a fifth of what autodiff keeps, or a third if exact; accuracy: the gradient far "
-        "below 0, of which autodiff loses all digits, is right to 8e-06",
+        "below 0, where autodiff loses all digits, is right to 8e-06",
         _UNITS,
         cases=(ROWS, replace(ROWS, kwargs={"approximate": False}), SCALAR),
         edges=(

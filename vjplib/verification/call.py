@@ -42,7 +42,7 @@ class _Held(threading.local):
         self.tracers: Mapping[int, Any] = {}
 
     def get(self, leaf: Any) -> Any:
-        """Return what stands for an array: itself, unless a program takes it."""
+        """Return the tracer of an array that the program being traced takes as an argument; any other array itself."""
         return self.tracers.get(id(leaf), leaf)
 
 
@@ -191,7 +191,7 @@ class CallUnderTest:
     def held(self) -> Leaves:
         """The large arrays that are not differentiated, which programs take as arguments.
 
-        None where the function reads the numbers of one given by keyword, which is passed on as it is.
+        Empty where the function reads the numbers of a keyword argument, which must then stay a constant.
         """
         others = [leaf for i, leaf in enumerate(self._flat[0]) if i not in self.differentiable]
         large = (a for a in (*others, *jax.tree.leaves(dict(self.kwargs))) if is_array(a) and np.size(a) > FOLDED)
@@ -263,7 +263,7 @@ class CallUnderTest:
         given = enumerate(self._flat[0])
         own = [leaf if i in self.differentiable else jnp.asarray(_HELD.get(leaf)) for i, leaf in given]
         combined = combine(own, self.differentiable, leaves)
-        for i in self.weak:  # in half precision all arrays are
+        for i in self.weak:  # in half precision all leaves have one dtype, and a weak one would be float32
             if jnp.finfo(combined[i].dtype).bits >= 32:
                 combined[i] = weakly_typed(jnp.asarray(combined[i]))
         return unwrap(jax.tree.unflatten(self._flat[1], combined))
@@ -416,7 +416,7 @@ class CallUnderTest:
     def digits(self, gap: float, elsewhere: bool = False) -> float:
         """Return the relative gap in `widest` that is tolerated: half the digits that the oracle has there.
 
-        `elsewhere` is true where it lies between two programs, of which either may round.
+        `elsewhere` is true where the gap lies between two programs, and either may round.
         """
         if gap <= HALF_THE_DIGITS:
             return HALF_THE_DIGITS

@@ -13,7 +13,7 @@ Check = Callable[[CallUnderTest], Iterable[Finding]]
 
 
 def reduced(check: Check) -> Check:
-    """Return a check, of what hardly depends on the sizes of arrays, at a call of fewer numbers."""
+    """Return a check that runs at `CallUnderTest.reduced`, for claims that hardly depend on the sizes of arrays."""
 
     def run(subject: CallUnderTest) -> Iterator[Finding]:
         at = subject.reduced
