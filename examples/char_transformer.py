@@ -49,27 +49,27 @@ class Ops(NamedTuple):
 
 
 def plain_norm(x, scale):
-    """Root mean square norm, of which JAX keeps what it computes on the way."""
+    """Root mean square norm; JAX keeps its intermediate results for the backward."""
     return scale * x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
 
 
 def plain_attention(q, k, v, is_causal):
-    """Causal attention, of which JAX keeps the weights of all pairs."""
+    """Causal attention; JAX keeps the weights of all pairs."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=is_causal)
 
 
 def plain_gate(gate, x):
-    """A gated activation, of which JAX keeps what it computes on the way."""
+    """A gated activation; JAX keeps its intermediate results."""
     return jax.nn.silu(gate) * x
 
 
 def plain_dropout(key, x, rate):
-    """Dropout, of which JAX keeps the mask."""
+    """Dropout; JAX keeps the mask."""
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
 def plain_loss(x, labels, weights):
-    """The cross-entropy summed over tokens, of which JAX keeps the probabilities of all characters."""
+    """The cross-entropy summed over tokens; JAX keeps the probabilities of all characters."""
     return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(x @ weights, labels))
 
 
