@@ -123,7 +123,11 @@ BAD = {
         r"bias must broadcast to the shape of x, got bias \(3, 2, 5\)",
     ),
     "layer_norm, epsilon a text": (lambda: vl.layer_norm(X, epsilon="0"), TypeError, "epsilon must be a number.*'0'"),
-    "layer_norm, epsilon negative": (lambda: vl.layer_norm(X, epsilon=-1), ValueError, "epsilon must be at least 0, got -1"),
+    "layer_norm, epsilon negative": (
+        lambda: vl.layer_norm(X, epsilon=-1),
+        ValueError,
+        "epsilon must be at least 0, got -1",
+    ),
     "rms_norm, scale": (lambda: vl.rms_norm(X, X[:, :4]), ValueError, r"scale must broadcast .*\(2, 4\)"),
     "group_norm of a vector": (lambda: vl.group_norm(X[0]), ValueError, r"x must have at least 2 axes.*\(5,\)"),
     "group_norm, groups": (lambda: vl.group_norm(X), ValueError, r"num_groups must divide .*got 32 and x \(2, 5\)"),
