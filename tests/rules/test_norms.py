@@ -69,14 +69,16 @@ DTYPES = (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat1
 
 def require_same(ours, theirs, *args):
     """Require the same outputs and cotangents, in dtypes and within the rounding of the coarsest argument."""
-    results = []
-    for f in (ours, theirs):
-        y, back = jax.vjp(f, *args)
-        rng = np.random.default_rng(1)
-        g = jax.tree.map(lambda a, rng=rng: jnp.asarray(rng.standard_normal(a.shape), a.dtype), y)
-        results.append(jax.tree.leaves((y, back(g))))
+    rng = np.random.default_rng(1)
+    gs = jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), a.dtype), jax.eval_shape(theirs, *args))
+
+    @jax.jit
+    def results(gs, *args):
+        pairs = [jax.vjp(f, *args) for f in (ours, theirs)]
+        return [jax.tree.leaves((y, back(gs))) for y, back in pairs]
+
     coarsest = max(float(jnp.finfo(a.dtype).eps) for a in args)
-    for a, b in zip(*results, strict=True):
+    for a, b in zip(*results(gs, *args), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         np.testing.assert_allclose(a, b, rtol=0, atol=30 * coarsest * max(1, np.abs(b).max()))
