@@ -15,7 +15,7 @@ from vjplib.mutation.mutate import mutant, mutate, mutations, shown
 from vjplib.mutation.operators import KEYWORD, NARROW, NESTED, STATIC
 from vjplib.mutation.score import killer
 from vjplib.mutation.target import LONG, Target
-from vjplib.rule import Case, Rule
+from vjplib.rule import Case, Input, Rule, index_below
 from vjplib.verification.call import CallUnderTest
 
 
@@ -153,6 +153,21 @@ def test_the_cotangent_of_an_array_by_keyword_is_lost_and_that_is_killed():
     by_keyword = jax.grad(lambda s: jnp.sum(wrong(x, scale=s)))(scale)
     assert not np.any(by_keyword)
     assert np.all(jax.grad(lambda s: jnp.sum(wrong(x, s)))(scale) == jnp.sum(jnp.tanh(x), 0))
+    assert all(judged(target, i, m) == ("value", False) for i, m in found)
+
+
+def test_integers_by_keyword_may_stand_before_the_array():
+    def looked_up(x, rows, table):
+        return jnp.tanh(x) * table[rows]
+
+    def bwd(res, g):
+        (_, rows, table), t = res, jnp.tanh(res[0])
+        return g * (1 - t**2) * table[rows], None, jnp.zeros_like(table).at[rows].add(g * t)
+
+    case = Case(("b n", Input("b", index_below("v")), "v n"), {"b": 3, "n": 5, "v": 4})
+    target = Target(record(keeping(looked_up, bwd), looked_up, case), 0)
+    found = [(i, m) for i, m in target.candidates if m.primitive == KEYWORD]
+    assert {m.where for _, m in found} == {"table"}
     assert all(judged(target, i, m) == ("value", False) for i, m in found)
 
 

@@ -55,7 +55,7 @@ from vjplib.mutation.operators import (
     static_proposals,
     with_static,
 )
-from vjplib.verification.call import ByPosition, CallUnderTest, attempt, combine, is_inexact, parameters
+from vjplib.verification.call import ByPosition, CallUnderTest, attempt, combine, is_inexact
 
 _LOOPS = ("scan", "while", "cond")
 _tokens = itertools.count()
@@ -259,9 +259,7 @@ def _of_keyword(fn: Callable[..., Any], mutation: Mutation) -> Callable[..., Any
     """Return fn with a fault in the cotangent of one parameter, where that is given by keyword."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        names = parameters(fn, len(args) + len(kwargs))
-        name = names[mutation.number] if mutation.number < len(names) else ""
-        if name in kwargs:
+        if (name := mutation.where) in kwargs:
             kwargs[name] = jax.tree.map(partial(_with_slope, factor=mutation.detail[0]), kwargs[name])
         return fn(*args, **kwargs)
 
@@ -367,12 +365,10 @@ def keyword_mutations(subject: CallUnderTest) -> list[Mutation]:
     """Return the mutations of a call that gives arrays by keyword."""
     if not isinstance(subject.fn, ByPosition):
         return []
-    fn = subject.fn.fn
-    number = {name: i for i, name in enumerate(parameters(fn, len(subject.args)))}
-    name = getattr(fn, "__name__", "")
+    name = getattr(subject.fn.fn, "__name__", "")
     return [
-        Mutation(name, KEYWORD, number[keyword], *fault, where=keyword)
-        for keyword in subject.fn.keywords
+        Mutation(name, KEYWORD, i, *fault, where=keyword)
+        for i, keyword in enumerate(subject.fn.keywords)
         for fault in (("zero by keyword", (0.0,)), ("factor by keyword", (1 + THOUSANDTH,)))
     ]
 
