@@ -122,11 +122,18 @@ def loss(params: Any, text: jax.Array, heads: int, ops: Ops, key: jax.Array | No
 
 
 def load() -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the characters to train on and those held out, as numbers, and how many there are."""
+    """Return the characters to train on and those held out, as numbers, and how many there are.
+
+    Topics repeat one another: a paragraph that is trained on is not held out.
+    """
     from pydoc_data.topics import topics
 
     names = sorted(topics)
-    parts = ["".join(topics[name] for i, name in enumerate(names) if (i % 10 == 0) == held) for held in (False, True)]
+    held_out = set(names[::10])
+    paragraphs = [(name in held_out, p) for name in names for p in topics[name].split("\n\n")]
+    known = {p for held, p in paragraphs if not held}
+    parts = ["\n\n".join(p for held, p in paragraphs if not held), ""]
+    parts[1] = "\n\n".join(p for held, p in paragraphs if held and p not in known)
     numbers = {c: i for i, c in enumerate(sorted(set("".join(parts))))}
     train, test = (np.array([numbers[c] for c in part], np.int32) for part in parts)
     return train, test, len(numbers)

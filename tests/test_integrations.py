@@ -6,6 +6,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax import lax
@@ -278,6 +279,99 @@ def test_haiku(case):
         with vl.use_in_lax():
             require_equal(expected, outcome(layer.apply, params, x))
             assert is_served(layer.apply, params, x) or case in ("dense", "grouped", "transposed", "avg-pool")
+
+
+# -------------------------------------------------------------------------------- attention, norms, activations, losses
+
+
+def attention_fn(query, key, value, bias=None, mask=None, is_causal=False, **_):
+    """What flax's layers take: their other options are of dropout and precision, and their masks may be numbers."""
+    mask = None if mask is None else mask != 0
+    return vl.dot_product_attention(query, key, value, bias, mask, is_causal=is_causal)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_linen_attention(masked):
+    with x64():
+        x, given = batch((2, 7, 8)), {"num_heads": 2, "param_dtype": np.float64}
+        mask = nn.make_causal_mask(x[..., 0]) if masked else None
+        plain, fast = nn.MultiHeadAttention(**given), nn.MultiHeadAttention(**given, attention_fn=attention_fn)
+        params = drawn(jax.eval_shape(plain.init, KEY, x))
+        of_plain, of_fast = (lambda params, x, m=m: m.apply(params, x, mask=mask) for m in (plain, fast))
+        require_equal(outcome(of_plain, params, x), outcome(of_fast, params, x))
+        assert is_served(of_fast, params, x)
+
+
+def test_nnx_attention():
+    """Beside linen's formula: what nnx calls by itself, JAX's, rounds the logits to float32."""
+    with x64():
+        x, arguments = batch((2, 7, 8)), {"decode": False, "param_dtype": jnp.float64}
+        plain, fast = (
+            split(lambda given=given: nnx.MultiHeadAttention(2, 8, **arguments, **given, rngs=nnx.Rngs(0)))
+            for given in (
+                {"attention_fn": lambda *qkv, **_: nn.dot_product_attention(*qkv)},
+                {"attention_fn": attention_fn},
+            )
+        )
+        require_equal(outcome(*plain, x), outcome(*fast, x))
+        assert is_served(*fast, x)
+
+
+class LinenBlock(nn.Module):
+    """Norm, gelu and a projection, with flax's norm or with ours on the same parameters."""
+
+    ours: bool
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], x.dtype)
+        if self.ours:
+            return vl.gelu(vl.layer_norm(x, scale, bias))
+        return nn.gelu(nn.LayerNorm(use_bias=False, use_scale=False)(x) * scale + bias)
+
+
+def test_linen_norm_and_activation():
+    with x64():
+        x, plain, fast = batch((2, 7, 8)), LinenBlock(False), LinenBlock(True)
+        params = drawn(jax.eval_shape(plain.init, KEY, x))
+        require_equal(outcome(plain.apply, params, x), outcome(fast.apply, params, x))
+
+
+def test_equinox_norm_and_activation():
+    """The parameters of a model that exists stay where they are; the functions that read them are ours."""
+    with x64():
+        make = lambda act: eqx.nn.MLP(8, 4, 16, 2, activation=act, key=jax.random.key(0))  # noqa: E731
+        x, results = batch((5, 8)), []
+        for act, fast in ((jax.nn.silu, False), (vl.silu, True)):
+            params, static = parted(lambda act=act: (eqx.nn.LayerNorm(8), make(act)))
+
+            def apply(params, x, static=static, fast=fast):
+                norm, mlp = eqx.combine(params, static)
+                y = vl.layer_norm(x, norm.weight, norm.bias, epsilon=norm.eps) if fast else jax.vmap(norm)(x)
+                return jax.vmap(mlp)(y)
+
+            results.append(outcome(apply, params, x))
+            assert is_served(apply, params, x) == fast
+        require_equal(*results)
+
+
+def test_haiku_norm_activation_and_loss():
+    with x64():
+        x, labels, results = batch((5, 8)), jnp.array([0, 3, 1, 2, 3]), []
+        for fast in (False, True):
+            norm, act = (vl.rms_norm, vl.gelu) if fast else (None, jax.nn.gelu)
+
+            def layers(x, norm=norm, act=act):
+                scale = hk.get_parameter("scale", x.shape[-1:], x.dtype, jnp.ones)
+                plain = lambda x, s: s * x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)  # noqa: E731
+                return hk.nets.MLP([16, 4], activation=act)((norm or plain)(x, scale))
+
+            net = hk.without_apply_rng(hk.transform(layers))
+            loss = (vl if fast else optax).softmax_cross_entropy_with_integer_labels
+            params = drawn(jax.eval_shape(net.init, KEY, x))
+            results.append(outcome(lambda p, x, net=net, loss=loss: loss(net.apply(p, x), labels), params, x))
+        require_equal(*results)
 
 
 # ------------------------------------------------------------------------------------------------------- what is bound

@@ -4,12 +4,16 @@ import runpy
 import sys
 from pathlib import Path
 
+import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MNIST1D = runpy.run_path(str(EXAMPLES / "mnist1d.py"))
 DIGITS = runpy.run_path(str(EXAMPLES / "digits.py"))
+CHARACTERS = runpy.run_path(str(EXAMPLES / "char_transformer.py"))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,58 @@ def test_digits_shifts_keep_each_image_first_and_its_label():
     assert labels.tolist() == [3, 7] * 5
     np.testing.assert_array_equal(shifted[:2], x)
     np.testing.assert_array_equal(shifted[2:4, 1:], x[:, :-1])
+
+
+@pytest.fixture(scope="module")
+def characters():
+    return CHARACTERS["load"]()
+
+
+def test_characters_are_held_out_by_topics(characters):
+    train, test, vocabulary = characters
+    assert 300_000 < len(train) < 600_000
+    assert 0.05 < len(test) / len(train) < 0.2
+    assert max(train.max(), test.max()) == vocabulary - 1
+    n = 60
+    windows = {train[i : i + n].tobytes() for i in range(len(train) - n)}
+    assert np.mean([test[i : i + n].tobytes() in windows for i in range(0, len(test) - n, n)]) < 0.1
+
+
+def test_ngrams_are_interpolated_probabilities():
+    """Of two characters in turn: after 0 comes 1, and a 2-gram model is sure of it but for what it has not seen."""
+    train = np.array([0, 1] * 50)
+    bits = CHARACTERS["bits_of_ngrams"](train, np.array([0, 1, 0, 1]), 2, n=2)
+    p = {}
+    for c, count in ((0, 50), (1, 50)):
+        once = (count + 2 / 2) / (100 + 2)
+        seen = 49 if c == 0 else 50  # after the other one
+        p[c] = (seen + once) / (seen + 1)
+    np.testing.assert_allclose(bits, -(2 * np.log2(p[1]) + np.log2(p[0])) / 3, rtol=1e-12)
+
+
+def test_characters_fall_below_chance_in_a_few_steps(characters, monkeypatch, capsys):
+    train, test, vocabulary = characters
+    scope = CHARACTERS["main"].__globals__
+    monkeypatch.setitem(scope, "load", lambda: (train[:20_000], test[:5_000], vocabulary))
+    monkeypatch.setitem(scope, "Size", lambda vocabulary: CHARACTERS["Size"](16, 2, 1, 128, vocabulary))
+    found = CHARACTERS["main"](["--steps", "12", "--every", "6"])
+    assert list(found["bits"]) == [6, 12]
+    assert found["bits"][12] < found["bits"][6] < 2 * np.log2(vocabulary)
+    assert found["baseline"] < np.log2(vocabulary)
+    assert "5-gram model:" in capsys.readouterr().out
+    ours, plain = found["memory"][::-1]
+    assert 0 < ours < plain
+
+
+def test_both_transformers_have_the_same_loss_and_gradients(characters):
+    size = CHARACTERS["Size"](16, 2, 2, 8, 11)
+    params = CHARACTERS["draw"](jax.random.key(0), size)
+    text = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 9)))
+    results = []
+    for name in ("PLAIN", "VJPLIB"):
+        of_params = jax.value_and_grad(lambda p, ops=CHARACTERS[name]: CHARACTERS["loss"](p, text, 2, ops))
+        results.append(jax.jit(of_params)(params))
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

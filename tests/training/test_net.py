@@ -18,7 +18,14 @@ LAYERS = {
     "conv1d": (net.conv1d(4, 3), (7, 2)),
     "conv1d, stride 2, even kernel": (net.conv1d(4, 2, stride=2), (7, 2)),
     "conv1d, stride above kernel": (net.conv1d(1, 1, stride=3), (7, 2)),
+    "swiglu": (net.swiglu(3), (5,)),
+    "self_attention": (net.self_attention(2), (7, 4)),
+    "self_attention, causal": (net.self_attention(1, is_causal=True), (7, 4)),
+    "layer_norm": (net.layer_norm(), (5,)),
+    "rms_norm": (net.rms_norm(), (3, 5)),
     "relu": (net.relu, (4,)),
+    "gelu": (net.gelu, (4,)),
+    "silu": (net.silu, (4,)),
     "tanh": (net.tanh, ()),
     "sigmoid": (net.sigmoid, (2, 3)),
     "softmax": (net.softmax, (4,)),
@@ -128,6 +135,32 @@ def test_conv1d_along_both_axes_is_a_separable_convolution():
     chex.assert_trees_all_close(rows_then_columns.apply(params, x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_self_attention_is_the_softmax_of_products_in_each_head(is_causal):
+    layer = net.self_attention(2, is_causal=is_causal)
+    _, params = layer.init(KEY, (5, 4))
+    x = sample(3, 5, 4)
+    q, k, v = (a.reshape(3, 5, 2, 2) for a in jnp.split(x @ params["QKV"].T, 3, -1))
+    logits = jnp.einsum("btnh,bsnh->bnts", q, k) / 2**0.5
+    if is_causal:
+        logits = jnp.where(jnp.tri(5, dtype=bool), logits, -jnp.inf)
+    y = jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(logits), v).reshape(x.shape) @ params["W"].T
+    chex.assert_trees_all_close(layer.apply(params, x), y, rtol=1e-5, atol=1e-6)
+
+
+def test_swiglu_and_norms_are_their_formulas():
+    x = sample(3, 4)
+    gate = net.swiglu(5)
+    _, params = gate.init(KEY, (4,))
+    y = jax.nn.silu(x @ params["G"].T) * (x @ params["W"].T)
+    chex.assert_trees_all_close(gate.apply(params, x), y, rtol=1e-5, atol=1e-6)
+    scale, bias = jnp.arange(4.0), jnp.ones(4)
+    root = jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 0.5)
+    chex.assert_trees_all_close(net.rms_norm(epsilon=0.5).apply({"scale": scale}, x), scale * x / root, rtol=1e-5)
+    y = scale * jax.nn.standardize(x, epsilon=0.5) + bias
+    chex.assert_trees_all_close(net.layer_norm(epsilon=0.5).apply({"scale": scale, "bias": bias}, x), y, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("make", "shape", "message"),
     [
@@ -138,6 +171,13 @@ def test_conv1d_along_both_axes_is_a_separable_convolution():
         (lambda: net.flatten(0), None, "flatten: axes must be positive, got 0"),
         (lambda: net.mean_pool(0), None, "mean_pool: axes must be positive, got 0"),
         (lambda: net.swap_axes(0, -1), None, "swap_axes: axis1 and axis2 must be negative, got 0 and -1"),
+        (lambda: net.swiglu(0), None, "swiglu: features must be positive, got 0"),
+        (lambda: net.self_attention(0), None, "self_attention: heads must be positive, got 0"),
+        (lambda: net.self_attention(3), (5, 4), "self_attention: c must be a multiple of heads, got 4 and 3"),
+        (lambda: net.self_attention(2), (4,), r"self_attention: input_shape must be \(\.\.\., n, c\), got \(4,\)"),
+        (lambda: net.swiglu(2), (), r"swiglu: input_shape must be \(\.\.\., n\), got \(\)"),
+        (lambda: net.layer_norm(), (), r"layer_norm: input_shape must be \(\.\.\., n\), got \(\)"),
+        (lambda: net.rms_norm(), (), r"rms_norm: input_shape must be \(\.\.\., n\), got \(\)"),
         (lambda: net.linear(2), (), r"linear: input_shape must be \(\.\.\., n\), got \(\)"),
         (lambda: net.conv1d(2, 3), (7,), r"conv1d: input_shape must be \(\.\.\., n, c\), got \(7,\)"),
         (lambda: net.conv1d(2, 8), (7, 1), r"conv1d: kernel_size must be at most n, got 8 for input_shape \(7, 1\)"),
@@ -161,6 +201,8 @@ def test_bad_sizes_and_shapes_are_refused_by_name(make, shape, message):
         (lambda size: net.conv1d(size, 3), "conv1d: channels must be an integer, got 2.0"),
         (lambda size: net.conv1d(2, size), "conv1d: kernel_size must be an integer, got 2.0"),
         (lambda size: net.conv1d(2, 3, stride=size), "conv1d: stride must be an integer, got 2.0"),
+        (lambda size: net.swiglu(size), "swiglu: features must be an integer, got 2.0"),
+        (lambda size: net.self_attention(size), "self_attention: heads must be an integer, got 2.0"),
         (lambda size: net.flatten(size), "flatten: axes must be an integer, got 2.0"),
         (lambda size: net.mean_pool(size), "mean_pool: axes must be an integer, got 2.0"),
         (lambda size: net.swap_axes(-1, -size), "swap_axes: axis2 must be an integer, got -2.0"),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
@@ -20,6 +21,7 @@ from vjplib.rules._arguments import as_array, as_floating
 from vjplib.rules._cotangents import like_primal, unbroadcast
 from vjplib.rules.softmax import reference_softmax, saturating
 
+NAME = "dot_product_attention"  # of what policies of `jax.checkpoint` may keep
 WHOLE = 1 << 20  # logits that are computed at once
 MOST = 1 << 22  # logits of a block of queries, 16 MB in float32: larger temporaries cost fresh pages of memory
 FEWEST_BLOCKS = 16
@@ -62,7 +64,9 @@ def dot_product_attention(
         An array of query's shape and dtype; with `return_residual` a pair of it and of (b, t, n) or (t, n), in the same
         dtype, -inf where no key counts, and not differentiated. A query that attends to no key gives 0, with cotangent
         0, where `jax.nn.dot_product_attention` gives the mean of all values. Exponentials are shifted by their largest
-        logit, so none overflows. NaN and +inf among the logits that count make their query NaN.
+        logit, so none overflows. NaN and +inf among the logits that count make their query NaN. Under `jax.checkpoint`
+        the policy `jax.checkpoint_policies.save_only_these_names("dot_product_attention")` keeps the result and two
+        numbers a query, so that attention is not computed again.
 
     Raises:
         TypeError: an array is not floating, dtypes of query, key and value differ, mask is not boolean, or lengths are
@@ -334,8 +338,9 @@ def fwd_attention(query, key, value, bias, mask, query_lengths, key_lengths, opt
 
         blocks.append(call.plan.run(step, stripe, ())[1])
     y, shift, total = (call.plan.joined(parts, query.shape[1]) for parts in zip(*blocks, strict=True))
+    y, shift, total = checkpoint_name((_ungrouped(y), shift, total), NAME)
     lse = _ungrouped(shift + jnp.log(total))
-    return (_ungrouped(y), lse), (query, key, value, bias, mask, query_lengths, key_lengths, shift, total)
+    return (y, lse), (query, key, value, bias, mask, query_lengths, key_lengths, shift, total)
 
 
 # With X = scale Q K^T + B, P = softmax(X) along the keys, Y = P V and the cotangent g of Y:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -22,6 +23,7 @@ from vjplib.rules.softmax import saturating
 
 REDUCTIONS = ("sum", "mean", "none", None)
 CHUNK_BYTES = 16 << 20  # larger temporaries cost fresh pages
+NAME = "linear_softmax_cross_entropy"  # of what policies of `jax.checkpoint` may keep
 FEWEST_TOKENS = 64  # of a chunk: below, adding to the gradient of weights takes longer than logits computed twice
 
 
@@ -72,6 +74,9 @@ def linear_softmax_cross_entropy(
         the label is almost certain. An ignored token has loss 0 and cotangent 0, whatever its x. The mean over no
         tokens is 0. A label out of range gives NaN, and the cotangent of a loss without a label; so it is in optax.
         NaN or +inf among a token's logits make its loss NaN.
+
+        A loss that is summed or averaged keeps its gradients, which were computed beside it; under `jax.checkpoint`
+        only the policy `jax.checkpoint_policies.save_only_these_names("linear_softmax_cross_entropy")` keeps them too.
 
         Under `jax.vmap` each call has its own chunks. Where the compiler splits the tokens over devices, the gradient
         of weights of each chunk of tokens may be summed over devices by itself, not once as in `jax.shard_map` and
@@ -300,10 +305,8 @@ def _summed_loss(x, labels, weights, bias, options) -> jax.Array:
 def fwd_summed_loss(x, labels, weights, bias, options):
     loss, dx, (dweights, dbias) = _by_tokens(x, labels, weights, bias, options, gradients=True)
     primals, gradients = (x, weights, bias), (dx, dweights, dbias)
-    return loss, (
-        [p if p is None else a.astype(_derivative_dtype(p.dtype)) for a, p in zip(gradients, primals, strict=True)],
-        [p if p is None else aval_token(p) for p in primals],
-    )
+    kept = [p if p is None else a.astype(_derivative_dtype(p.dtype)) for a, p in zip(gradients, primals, strict=True)]
+    return loss, (checkpoint_name(kept, NAME), [p if p is None else aval_token(p) for p in primals])
 
 
 # The logits are l = x W + b, so with d the derivative of the tokens' losses in them, one row a token,

@@ -7,7 +7,9 @@ output; `apply` maps parameters and input to the output, and works under `jax.ji
     shape, params = network.init(jax.random.key(0), (40, 1))
     logits = network.apply(params, x)
 
-Linear maps, convolutions and activations are rules of vjplib; reshaping, swapping, averaging and adding are plain JAX.
+Linear maps, convolutions, norms, attention and activations are rules of vjplib; reshaping, swapping, averaging and
+adding are plain JAX. What needs more than parameters and an array of numbers is no layer: `vjplib.dropout` takes a key,
+`vjplib.batch_norm` running statistics, an embedding integers.
 
 A layer works on the last axes. All axes before them are batch axes, and the shape given to `init` may include them.
 """
@@ -20,9 +22,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from vjplib.rules import activations
+from vjplib.rules import activations, gated_activations, norms, smooth_activations
 from vjplib.rules import linear as linear_rules
 from vjplib.rules import softmax as softmax_rules
+from vjplib.rules.attention import dot_product_attention
 from vjplib.rules.convolution.conv1d import conv1d as conv1d_rule
 
 Shape = tuple[int, ...]
@@ -124,6 +127,146 @@ def conv1d(
     return Layer(init, lambda params, x: conv1d_rule(x, params["h"], params["b"], stride=stride))
 
 
+def swiglu(features: int, *, initializer: Initializer = jax.nn.initializers.glorot_normal) -> Layer:
+    """y = silu(G x) * (W x) along the last axis, elementwise, with params `{"G": (features, n), "W": (features, n)}`.
+
+    Args:
+        features: the size of y's last axis.
+        initializer: draws G and W, called as in `linear`.
+
+    Returns:
+        A layer from (..., n) to (..., features).
+
+    Raises:
+        TypeError: features is not an integer.
+        ValueError: features is not positive, or, from `init`, the input has no axis.
+
+    Example:
+        >>> swiglu(8).init(jax.random.key(0), (3,))[0]
+        (8,)
+
+    Source:
+        Shazeer, GLU variants improve transformer, 2020.
+    """
+    (features,) = _positive("swiglu", features=features)
+
+    def init(key: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        *batch, n = _at_least(1, "swiglu", "(..., n)", input_shape)
+        draw = initializer(in_axis=1, out_axis=0)
+        keys = jax.random.split(key)
+        return (*batch, features), {name: draw(k, (features, n)) for name, k in zip("GW", keys, strict=True)}
+
+    def apply(params: Params, x: Float[Array, "... n"]) -> Float[Array, "... features"]:
+        gate, y = (linear_rules.linear(x, params[name]) for name in "GW")
+        return gated_activations.swiglu(gate, y)
+
+    return Layer(init, apply)
+
+
+def self_attention(
+    heads: int, *, is_causal: bool = False, initializer: Initializer = jax.nn.initializers.glorot_normal
+) -> Layer:
+    """Each of n positions attends to all, or to those before it: softmax(Q K^T / sqrt(h)) V in each head, mapped by W.
+
+    The queries, keys and values Q, K and V of a head are linear in x, of h = c / heads features each. The params are
+    `{"QKV": (3 c, c), "W": (c, c)}`.
+
+    Args:
+        heads: how many heads share the c channels.
+        is_causal: whether position i attends to positions 0 to i only.
+        initializer: draws the matrices, called as in `linear`.
+
+    Returns:
+        A layer from (..., n, c) to (..., n, c).
+
+    Raises:
+        TypeError: heads is not an integer.
+        ValueError: heads is not positive, or, from `init`, the input has fewer than two axes or c is no multiple of
+            heads.
+
+    Example:
+        >>> shape, params = self_attention(2, is_causal=True).init(jax.random.key(0), (5, 4))
+        >>> shape, params["QKV"].shape
+        ((5, 4), (12, 4))
+
+    Source:
+        Vaswani et al., Attention is all you need, 2017.
+    """
+    (heads,) = _positive("self_attention", heads=heads)
+
+    def init(key: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        *_, c = _at_least(2, "self_attention", "(..., n, c)", input_shape)[-2:]
+        if c % heads:
+            raise ValueError(f"self_attention: c must be a multiple of heads, got {c} and {heads}")
+        draw = initializer(in_axis=1, out_axis=0)
+        first, last = jax.random.split(key)
+        return tuple(input_shape), {"QKV": draw(first, (3 * c, c)), "W": draw(last, (c, c))}
+
+    def apply(params: Params, x: Float[Array, "... n c"]) -> Float[Array, "... n c"]:
+        every = linear_rules.linear(x, params["QKV"])
+        q, k, v = (a.reshape(-1, x.shape[-2], heads, x.shape[-1] // heads) for a in jnp.split(every, 3, -1))
+        y = dot_product_attention(q, k, v, is_causal=is_causal)
+        return linear_rules.linear(y.reshape(x.shape), params["W"])
+
+    return Layer(init, apply)
+
+
+def layer_norm(*, epsilon: float = 1e-6) -> Layer:
+    """y = scale * (x - m) / sqrt(v + epsilon) + bias, m and v mean and variance along the last axis.
+
+    Args:
+        epsilon: a number that is added to the variance.
+
+    Returns:
+        A layer from (..., n) to (..., n), with params `{"scale": (n,), "bias": (n,)}`, which start at 1 and 0.
+
+    Raises:
+        ValueError: from `init`, the input has no axis; from `apply`, epsilon is negative.
+
+    Example:
+        >>> shape, params = layer_norm().init(jax.random.key(0), (3,))
+        >>> shape, params["scale"].tolist()
+        ((3,), [1.0, 1.0, 1.0])
+
+    Source:
+        Ba, Kiros and Hinton, Layer normalization, 2016.
+    """
+    starts = {"scale": jnp.ones, "bias": jnp.zeros}
+    return _norm("layer_norm", starts, lambda p, x: norms.layer_norm(x, p["scale"], p["bias"], epsilon=epsilon))
+
+
+def rms_norm(*, epsilon: float = 1e-6) -> Layer:
+    """y = scale * x / sqrt(mean(x^2) + epsilon) along the last axis.
+
+    Args:
+        epsilon: a number that is added to the mean square.
+
+    Returns:
+        A layer from (..., n) to (..., n), with params `{"scale": (n,)}`, which starts at 1.
+
+    Raises:
+        ValueError: from `init`, the input has no axis; from `apply`, epsilon is negative.
+
+    Example:
+        >>> rms_norm().init(jax.random.key(0), (5, 3))[0]
+        (5, 3)
+
+    Source:
+        Zhang and Sennrich, Root mean square layer normalization, 2019.
+    """
+    return _norm("rms_norm", {"scale": jnp.ones}, lambda p, x: norms.rms_norm(x, p["scale"], epsilon=epsilon))
+
+
+def _norm(name: str, starts: dict[str, Callable[..., Any]], apply: Callable[[Params, Any], Any]) -> Layer:
+    """Return the layer of a norm along the last axis, whose parameters have its size and start as functions say."""
+
+    def init(_: PRNGKeyArray, input_shape: Shape) -> tuple[Shape, Params]:
+        shape = _at_least(1, name, "(..., n)", input_shape)
+        return shape, {parameter: start(shape[-1]) for parameter, start in starts.items()}
+
+    return Layer(init, apply)
+
+
 # -------------------------------------------------------------------------------------------- layers without parameters
 
 
@@ -148,6 +291,8 @@ def activation(fn: Callable[..., Any]) -> Layer:
 relu = activation(activations.relu)
 tanh = activation(activations.tanh)
 sigmoid = activation(activations.sigmoid)
+gelu = activation(smooth_activations.gelu)
+silu = activation(smooth_activations.silu)
 softmax = Layer(
     lambda _, input_shape: (_at_least(1, "softmax", "(..., n)", input_shape), ()),
     lambda _, x: softmax_rules.softmax(x),
