@@ -39,13 +39,14 @@ class Size(NamedTuple):
 
 
 class Ops(NamedTuple):
-    """The functions of a transformer."""
+    """The functions of a transformer, and the policy of `jax.checkpoint` for its blocks, if any."""
 
     norm: Callable[..., Any]
     attention: Callable[..., Any]
     gate: Callable[..., Any]
     dropout: Callable[..., Any]
     loss: Callable[..., Any]
+    keep: Callable[..., Any] | None = None
 
 
 def plain_norm(x, scale):
@@ -75,6 +76,15 @@ def plain_loss(x, labels, weights):
 
 PLAIN = Ops(plain_norm, plain_attention, plain_gate, plain_dropout, plain_loss)
 VJPLIB = Ops(vl.rms_norm, vl.dot_product_attention, vl.swiglu, vl.dropout, vl.linear_softmax_cross_entropy)
+KEEP_NOTHING = jax.checkpoint_policies.nothing_saveable
+KEEP_ATTENTION = jax.checkpoint_policies.save_only_these_names("dot_product_attention")
+VARIANTS = {
+    "plain": PLAIN,
+    "vjplib": VJPLIB,
+    "plain, checkpoint": PLAIN._replace(keep=KEEP_NOTHING),
+    "vjplib, checkpoint": VJPLIB._replace(keep=KEEP_NOTHING),
+    "vjplib, attention kept": VJPLIB._replace(keep=KEEP_ATTENTION),
+}
 
 
 def draw(key: jax.Array, size: Size) -> Any:
@@ -90,11 +100,11 @@ def draw(key: jax.Array, size: Size) -> Any:
         matrices = {name: matrix(k, *shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
         return matrices | {"norm": jnp.ones(d), "norm of perceptron": jnp.ones(d)}
 
-    first, places, last, *others = jax.random.split(key, size.blocks + 3)
+    first, places, last, others = jax.random.split(key, 4)
     return {
         "characters": jax.random.normal(first, (size.vocabulary, d)),
         "places": jax.random.normal(places, (size.context, d)) / 4,
-        "blocks": [block(k) for k in others],
+        "blocks": jax.vmap(block)(jax.random.split(others, size.blocks)),
         "norm": jnp.ones(d),
         "logits": matrix(last, d, size.vocabulary),
     }
@@ -102,15 +112,23 @@ def draw(key: jax.Array, size: Size) -> Any:
 
 def features(params: Any, characters: jax.Array, heads: int, ops: Ops, key: jax.Array | None) -> jax.Array:
     """Map (batch, context) characters to the features that predict the next ones; without key, no dropout."""
-    x = params["characters"][characters] + params["places"][: characters.shape[1]]
-    for i, p in enumerate(params["blocks"]):
+
+    def block(x, p_and_key):
+        p, key = p_and_key
         q, k, v = jnp.split(ops.norm(x, p["norm"]) @ p["qkv"], 3, -1)
         q, k, v = (a.reshape(*a.shape[:2], heads, -1) for a in (q, k, v))
         y = ops.attention(q, k, v, is_causal=True).reshape(x.shape) @ p["out"]
-        x = x + (y if key is None else ops.dropout(jax.random.fold_in(key, 2 * i), y, RATE))
+        x = x + (y if key is None else ops.dropout(key[0], y, RATE))
         y = ops.norm(x, p["norm of perceptron"])
         y = ops.gate(y @ p["gate"], y @ p["up"]) @ p["down"]
-        x = x + (y if key is None else ops.dropout(jax.random.fold_in(key, 2 * i + 1), y, RATE))
+        return x + (y if key is None else ops.dropout(key[1], y, RATE)), None
+
+    x = params["characters"][characters] + params["places"][: characters.shape[1]]
+    count = len(params["blocks"]["out"])
+    keys = None if key is None else jax.random.split(key, (count, 2))
+    x, _ = jax.lax.scan(
+        block if ops.keep is None else jax.checkpoint(block, policy=ops.keep), x, (params["blocks"], keys)
+    )
     return ops.norm(x, params["norm"])
 
 
@@ -210,13 +228,13 @@ SIZES = {
 }
 
 
-def memory() -> dict[str, tuple[int, int]]:
-    """Print the memory of one training step at four sizes, plain and with vjplib."""
-    table = Table("size", "plain, MB", "vjplib, MB", "ratio", title="Memory of one training step")
+def memory() -> dict[str, dict[str, int]]:
+    """Print the memory of one training step at four sizes, plain and with vjplib, without and with `jax.checkpoint`."""
+    table = Table("size", *VARIANTS, title="Memory of one training step, MB")
     found = {}
     for name, (size, batch) in SIZES.items():
-        found[name] = plain, ours = temporary_bytes(size, PLAIN, batch), temporary_bytes(size, VJPLIB, batch)
-        table.add_row(name, f"{plain / 1e6:.0f}", f"{ours / 1e6:.0f}", f"{ours / plain:.2f}")
+        found[name] = {variant: temporary_bytes(size, ops, batch) for variant, ops in VARIANTS.items()}
+        table.add_row(name, *(f"{n / 1e6:,.0f}" for n in found[name].values()))
     Console().print(table)
     return found
 

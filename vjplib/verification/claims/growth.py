@@ -6,7 +6,6 @@ the exponent. Where the rule grows faster than in proportion, it must not exceed
 reference.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -57,7 +56,7 @@ def _dimension(subject: CallUnderTest, dimension: str, size: int, compiled: bool
     exceeds = memory > allowed[0] or time > allowed[1]
     by_time = exceeds and memory <= allowed[0]
     if compiled and not exceeds and ours[-2].equations == ours[-1].equations:
-        temporary = _compiled_exponent(subject, dimension)
+        temporary = _compiled_exponent(subject, dimension, allowed[0])
         message += f", temporary bytes {temporary:.2f}"
         exceeds = temporary > allowed[0]
     costs = {"rule": ours, "autodiff": theirs} if theirs else {"rule": ours}
@@ -97,15 +96,22 @@ def _costs(subject: CallUnderTest, dimension: str, sizes: Sequence[int], chosen:
     return [cost_of(unclose(jax.make_jaxpr(_program(subject, chosen))(*call))[0]) for call in calls]
 
 
-def _compiled_exponent(subject: CallUnderTest, dimension: str) -> float:
-    assert subject.resize is not None
-    program = jax.jit(_program(subject, lambda s: s.call))
-    sizes = (COMPILED, 2 * COMPILED, 4 * COMPILED)
-    analyses = [program.lower(*subject.resize({dimension: n})).compile().memory_analysis() for n in sizes]
-    # Below a few kilobytes there is only the program's own scratch space, which does not grow. The compiler may change
-    # its plan at one of the two doublings: the smaller exponent counts.
-    temporary = [max(4096, a.temp_size_in_bytes if a else 0) for a in analyses]
-    return min(math.log2(large / small) for small, large in itertools.pairwise(temporary))
+def _compiled_exponent(subject: CallUnderTest, dimension: str, allowed: float) -> float:
+    """Return the exponent of temporary bytes over a doubling of the size, or over the next one if that is not allowed.
+
+    The compiler may change its plan at one of them.
+    """
+    resize, program = subject.resize, jax.jit(_program(subject, lambda s: s.call))
+    assert resize is not None
+
+    def temporary(n: int) -> int:
+        analysis = program.lower(*resize({dimension: n})).compile().memory_analysis()
+        # Below a few kilobytes there is only the program's own scratch space, which does not grow.
+        return max(4096, analysis.temp_size_in_bytes if analysis else 0)
+
+    small, large = temporary(COMPILED), temporary(2 * COMPILED)
+    found = math.log2(large / small)
+    return found if found <= allowed else min(found, math.log2(temporary(4 * COMPILED) / large))
 
 
 CLAIM = Claim("growth", check, alias="V8", quick=partial(check, compiled=False), traces_only=True, cost=(3, 8))
