@@ -306,7 +306,8 @@ def fwd_summed_loss(x, labels, weights, bias, options):
     loss, dx, (dweights, dbias) = _by_tokens(x, labels, weights, bias, options, gradients=True)
     primals, gradients = (x, weights, bias), (dx, dweights, dbias)
     kept = [p if p is None else a.astype(_derivative_dtype(p.dtype)) for a, p in zip(gradients, primals, strict=True)]
-    return loss, (checkpoint_name(kept, NAME), [p if p is None else aval_token(p) for p in primals])
+    loss, kept = checkpoint_name((loss, kept), NAME)
+    return loss, (kept, [p if p is None else aval_token(p) for p in primals])
 
 
 # The logits are l = x W + b, so with d the derivative of the tokens' losses in them, one row a token,
