@@ -180,11 +180,9 @@ class _Stripe(NamedTuple):
         """Return the part of an array that belongs to these keys, all of it where the axis is broadcast."""
         return a if a.shape[axis] == 1 else lax.slice_in_dim(a, self.low, self.high, axis=axis)
 
-    def padded(self, a: jax.Array, axis: int, s: int) -> jax.Array:
-        """Return such a part in place among zeros for the other keys."""
-        if a.shape[axis] in (1, s):
-            return a
-        return jnp.pad(a, [(self.low, s - self.high) if i == axis % a.ndim else (0, 0) for i in range(a.ndim)])
+    def added(self, a: jax.Array, part: jax.Array, axis: int) -> jax.Array:
+        """Return an array with a part added that belongs to these keys."""
+        return lax.dynamic_update_slice_in_dim(a, self.keys(a, axis) + part, self.low, axis)
 
 
 class _Plan(NamedTuple):
@@ -206,11 +204,12 @@ class _Plan(NamedTuple):
             return a
         return lax.dynamic_slice_in_dim(a, number * self.rows, self.rows, axis=3)
 
-    def added(self, a: jax.Array, block: jax.Array, number: Any) -> jax.Array:
-        """Return a whole array with a block added."""
-        if self.blocks > 1 and a.shape[3] > 1:
-            return lax.dynamic_update_slice_in_dim(a, self.block(a, number) + block, number * self.rows, axis=3)
-        return a + block
+    def added(self, a: jax.Array, stripe: _Stripe, block: jax.Array, number: Any) -> jax.Array:
+        """Return a whole array with a block of a stripe added, which is summed where the array has size 1."""
+        before = self.block(stripe.keys(a, 4), number)
+        row = number * self.rows if self.blocks > 1 and a.shape[3] > 1 else 0
+        col = stripe.low if a.shape[4] > 1 else 0
+        return lax.dynamic_update_slice(a, before + unbroadcast(block, before.shape), (0, 0, 0, row, col))
 
     def run(self, step: Callable[..., Any], stripe: _Stripe, sums: Any) -> tuple[Any, Any]:
         """Return the last sums, and the stacked results, of step(sums, number) for each block of a stripe."""
@@ -353,10 +352,10 @@ def fwd_attention(query, key, value, bias, mask, query_lengths, key_lengths, opt
 def bwd_attention(options, res, gs):
     query, key, value, bias, mask, query_lengths, key_lengths, shift, total = res
     call = _Call.of(query, key, value, bias, mask, query_lengths, key_lengths, options)
-    plan, s = call.plan, key.shape[1]
+    plan = call.plan
     g, shift = plan.whole(_grouped(upcast(gs[0]), key.shape[2])), plan.whole(shift)
     inverse = plan.whole(jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total)))
-    dqs, totals = [], [jnp.zeros_like(a) for a in (call.k, call.v, *([] if call.bias is None else [upcast(call.bias)]))]
+    dqs, totals = [], tuple(map(jnp.zeros_like, (call.k, call.v, *([] if call.bias is None else [upcast(call.bias)]))))
     for stripe in plan.stripes:
         k, v = stripe.keys(call.k, 2), stripe.keys(call.v, 2)
 
@@ -367,16 +366,13 @@ def bwd_attention(options, res, gs):
             dp = jnp.einsum("bkgth,bksh->bkgts", dy, v)
             dp = dp - jnp.sum(p * dp, -1, keepdims=True)
             dx = p * (dp - jnp.sum(p * dp, -1, keepdims=True))
-            dk = sums[0] + jnp.einsum("bkgts,bkgth->bksh", dx, at)
-            dv = sums[1] + jnp.einsum("bkgts,bkgth->bksh", p, dy)
-            terms = [plan.added(a, unbroadcast(dx, plan.block(a, number).shape), number) for a in sums[2:]]
-            return (dk, dv, *terms), options.scale * jnp.einsum("bkgts,bksh->bkgth", dx, k)
+            dk = stripe.added(sums[0], jnp.einsum("bkgts,bkgth->bksh", dx, at), 2)
+            dv = stripe.added(sums[1], jnp.einsum("bkgts,bkgth->bksh", p, dy), 2)
+            of_bias = [plan.added(a, stripe, dx, number) for a in sums[2:]]
+            return (dk, dv, *of_bias), options.scale * jnp.einsum("bkgts,bksh->bkgth", dx, k)
 
-        axes = (2, 2, 4)[: len(totals)]
-        start = tuple(jnp.zeros_like(stripe.keys(a, axis)) for a, axis in zip(totals, axes, strict=True))
-        sums, dq = plan.run(step, stripe, start)
+        totals, dq = plan.run(step, stripe, totals)
         dqs.append(dq)
-        totals = [a + stripe.padded(part, axis, s) for a, part, axis in zip(totals, sums, axes, strict=True)]
     dk, dv = totals[:2]
     dq = _ungrouped(plan.joined(dqs, query.shape[1]))
     return (
