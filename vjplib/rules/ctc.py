@@ -84,9 +84,9 @@ def ctc_loss(
     logits, labels = as_floating("logits", logits), as_array("labels", labels)
     paddings = as_array("logit_paddings", logit_paddings), as_array("label_paddings", label_paddings)
     _require_shapes(logits, labels, *paddings)
-    blank = as_number(
-        "blank_id", blank_id, f"a class in [0, {logits.shape[-1]})", lambda n: n in range(logits.shape[-1])
-    )
+    classes = logits.shape[-1]
+    is_class = lambda n: n.is_integer() and n >= 0 and (is_symbolic(classes) or n < classes)  # noqa: E731
+    blank = as_number("blank_id", blank_id, f"a class in [0, {classes})", is_class)
     epsilon = as_number("log_epsilon", log_epsilon, "below 0", lambda n: n < 0)
     counted, given = (padding <= 0.5 for padding in paddings)
     lengths = jnp.sum(given, -1, dtype=jnp.int32)
@@ -106,7 +106,8 @@ def _require_shapes(logits, labels, logit_paddings, label_paddings):
     if logits.ndim < 2 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., t, k) with at least one class, got {logits.shape}")
     if labels.shape[:-1] != logits.shape[:-2] or labels.ndim != logits.ndim - 1:
-        raise ValueError(f"labels must have the batch axes of logits and one more, got {labels.shape}, {logits.shape}")
+        wanted = "the batch axes of logits and one more"
+        raise ValueError(f"labels must have {wanted}, got {labels.shape} and logits {logits.shape}")
     if logit_paddings.shape != logits.shape[:-1]:
         wanted = "the shape of logits without their last axis"
         raise ValueError(f"logit_paddings must have {wanted}, got {logit_paddings.shape} and logits {logits.shape}")
