@@ -24,6 +24,7 @@ from .rules.convolution.general import conv_with_general_padding as conv_with_ge
 from .rules.convolution.general import explain_convolution as explain_convolution
 from .rules.convolution.patches import conv_general_dilated_patches as conv_general_dilated_patches
 from .rules.convolution.transpose import conv_transpose as conv_transpose
+from .rules.ctc import ctc_loss as ctc_loss
 from .rules.dropout import dropout as dropout
 from .rules.gated_activations import geglu as geglu
 from .rules.gated_activations import glu as glu

@@ -21,6 +21,11 @@ def linear_loss(x, labels, *args, **options):
     return vl.linear_softmax_cross_entropy(x, labels, jnp.ones((5, 4)), *args, **options)
 
 
+def ctc(**options):
+    given = {"logits": jnp.ones((2, 4, 3)), "labels": jnp.ones((2, 2), int)}
+    return vl.ctc_loss(**given | {"logit_paddings": jnp.zeros((2, 4)), "label_paddings": jnp.zeros((2, 2))} | options)
+
+
 BAD = {
     "relu of a text": (lambda: vl.relu("one"), TypeError, "x must be an array of numbers, got str 'one'"),
     "relu's derivative of 2": (lambda: vl.relu(X, derivative_at_zero=2), ValueError, "derivative_at_zero .*got 2"),
@@ -236,6 +241,59 @@ BAD = {
         lambda: linear_loss(X, LABELS, chunk_bytes=0),
         ValueError,
         "chunk_bytes must be at least 1, got 0",
+    ),
+    "ctc of integers": (
+        lambda: ctc(logits=jnp.ones((2, 4, 3), int)),
+        TypeError,
+        r"logits must have a floating dtype, got int32 of shape \(2, 4, 3\)",
+    ),
+    "ctc, labels of floats": (
+        lambda: ctc(labels=jnp.ones((2, 2))),
+        TypeError,
+        r"labels must be integers, got float32 of shape \(2, 2\)",
+    ),
+    "ctc, padding a text": (
+        lambda: ctc(logit_paddings="none"),
+        TypeError,
+        "logit_paddings must be an array of numbers, got str 'none'",
+    ),
+    "ctc, logits of one axis": (
+        lambda: ctc(logits=jnp.ones(3)),
+        ValueError,
+        r"logits must have shape \(..., t, k\) with at least one class, got \(3,\)",
+    ),
+    "ctc, no class": (
+        lambda: ctc(logits=jnp.ones((2, 4, 0))),
+        ValueError,
+        r"logits must have shape \(..., t, k\) with at least one class, got \(2, 4, 0\)",
+    ),
+    "ctc, rows": (
+        lambda: ctc(labels=jnp.ones((3, 2), int)),
+        ValueError,
+        r"labels must have the batch axes of logits and one more, got \(3, 2\) and logits \(2, 4, 3\)",
+    ),
+    "ctc, paddings of frames": (
+        lambda: ctc(logit_paddings=jnp.zeros((2, 3))),
+        ValueError,
+        r"logit_paddings must have the shape of logits without their last axis, got \(2, 3\) and logits \(2, 4, 3\)",
+    ),
+    "ctc, paddings of labels": (
+        lambda: ctc(label_paddings=jnp.zeros((2, 3))),
+        ValueError,
+        r"label_paddings must have the shape of labels, got \(2, 3\) and labels \(2, 2\)",
+    ),
+    "ctc, blank": (lambda: ctc(blank_id=3), ValueError, r"blank_id must be a class in \[0, 3\), got 3"),
+    "ctc, blank from the end": (lambda: ctc(blank_id=-1), ValueError, r"blank_id must be a class in \[0, 3\), got -1"),
+    "ctc, log_epsilon": (lambda: ctc(log_epsilon=0.5), ValueError, "log_epsilon must be below 0, got 0.5"),
+    "ctc, log_epsilon NaN": (
+        lambda: ctc(log_epsilon=float("nan")),
+        ValueError,
+        "log_epsilon must be below 0, got nan",
+    ),
+    "ctc, log_epsilon traced": (
+        lambda: jax.jit(lambda e: ctc(log_epsilon=e))(-1.0),
+        TypeError,
+        "log_epsilon must be a number, known when traced, got",
     ),
     "attention, mask of floats": (
         lambda: vl.dot_product_attention(Q, Q, Q, mask=jnp.ones((1, 1, 3, 3))),

@@ -446,6 +446,21 @@ def test_labels_outside_the_classes_have_optax_s_value_and_gradient(label, dtype
         np.testing.assert_allclose(ours[kept], theirs[kept], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("logits", "labels", "paddings"),
+    [("float16", "int8", bool), ("bfloat16", "uint8", np.int32), ("float32", "int32", np.float32)],
+)
+def test_labels_of_unknown_places_of_every_dtype(logits, labels, paddings):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 4)), logits)
+    given = {"labels": jnp.asarray([[1, 1], [2, 3]], labels), "label_paddings": np.array([[0.0, 0], [0, 1]])}
+    frames = np.arange(6) >= np.array([[6], [4]])
+
+    def theirs(logits, **options):  # in half precision optax's rounds each log-softmax
+        return optax.ctc_loss(upcast(logits), **options)
+
+    require_same(vl.ctc_loss, theirs, x, logit_paddings=frames.astype(paddings), blank_id=0, log_epsilon=-50, **given)
+
+
 def test_losses_of_no_class_are_optax_s():
     require_same(*CROSS_ENTROPY, LOGITS[:, :0], LOGITS[:, :0])
     ours, theirs = (f(LOGITS[:, :0], jnp.array([0, 1])) for f in INTEGER_CROSS_ENTROPY)
@@ -537,6 +552,16 @@ EXPORTED = {
         lambda *a: vl.linear_softmax_cross_entropy(*a, reduction="none", label_smoothing=0.5),
         ("a, n", "a", "n, m"),
         (ROWS, jnp.array([1, 2, 0]), ROWS.T),
+    ),
+    "ctc_loss": (
+        lambda x, frames, *labels: vl.ctc_loss(x, frames > 0, *labels),
+        ("a, b, c", "a, b", "a, n", "a, n"),
+        (jnp.stack([ROWS, ROWS**2], -1), 1.0 * ~MASK, jnp.array([[1, 1], [0, 1], [1, 0]]), jnp.zeros((3, 2))),
+    ),
+    "ctc_loss of several blocks": (
+        lambda x, labels: vl.ctc_loss(x, jnp.zeros(x.shape[:2]), labels, jnp.zeros(labels.shape)),
+        ("a, 70, c", "a, 2"),
+        (jnp.sin(jnp.arange(420.0)).reshape(3, 70, 2), jnp.array([[1, 1], [0, 1], [1, 0]])),
     ),
     "squared_error": (vl.squared_error, ("a, b", "a, b"), (ROWS, ROWS + 1)),
     "huber_loss": (vl.huber_loss, ("a, b", "b"), (ROWS, ROWS[0] + 1)),

@@ -16,6 +16,7 @@ SUITES = {
     "SafeSoftmaxCrossEntropyTest": ("_classification", 4),  # compares the safe loss with the other
     "SigmoidCrossEntropyTest": ("_classification", 10),
     "SigmoidFocalLossTest": ("_classification", 9),
+    "CTCTest": ("_classification", 3),  # one test is of optax's forward probabilities
     "KLDivergenceTest": ("_classification", 7),
     "GeneralizedKLDivergenceTest": ("_classification", 8),  # made of the one under test
     "PolyLossTest": ("_classification", 25),  # compares optax's loss, made of the one under test, with it
@@ -26,6 +27,7 @@ SUITES = {
 }
 OURS = {
     "_classification": (
+        "ctc_loss",
         "kl_divergence",
         "safe_softmax_cross_entropy",
         "sigmoid_binary_cross_entropy",
