@@ -112,9 +112,7 @@ def test_a_gain_holds_and_has_gone_once_the_baseline_is_the_rule(rule, gain):
     assert gone.gone
     assert gone.ratio == 1.0
     (line,) = reasons.remarks([here, gone])
-    assert line.startswith(
-        f"{rule.name}: {gain.quantity} at {gone.call} must be at most {gain.at_most:g} of {baseline}"
-    )
+    assert line.startswith(f"{rule.name}: {gain.quantity} ({gone.call}) is 1 of {baseline}'s, but the record claims")
 
 
 def test_a_gain_smaller_than_claimed_has_gone():
@@ -224,7 +222,7 @@ def test_each_rule_of_the_library_has_a_reason_and_keeps_the_bytes_it_claims(rul
     assert rule.gains or rule.lecture
     for found in measured(rule, *(gain for gain in rule.gains if gain.quantity == "kept bytes")):
         assert not found.gone
-        assert found.at_most is None or found.ratio > 0.9 * found.at_most  # the claim is not far from the gain
+        assert found.at_most is None or found.ratio > 0.75 * found.at_most  # the claim is not far from the gain
 
 
 @pytest.mark.deep

@@ -185,7 +185,7 @@ def test_bench_reports_a_reason_that_has_gone(capsys, module, tmp_path):
     assert "not measured: the record claims no gain" in " ".join(out.split())
     assert [row["gone"] for row in json.loads((tmp_path / "bench.json").read_text())["reasons"]] == [False]
     assert main(["bench", "--reasons", "words", "gone", "--quick", "--json", "bench.json"]) == 1
-    assert "waves: kept bytes at b=2 n=5 must be at most 0.5 of jnp.sin's, but is 1 of it" in capsys.readouterr().out
+    assert "waves: kept bytes (b=2 n=5) is 1 of jnp.sin's, but the record claims at most 0.5" in capsys.readouterr().out
     assert [row["gone"] for row in json.loads((tmp_path / "bench.json").read_text())["reasons"]] == [False, True]
 
 

@@ -90,7 +90,8 @@ def measure_reason(rule: Rule, *, seconds: float = 1.0) -> list[Measurement]:
         ValueError: seconds is negative.
 
     Example:
-        >>> [found] = measure_reason(vjplib.find("softplus")[0])
+        >>> from vjplib.rule import find
+        >>> [found] = measure_reason(find("softplus")[0])
         >>> found.quantity, found.ours, found.theirs, found.verdict
         ('kept bytes', 16777216, 33554432, 'holds')
     """
@@ -110,8 +111,10 @@ def to_dict(found: Sequence[Measurement]) -> dict[str, Any]:
 def remarks(found: Sequence[Measurement]) -> Iterator[str]:
     """Yield a line for each gain that has gone."""
     for m in (m for m in found if m.gone):
-        claimed = f"{m.quantity} at {m.call} must be at most {m.at_most:g} of {m.baseline}'s"
-        yield f"{m.rule}: {claimed}, but is {m.ratio:.3g} of it. Correct the record, or remove the rule"
+        found = (
+            f"{m.quantity} ({m.call}) is {m.ratio:.3g} of {m.baseline}'s, but the record claims at most {m.at_most:g}"
+        )
+        yield f"{m.rule}: {found}. Correct the record, or remove the rule if it has no other reason"
 
 
 # ------------------------------------------------------------------------------------------------------ the quantities
