@@ -111,10 +111,10 @@ def to_dict(found: Sequence[Measurement]) -> dict[str, Any]:
 def remarks(found: Sequence[Measurement]) -> Iterator[str]:
     """Yield a line for each gain that has gone."""
     for m in (m for m in found if m.gone):
-        found = (
+        message = (
             f"{m.quantity} ({m.call}) is {m.ratio:.3g} of {m.baseline}'s, but the record claims at most {m.at_most:g}"
         )
-        yield f"{m.rule}: {found}. Correct the record, or remove the rule if it has no other reason"
+        yield f"{m.rule}: {message}. Correct the record, or remove the rule if it has no other reason"
 
 
 # ------------------------------------------------------------------------------------------------------ the quantities
