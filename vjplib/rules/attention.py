@@ -444,6 +444,12 @@ def _tails(t):
 _QKV = ("b t 4 h", "b s 4 h", "b s 4 h")
 _SIZES = {"b": 2, "t": 5, "s": 7, "h": 3}
 _LONG = {"b": 4, "t": 2048, "s": 2048, "h": 64}
+_SHORT = Case(
+    ("b t 8 h", "b s 8 h", "b s 8 h"),
+    {"b": 1, "t": 1024, "s": 1024, "h": 64},
+    {"is_causal": True},
+    label="causal b=1 t=1024 s=1024 h=64",
+)
 
 RULES = (
     Rule(
@@ -495,6 +501,7 @@ RULES = (
             Gain("kept bytes", 0.046),
             Gain("scratch bytes", 0.1),
             Gain("kept bytes", 0.029, "causal b=4 t=2048 s=2048 h=64"),
+            Gain("time", 0.8, _SHORT),
             Gain("error", 1e-4),
         ),
         source="Example 2.6",
