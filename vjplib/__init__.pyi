@@ -10,6 +10,7 @@ from .debug import debug_rules as debug_rules
 from .memory import keep_memory as keep_memory
 from .rule import Case as Case
 from .rule import Edge as Edge
+from .rule import Gain as Gain
 from .rule import Input as Input
 from .rule import Rule as Rule
 from .rules.activations import quadratic as quadratic

@@ -99,6 +99,11 @@ class Case:
             raise ValueError(f"dims must give the size of every dimension that inputs name, lacks {missing}")
 
     @property
+    def name(self) -> str:
+        """The label, or the sizes of the named dimensions."""
+        return self.label or " ".join(f"{name}={n}" for name, n in self.dims.items()) or "scalars"
+
+    @property
     def arrays(self) -> tuple[Input | None, ...]:
         """The inputs, with plain strings converted to `Input`."""
         return tuple(Input(i) if isinstance(i, str) else i for i in self.inputs)
@@ -174,6 +179,51 @@ class Tail(NamedTuple):
     exact: tuple[np.ndarray, ...]  # that of each floating argument, in float64, computed without cancellation
 
 
+QUANTITIES = ("kept bytes", "scratch bytes", "time", "error")
+"""The quantities of a `Gain`."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A quantity that is smaller for a rule than for autodiff of a baseline; `vjplib bench --reasons` measures it.
+
+    Args:
+        quantity: "kept bytes" between forward and backward; "scratch bytes" or "time" of a compiled program of both
+            that returns the output; or the largest relative "error": at an edge or a case of an output or cotangent,
+            relative to its largest entry, where NaN is an infinite error; otherwise of a component of a cotangent in
+            the record's tails.
+        at_most: the largest multiple of the baseline's quantity that the rule's may be, below 1.
+        at: the call to measure, a case or an edge, or the name of a benchmark case or an edge of the record; None for
+            the record's first benchmark case, or for its tails if the quantity is the error. At an edge only the error
+            is measured.
+        baseline: the name of the baseline; "" for the record's first.
+        dtype: the floating dtype of the call.
+        platform: the platform on which time and scratch bytes are claimed; on others they are not measured.
+
+    Example:
+        >>> Gain("kept bytes", 0.34).at_most
+        0.34
+        >>> Gain("speed", 0.5)
+        Traceback (most recent call last):
+        ValueError: quantity must be one of kept bytes, scratch bytes, time, error, got 'speed'
+    """
+
+    quantity: str
+    at_most: float
+    at: Case | Edge | str | None = None
+    baseline: str = ""
+    dtype: str = "float32"
+    platform: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.quantity not in QUANTITIES:
+            raise ValueError(f"quantity must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
+        if not 0 <= self.at_most < 1:
+            raise ValueError(f"at_most must be at least 0 and below 1, got {self.at_most}")
+        if isinstance(self.at, Edge) and self.quantity != "error":
+            raise ValueError(f"at must be a case, as only the error is measured at an edge, got {self.at.name!r}")
+
+
 MODES_TWO = ("reverse", "forward")
 """The modes of second derivatives, each over reverse, as `order_two` names them."""
 
@@ -241,7 +291,7 @@ class Rule:
             its sizes.
         jacobian: the derivative of a one-vector call with respect to each argument, as objects of `vjplib.jacobians`
             (None for an argument whose Jacobian has no short form).
-        reason: why the rule exists, in one sentence.
+        reason: why the rule exists, in one sentence. Figures are given by gains.
         source: where the mathematics is found.
         order_two: whether second derivatives are offered; if False, verification checks that they are refused. A
             mapping such as `{"reverse": False, "forward": True}` says so of each mode, both over reverse.
@@ -255,6 +305,8 @@ class Rule:
         vary: values that static arguments may take, by name, beside those of the cases.
         dtypes: the floating dtypes that the function takes, by name, as `vjplib.verify` takes them; None to find out.
         whole_array: True for rules whose typical call is not of one vector, which state no Jacobian.
+        gains: the measured part of the reason; `vjplib bench --reasons` reports a gain that has gone.
+        lecture: True for a layer of the lecture, a reason that needs no measurement.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -281,17 +333,70 @@ class Rule:
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     dtypes: tuple[str, ...] | None = None
     whole_array: bool = False
+    gains: tuple[Gain, ...] = ()
+    lecture: bool = False
 
     def __post_init__(self) -> None:
         second_derivatives(self.order_two)  # both raise for what they do not know
         check_axes(self.axes)
         if not self.cases:
             raise ValueError(f"cases of {self.name} must hold at least one Case, got none")
+        for gain in self.gains:
+            self._check_gain(gain)
+
+    def _check_gain(self, gain: Gain) -> None:
+        claimed = f"the gain in {gain.quantity} of {self.name}"
+        if gain.baseline not in ("", *self.baselines) or not self.baselines:
+            raise ValueError(f"{claimed} must name a baseline of the record, got {gain.baseline!r}")
+        error = gain.quantity == "error"
+        if gain.at is None and not (self.tails if error else self.bench):
+            raise ValueError(
+                f"{claimed} must name a call in at, for the record gives no {'tails' if error else 'bench'}"
+            )
+        if gain.at is not None and self.call_of(gain) is None:
+            known = f"a case of bench{' or an edge' if error else ''}"
+            raise ValueError(f"{claimed} must be at {known} of the record, or at one of its own, got {gain.at!r}")
 
     @property
     def name(self) -> str:
         """The public function's name."""
         return self.fn.__name__
+
+    def baseline_of(self, gain: Gain) -> str:
+        """Return the name of the baseline that a gain compares with."""
+        return gain.baseline or next(iter(self.baselines))
+
+    def call_of(self, gain: Gain) -> Case | Edge | None:
+        """Return the case or the edge that a gain is measured at; None for the tails."""
+        if isinstance(gain.at, (Case, Edge)):
+            return gain.at
+        error = gain.quantity == "error"
+        if gain.at is None:
+            return None if error else next(iter(self.bench), None)
+        calls = (*self.bench, *(self.edges if error else ()))
+        return next((call for call in calls if call.name == gain.at), None)
+
+    def named_call_of(self, gain: Gain) -> str:
+        """Return the name of the call that a gain is measured at, with its dtype unless that is float32."""
+        call = self.call_of(gain)
+        name = call.name if call else "the tails"
+        return name if gain.dtype == "float32" else f"{name} in {gain.dtype}"
+
+    def claimed(self) -> list[str]:
+        """Return a phrase for each gain.
+
+        Example:
+            >>> [softplus] = find("softplus")
+            >>> softplus.claimed()
+            ["kept bytes at most 0.5 of jax.nn.softplus's"]
+        """
+        texts = []
+        for gain in self.gains:
+            call = self.named_call_of(gain)
+            preposition = "at" if self.call_of(gain) else "in"
+            where = "" if gain.at is None and gain.quantity != "error" else f", {preposition} {call}"
+            texts.append(f"{gain.quantity} at most {gain.at_most:g} of {self.baseline_of(gain)}'s{where}")
+        return texts
 
 
 # ------------------------------------------------------------------------------------------------ finding the records

@@ -5,7 +5,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from vjplib.bench import Cost, Growth, Row, rules, tables
+from vjplib.bench import Cost, Growth, Measurement, Row, rules, tables
 from vjplib.bench.sweep import Trial
 from vjplib.bench.training_steps import TrainingStep
 
@@ -73,5 +73,29 @@ def test_random_convolutions():
         assert word in text
 
 
+def test_reasons():
+    holds = Measurement("f", "keeps x alone", "kept bytes", "n=8", "jnp.f", 0.34, 8_400_000, 25_200_000)
+    times = replace(holds, quantity="time", at_most=0.5, ours=3e-3, theirs=4e-3)
+    error = replace(holds, quantity="error", ours=2e-7, theirs=float("inf"))
+    other = replace(holds, quantity="time", ours=None, theirs=None, note="not measured: claimed for tpu, this is cpu")
+    text = shown(tables.of_reasons([holds, times, error, other, Measurement("h", "is shown", note="not measured")]))
+    for word in (
+        "keeps x alone",
+        "n=8",
+        "jnp.f",
+        "0.34",
+        "0.33",
+        "8.40 MB",
+        "25.20 MB",
+        "3.00 ms",
+        "2e-07",
+        "NaN, inf",
+    ):
+        assert word in text
+    for word in ("tpu", "is shown", "not measured", "≤ 0.5 "):
+        assert word in text
+    assert (text.count("holds"), text.count("GONE")) == (2, 1)
+
+
 def test_nothing_timed_is_no_table():
-    assert list(tables.of_rules([])) == list(tables.of_steps([])) == []
+    assert list(tables.of_rules([])) == list(tables.of_reasons([])) == list(tables.of_steps([])) == []

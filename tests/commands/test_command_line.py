@@ -15,7 +15,7 @@ from vjplib.rule import rules
 MODULE = """
 import jax
 import jax.numpy as jnp
-from vjplib import Case, Rule
+from vjplib import Case, Gain, Rule
 
 @jax.custom_vjp
 def waves(x):
@@ -63,6 +63,7 @@ def test_list_prints_every_rule_with_its_reason(capsys, monkeypatch):
         assert rule.name in out
         assert rule.reason in out
         assert rule.source in out
+        assert all(claimed in out for claimed in rule.claimed())
     assert "4*n + 4*k" in out
 
 
@@ -134,6 +135,7 @@ def test_an_unknown_target_is_told_what_exists(capsys, command):
         (["bench", "--json", "nowhere/out.json"], "argument --json: must lie in a folder that exists"),
         (["verify", "--json", "."], "argument --json: must be a file that can be written, got ."),
         (["verify", "--json", "a", "--html", "./a"], "--json and --html must be different files, got a for both"),
+        (["bench", "--reasons", "--models"], "--reasons measures the gains of rules and takes neither --models"),
         (["prove"], "invalid choice: 'prove'"),
         ([], "the following arguments are required: COMMAND"),
     ],
@@ -173,6 +175,18 @@ def test_bench_refuses_a_rule_that_is_not_its_baseline(capsys, module, tmp_path)
     written = json.loads((tmp_path / "bench.json").read_text())
     assert written["rows"] == []
     assert len(written["refused"]) == 1
+
+
+def test_bench_reports_a_reason_that_has_gone(capsys, module, tmp_path):
+    module("words")
+    module("gone", fields=", gains=(Gain('kept bytes', 0.5),)")
+    assert main(["bench", "--reasons", "words", "--json", "bench.json"]) == 0
+    assert "an example" in (out := capsys.readouterr().out)
+    assert "not measured: the record claims no gain" in " ".join(out.split())
+    assert [row["gone"] for row in json.loads((tmp_path / "bench.json").read_text())["reasons"]] == [False]
+    assert main(["bench", "--reasons", "words", "gone", "--quick", "--json", "bench.json"]) == 1
+    assert "waves: kept bytes (b=2 n=5) is 1 of jnp.sin's, but the record claims at most 0.5" in capsys.readouterr().out
+    assert [row["gone"] for row in json.loads((tmp_path / "bench.json").read_text())["reasons"]] == [False, True]
 
 
 def test_figures_prints_the_paths_drawn(capsys, monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ the output reduced at once; and both with the output followed by an activation a
 are measured apart because a compiler may fuse a forward into what consumes it, for better or worse.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vjplib.bench.environment import environment
-from vjplib.bench.timing import Cost, compile_bound, costs, interleaved, require_equal
+from vjplib.bench.timing import Compiled, Cost, compile_bound, costs, interleaved, require_equal
 from vjplib.compat import x64
 from vjplib.rule import Case, Rule
 from vjplib.verification.call import CallUnderTest, Leaves
@@ -183,16 +183,14 @@ def _program(subject: CallUnderTest, fn: Callable[..., Any], measure: str) -> Ca
 
 
 def _bench_case(rule: Rule, case: Case, seconds: float) -> Iterator[Row]:
-    call = case.call(np.random.default_rng(0), np.float32)
-    sizes = case.label or " ".join(f"{name}={n}" for name, n in case.dims.items())
-    subject = CallUnderTest(rule.fn, call.args, call.kwargs, case=sizes or "scalars")
+    subject = subject_at(rule, case)
     functions = {rule.name: rule.fn, **rule.baselines}
     # Cases without named dimensions have the sizes of networks, where XLA's float64 convolution takes minutes.
     _require_agreement(subject, functions, np.float64 if case.dims else np.float32)
     residuals = [residual_bytes(subject.flat(fn), *subject.leaves()) for fn in functions.values()]
-    arrays, timed = jax.device_put((subject.args, _arrays(subject), subject.cotangents(subject.leaves()))), {}
+    timed = {}
     for measure in MEASURES:
-        programs = [compile_bound(_program(subject, fn, measure), *arrays) for fn in functions.values()]
+        programs = compiled(subject, functions.values(), measure)
         kept = [0] * len(programs) if measure == "forward" else residuals
         timed[measure] = dict(zip(functions, costs(programs, kept, seconds), strict=True))
     errors = {name: rule.tails and tail_error(CallUnderTest(fn, ()), rule.tails) for name, fn in functions.items()}
@@ -200,6 +198,18 @@ def _bench_case(rule: Rule, case: Case, seconds: float) -> Iterator[Row]:
         accuracy = errors[rule.name], errors[baseline]
         for measure, of in timed.items():
             yield Row(rule.name, subject.case, baseline, measure, of[rule.name], of[baseline], rule.reason, *accuracy)
+
+
+def subject_at(rule: Rule, case: Case, dtype: Any = np.float32) -> CallUnderTest:
+    """Return a rule at a case, with floating arguments of a dtype."""
+    call = case.call(np.random.default_rng(0), dtype)
+    return CallUnderTest(rule.fn, call.args, call.kwargs, case=case.name)
+
+
+def compiled(subject: CallUnderTest, functions: Iterable[Callable[..., Any]], measure: str) -> list[Compiled]:
+    """Return the program of `MEASURES` for each function, compiled and bound to the arrays of the call."""
+    arrays = jax.device_put((subject.args, _arrays(subject), subject.cotangents(subject.leaves())))
+    return [compile_bound(_program(subject, fn, measure), *arrays) for fn in functions]
 
 
 def _arrays(subject: CallUnderTest) -> dict[str, np.ndarray]:

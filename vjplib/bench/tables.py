@@ -1,4 +1,4 @@
-"""Tables of what was timed: of rules, of training steps, and of random convolutions."""
+"""Tables of what was timed: of rules, of their reasons, of training steps, and of random convolutions."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from vjplib.bench.reasons import Measurement
 from vjplib.bench.rules import MEASURES, Growth, Row
 from vjplib.bench.sweep import REPEATS, SLOW, WRONG, Trial
 from vjplib.bench.timing import Cost
@@ -41,6 +42,38 @@ def of_rules(rows: Sequence[Row], growths: Sequence[Growth] = ()) -> Iterator[Ta
             times = f"{short(1e3 * g.seconds[0])} to {short(1e3 * g.seconds[-1])}"
             table.add_row(f"[bold]{g.rule}[/]", g.name, sizes, times, f"{g.exponent:.2f}")
         yield table
+
+
+def of_reasons(found: Sequence[Measurement]) -> Iterator[Table]:
+    """Yield the table of gains, a block per rule, unless there are none."""
+    if not found:
+        return
+    title = "reasons: the rule's quantity as a multiple of that of autodiff of the baseline"
+    table = grid(title, ["", ""], ["claimed", "measured", "ours", "theirs"])
+    for (rule, reason), of_rule in groupby(found, attrgetter("rule", "reason")):
+        gains = list(of_rule)
+        unmeasured = [m.note for m in gains if not m.quantity]
+        table.add_row(f"[bold]{rule}[/]: {escape(reason) or 'no reason is given'}", *unmeasured)
+        for m in gains:
+            if m.quantity:
+                figures = ("", "", "") if m.note else (f"{m.ratio:.2g}", *_figures(m))
+                verdict = _red("GONE") if m.gone else m.verdict
+                gain = f"  {m.quantity} of {escape(m.baseline)}, {escape(m.call)}"
+                table.add_row(gain, verdict, f"≤ {m.at_most:.2g}", *figures)
+        table.add_section()
+    yield table
+
+
+def _figures(m: Measurement) -> Iterator[str]:
+    """Yield the rule's and the baseline's bytes in MB, time in ms, or error."""
+    for figure in (m.ours, m.theirs):
+        assert figure is not None  # something is measured
+        if m.quantity == "error":
+            yield f"{figure:.0e}" if math.isfinite(figure) else "NaN, inf"
+        elif m.quantity == "time":
+            yield f"{short(1e3 * figure)} ms"
+        else:
+            yield f"{figure:.0f} B" if figure < 1e4 else f"{figure / 1e6:.2f} MB"
 
 
 def of_steps(steps: Sequence["TrainingStep"]) -> Iterator[Table]:

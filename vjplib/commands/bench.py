@@ -1,7 +1,7 @@
-"""vjplib bench: rules, networks and random convolutions timed; the convolutions are checked too."""
+"""vjplib bench: rules, networks and random convolutions timed; the convolutions and the rules' reasons are checked."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vjplib.commands.common import Command, add_formats, add_targets, count, places_of, progress, seed, show, write_json
+from vjplib.rule import Rule
 
 
 def add(command: Command) -> None:
@@ -19,6 +20,8 @@ def add(command: Command) -> None:
     add_formats(bench, json="JSON")
     bench.add_argument("--quick", action="store_true", help="few repetitions: enough to see a factor of two")
     bench.add_argument("--models", action="store_true", help="time training steps of flax networks instead of rules")
+    does = "measure the gains that the rules' records claim instead of timing all; exit 1 if one has gone"
+    bench.add_argument("--reasons", action="store_true", help=does)
     does = "check and time N random convolutions instead of rules; exit 1 if one is wrong, or slower than lax's"
     bench.add_argument("--sweep", type=count, metavar="N", help=does)
     bench.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the random convolutions (default 0)")
@@ -27,6 +30,8 @@ def add(command: Command) -> None:
 
 
 def _bench(parsed: argparse.Namespace) -> int:
+    if parsed.reasons and (parsed.models or parsed.sweep or parsed.torch):
+        parsed.error("--reasons measures the gains of rules and takes neither --models, --sweep nor --torch")
     if parsed.torch:
         from vjplib.bench.torch_ops import import_torch
 
@@ -35,7 +40,8 @@ def _bench(parsed: argparse.Namespace) -> int:
         except ImportError as error:
             parsed.error(str(error))
     seconds, console = 0.1 if parsed.quick else 1.5, Console(highlight=False)
-    return (_sweep if parsed.sweep else _models if parsed.models else _rules)(parsed, seconds, console)
+    of = _sweep if parsed.sweep else _models if parsed.models else _reasons if parsed.reasons else _rules
+    return of(parsed, seconds, console)
 
 
 def _rules(parsed: argparse.Namespace, seconds: float, console: Console) -> int:
@@ -44,9 +50,7 @@ def _rules(parsed: argparse.Namespace, seconds: float, console: Console) -> int:
     from vjplib.verification.report import describe_error
 
     rows, growths, refused = [], [], []
-    for rule in progress(
-        [place.rule() for place in places_of(parsed.targets, parsed.error)], console, attrgetter("name")
-    ):
+    for rule in _targets(parsed, console):
         try:
             of_rule = bench.bench_rule(rule, seconds=seconds)
             rows += torch_ops.with_torch(rule, of_rule, seconds=seconds) if parsed.torch else of_rule
@@ -57,6 +61,27 @@ def _rules(parsed: argparse.Namespace, seconds: float, console: Console) -> int:
             refused.append(f"{rule.name} is not timed: its record must give bench and baselines")
     content = bench.to_dict(rows, growths) | {"refused": refused}
     return _show(parsed, console, content, tables.of_rules(rows, growths), bench.remarks(rows))
+
+
+def _targets(parsed: argparse.Namespace, console: Console) -> Iterator[Rule]:
+    """Yield the records that the targets name, with a progress bar."""
+    found = [place.rule() for place in places_of(parsed.targets, parsed.error)]
+    return progress(found, console, attrgetter("name"))
+
+
+def _reasons(parsed: argparse.Namespace, seconds: float, console: Console) -> int:
+    from vjplib.bench import reasons, tables
+    from vjplib.verification.report import describe_error
+
+    found, refused = [], []
+    for rule in _targets(parsed, console):
+        try:
+            found += reasons.measure_reason(rule, seconds=seconds)
+        except Exception as error:  # whatever a rule or a baseline raises; the other rules are measured
+            refused.append(f"{rule.name} is not measured: {describe_error(error)}")
+    content = reasons.to_dict(found) | {"refused": refused}
+    status = _show(parsed, console, content, tables.of_reasons(found), reasons.remarks(found))
+    return 1 if status or any(m.gone for m in found) else 0
 
 
 def _models(parsed: argparse.Namespace, seconds: float, console: Console) -> int:

@@ -19,11 +19,11 @@ def _list(parsed: argparse.Namespace) -> int:
     from vjplib.reports.tables import grid
     from vjplib.rule import rules
 
-    table = grid("", ("rule", "reason", "bytes kept", "source"))
+    table = grid("", ("rule", "reason, and gains that vjplib bench --reasons measures", "bytes kept", "source"))
     for rule in rules():
         names = tuple(rule.cases[0].dims)
         sizes = dict(zip(names, symbolic_shape(", ".join(names)), strict=True))
         kept = str(rule.residual_bytes(**sizes)) if rule.residual_bytes else ""
-        table.add_row(rule.name, rule.reason, kept, rule.source)
+        table.add_row(rule.name, "\n".join((rule.reason, *(f"- {text}" for text in rule.claimed()))), kept, rule.source)
     Console(highlight=False).print(table)
     return 0

@@ -108,6 +108,9 @@ def _blocks(rule: Rule) -> Iterator[str]:
         yield _prose(before)
     if rule.reason:
         yield f"**Why it exists:** {_prose(rule.reason)}."
+    if rule.gains:
+        claimed = "\n".join(f"- {_prose(text)}" for text in rule.claimed())
+        yield f"Claimed gains, which `vjplib bench --reasons` measures:\n\n{claimed}"
     for title, text in sections.items():
         yield f"## {title}"
         yield _section(rule.fn, title, text)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Shaped
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Diagonal
 from vjplib.precision import upcast
-from vjplib.rule import Case, Edge, Rule, Tail
+from vjplib.rule import Case, Edge, Gain, Rule, Tail
 from vjplib.rules._arguments import as_array, as_inexact, broadcast_shapes, by_rule
 from vjplib.rules._cotangents import aval_token, like_primal
 
@@ -309,7 +309,9 @@ _TANH = Rule(
     bench=(_LARGE,),
     residual_bytes=lambda b, n: 4 * b * n,
     jacobian=jacobian_tanh,
-    reason="accuracy: autodiff's gradient is 0 from 8.3 on, this one is right to 3e-07; a layer of the lecture",
+    reason="a layer of the lecture; autodiff's gradient is 0 from 8.3 on",
+    gains=(Gain("error", 1e-5),),
+    lecture=True,
     source="Example 2.1",
     tails=_tails_of_tanh,
 )
@@ -329,6 +331,8 @@ RULES = (
         residual_bytes=lambda b, n: b * n,
         jacobian=jacobian_relu,
         reason="a layer of the lecture; keeps one byte per element",
+        gains=(Gain("kept bytes", 0.2),),
+        lecture=True,
         source="Example 2.1",
     ),
     _TANH,
@@ -338,7 +342,8 @@ RULES = (
         reference=reference_sigmoid,
         baselines={"jax.nn.sigmoid": jax.nn.sigmoid},
         jacobian=jacobian_sigmoid,
-        reason="accuracy: autodiff's gradient is 0 from 17 on, this one is right to 2e-07; a layer of the lecture",
+        reason="a layer of the lecture; autodiff's gradient is 0 from 17 on",
+        gains=(Gain("error", 1e-5),),
         tails=_tails_of_sigmoid,
     ),
     Rule(
@@ -351,6 +356,7 @@ RULES = (
         residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_quadratic,
         reason="the lecture's first function of two variables; keeps only y",
+        lecture=True,
         source="Example 2.2",
     ),
 )

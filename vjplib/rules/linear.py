@@ -129,6 +129,7 @@ RULES = (
         residual_bytes=lambda c, n, m: 4 * (c * n + m * n),
         jacobian=jacobian,
         reason="a layer of the lecture; accumulates half precision in float32",
+        lecture=True,
         source="Examples 2.5 and 3.2",
     ),
 )

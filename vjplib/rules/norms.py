@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Shaped
 from vjplib.compat import auto_sharded, custom_vjp
 from vjplib.jacobians import Diagonal, DiagonalMinusLowRank
 from vjplib.precision import upcast
-from vjplib.rule import Case, Edge, Input, Rule
+from vjplib.rule import Case, Edge, Gain, Input, Rule
 from vjplib.rules._arguments import as_array, as_floating, as_inexact, as_number, by_rule, normalize_axes
 from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes
 
@@ -555,8 +555,8 @@ RULES = (
         bench=(Case(("b n", "n", "n"), {"b": 4096, "n": 512}),),
         residual_bytes=lambda b, n: 4 * (b * n + n + 2 * b),
         jacobian=jacobian_layer_norm,
-        reason="lighter: keeps x and two numbers a row, a third of what autodiff keeps, and on CPU takes two thirds of "
-        "the time; the variance keeps its digits where the mean is large",
+        reason="keeps x and two numbers a row; the variance keeps its digits where the mean is large",
+        gains=(Gain("kept bytes", 0.34), Gain("time", 0.95), Gain("error", 1e-5, "a mean of 10,000 deviations")),
         source="Ba, Kiros and Hinton, 2016",
     ),
     Rule(
@@ -575,7 +575,8 @@ RULES = (
         ),
         bench=(Case(("b h w 64", "64", "64"), {"b": 8, "h": 56, "w": 56}, {"num_groups": 32}),),
         residual_bytes=lambda b, h, w: 4 * (b * h * w * 6 + 6 + 2 * b * 2),
-        reason="lighter: keeps x and two numbers a group, half of what autodiff keeps",
+        reason="keeps x and two numbers a group",
+        gains=(Gain("kept bytes", 0.5),),
         source="Wu and He, 2018",
         whole_array=True,
     ),
@@ -594,8 +595,11 @@ RULES = (
         ),
         bench=(Case(("b h w c", "c", Input("c", _positive), "c", "c"), {"b": 8, "h": 56, "w": 56, "c": 64}),),
         residual_bytes=lambda b, n, c: 4 * (b * n * c + 3 * c),
-        reason="lighter: keeps x and three numbers a feature, half of what autodiff keeps; the variance keeps its "
-        "digits where the mean is large",
+        reason="keeps x and three numbers a feature; the variance keeps its digits where the mean is large",
+        gains=(
+            Gain("kept bytes", 0.5),
+            Gain("error", 1e-5, Edge("a mean of 10,000 deviations", ([[10001.0], [9999.0]], [0.0], [1.0]))),
+        ),
         source="Ioffe and Szegedy, 2015",
         whole_array=True,
     ),
@@ -619,7 +623,8 @@ RULES = (
         bench=(Case(("b n", "n"), {"b": 4096, "n": 512}),),
         residual_bytes=lambda b, n: 4 * (b * n + n + b),
         jacobian=jacobian_rms_norm,
-        reason="lighter: keeps x and a number a row, a third of what autodiff keeps; on CPU faster",
+        reason="keeps x and a number a row",
+        gains=(Gain("kept bytes", 0.34),),
         source="Zhang and Sennrich, 2019",
     ),
     Rule(
@@ -634,7 +639,8 @@ RULES = (
         edges=(Edge("weights of zero", ([[0.0, 3.0], [0.0, 4.0]], [1.0, 2.0])),),
         bench=(Case(("n m", "m"), {"n": 1024, "m": 1024}),),
         residual_bytes=lambda n, m: 4 * (n * m + 2 * m),
-        reason="lighter: keeps the weights and two numbers a feature, a third of what autodiff keeps",
+        reason="keeps the weights and two numbers a feature",
+        gains=(Gain("kept bytes", 0.34), Gain("scratch bytes", 0.34)),
         source="Salimans and Kingma, 2016",
         whole_array=True,
     ),

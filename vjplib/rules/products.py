@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Shaped
 from vjplib.compat import custom_vjp
 from vjplib.jacobians import Dense, Diagonal
 from vjplib.precision import compute_dtype, upcast
-from vjplib.rule import Case, Edge, Input, Rule, random_mask
+from vjplib.rule import Case, Edge, Gain, Input, Rule, random_mask
 from vjplib.rules._arguments import as_array, broadcast_mask, broadcast_shapes, by_rule, normalize_axes
 from vjplib.rules._cotangents import like_primal
 
@@ -239,6 +239,7 @@ RULES = (
         residual_bytes=lambda b, n: 8 * b * n,
         jacobian=jacobian_multiply,
         reason="the lecture's bilinear function; the pattern of every weighted layer",
+        lecture=True,
         source="Example 2.3",
     ),
     Rule(
@@ -265,7 +266,8 @@ RULES = (
         bench=(Case((Input("b n", _near_one),), {"b": 256, "n": 4096}, {"axis": -1}),),
         residual_bytes=lambda b, n: 4 * b * n,
         jacobian=jacobian_prod,
-        reason="faster than autodiff of jnp.prod, and right where dividing the total by x_i is not",
+        reason="multiplies the other factors in O(n), and is right where dividing the total by x_i is not",
+        gains=(Gain("time", 0.5), Gain("kept bytes", 0.51)),
         source="Example 2.4",
     ),
 )

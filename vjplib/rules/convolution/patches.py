@@ -15,7 +15,7 @@ from jaxtyping import Array, Num
 
 from vjplib.compat import custom_vjp, is_symbolic, no_inline
 from vjplib.precision import REAL, upcast
-from vjplib.rule import Case, Edge, Rule
+from vjplib.rule import Case, Edge, Gain, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules._cotangents import aval_token, like_primal
 from vjplib.rules.convolution.algorithms.spatial import interleaved, pad, pad_input, strided_slice, tap_view
@@ -238,6 +238,7 @@ RULES = (
         ),
         residual_bytes=lambda n, h, w, c: 0,
         reason="lax's patches, copied where lax multiplies by an identity kernel, and nothing kept for the backward",
+        gains=(Gain("time", 0.5),),
         source="Example 4.2",
     ),
 )

@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Num
 
-from vjplib.rule import Case, Edge, Rule
+from vjplib.rule import Case, Edge, Gain, Rule
 from vjplib.rules._arguments import as_array, convolution_arguments
 from vjplib.rules.convolution.call import lax_conv_transpose
 from vjplib.rules.convolution.general import Padding, conv_general_dilated
@@ -136,6 +136,7 @@ RULES = (
         ),
         residual_bytes=lambda n, m, i, o: 4 * (n * m * i + 3 * i * o),
         reason="the transposed convolution; on CPU no zero of the dilated x is multiplied",
+        gains=(Gain("time", 0.5),),
         source="Example 4.2, transposed",
     ),
 )
