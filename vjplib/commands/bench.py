@@ -18,7 +18,8 @@ def add(command: Command) -> None:
     add_targets(bench)
     add_formats(bench, json="JSON")
     bench.add_argument("--quick", action="store_true", help="few repetitions: enough to see a factor of two")
-    bench.add_argument("--models", action="store_true", help="time training steps of flax networks instead of rules")
+    does = "time training steps of flax networks instead of rules, also with vjplib.keep_memory"
+    bench.add_argument("--models", action="store_true", help=does)
     does = "check and time N random convolutions instead of rules; exit 1 if one is wrong, or slower than lax's"
     bench.add_argument("--sweep", type=count, metavar="N", help=does)
     bench.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the random convolutions (default 0)")
