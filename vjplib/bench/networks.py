@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,6 @@ from vjplib.rules.convolution.general import conv_general_dilated
 from vjplib.rules.gated_activations import swiglu
 from vjplib.rules.losses import softmax_cross_entropy_with_integer_labels
 from vjplib.rules.norms import batch_norm, layer_norm, rms_norm
-from vjplib.rules.piecewise_activations import relu6
 from vjplib.rules.pooling.pooling import max_pool
 from vjplib.rules.smooth_activations import gelu, silu
 
@@ -33,16 +32,18 @@ VOCABULARY, WIDTH = 2048, 256
 
 
 class BatchNorm(nn.Module):
-    """`flax.linen.BatchNorm` in training, by vjplib's rule; parameters and statistics have flax's names."""
+    """`flax.linen.BatchNorm` in training and an activation, by one of vjplib's rules; parameters have flax's names."""
+
+    activation: Literal["relu", "relu6"] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *space c"]) -> Float[Array, "batch *space c"]:
-        """Normalize x, and move the running statistics."""
+        """Normalize x, apply the activation, and move the running statistics."""
         shape = x.shape[-1:]
         scale, bias = self.param("scale", nn.initializers.ones, shape), self.param("bias", nn.initializers.zeros, shape)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         variance = self.variable("batch_stats", "var", jnp.ones, shape)
-        y, *moved = batch_norm(x, mean.value, variance.value, scale, bias)
+        y, *moved = batch_norm(x, mean.value, variance.value, scale, bias, activation=self.activation)
         if not self.is_initializing():
             mean.value, variance.value = moved
         return y
@@ -74,23 +75,30 @@ def _causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return incumbent(q, k, v, is_causal=True)
 
 
+def _batch_norm(activation: str | None = None) -> Callable[[jax.Array], jax.Array]:
+    norm = nn.BatchNorm(use_running_average=False)
+    return lambda x: getattr(nn, activation)(norm(x)) if activation else norm(x)
+
+
 def _silu_gated(gate: jax.Array, x: jax.Array) -> jax.Array:
     return nn.silu(gate) * x
 
 
 class Ops(NamedTuple):
-    """The layers and functions of a network, with flax's signatures; attention is causal, and losses are of logits."""
+    """The layers and functions of a network, with flax's signatures; attention is causal.
+
+    `batch_norm` takes the name of the activation that follows it; `cross_entropy` takes logits and labels.
+    """
 
     conv: Callable[..., Any]
     max_pool: Callable[..., Any]
-    batch_norm: Callable[..., Any] = partial(nn.BatchNorm, use_running_average=False)
+    batch_norm: Callable[..., Any] = _batch_norm
     layer_norm: Callable[..., Any] = nn.LayerNorm
     rms_norm: Callable[..., Any] = nn.RMSNorm
     dense: Callable[..., Any] = nn.Dense
     embed: Callable[..., Any] = nn.Embed
     split: Callable[..., Any] = partial(jnp.split, axis=-1)
     relu: Callable[..., Any] = nn.relu
-    relu6: Callable[..., Any] = nn.relu6
     gelu: Callable[..., Any] = nn.gelu
     silu: Callable[..., Any] = nn.silu
     swiglu: Callable[..., Any] = _silu_gated
@@ -106,7 +114,6 @@ VJPLIB = CONVOLUTIONS._replace(
     layer_norm=LayerNorm,
     rms_norm=RMSNorm,
     relu=relu,
-    relu6=relu6,
     gelu=gelu,
     silu=silu,
     swiglu=swiglu,
@@ -121,8 +128,8 @@ def _mobilenet(ops: Ops, x: Any) -> Any:
     conv, norm = partial(ops.conv, use_bias=False), ops.batch_norm
     c = x.shape[-1]
     for _ in range(3):
-        y = ops.relu6(norm()(conv(3 * c, (1, 1))(x)))
-        y = ops.relu6(norm()(conv(3 * c, (3, 3), feature_group_count=3 * c)(y)))
+        y = norm("relu6")(conv(3 * c, (1, 1))(x))
+        y = norm("relu6")(conv(3 * c, (3, 3), feature_group_count=3 * c)(y))
         x = x + norm()(conv(c, (1, 1))(y))
     return x.mean((1, 2))
 
@@ -141,8 +148,8 @@ def _resnext(ops: Ops, x: Any) -> Any:
     """One block: 1x1, 3x3 in 32 groups, 1x1, each with batch norm, added to their input."""
     conv, norm = partial(ops.conv, use_bias=False), ops.batch_norm
     c = x.shape[-1]
-    y = ops.relu(norm()(conv(c, (1, 1))(x)))
-    y = ops.relu(norm()(conv(c, (3, 3), feature_group_count=32)(y)))
+    y = norm("relu")(conv(c, (1, 1))(x))
+    y = norm("relu")(conv(c, (3, 3), feature_group_count=32)(y))
     y = norm()(conv(c, (1, 1))(y))
     return ops.relu(x + y).mean((1, 2))
 

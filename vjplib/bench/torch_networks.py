@@ -40,11 +40,11 @@ def _ops(torch: Any, params: Tensors, statistics: Tensors) -> Ops:
     def max_pool(x: Tensor, window: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
         return F.max_pool2d(x.movedim(-1, 1), window, strides).movedim(1, -1)
 
-    def batch_norm() -> Any:
-        p = parameters("BatchNorm")
+    def batch_norm(activation: str | None = None) -> Any:
+        p, follow = parameters("BatchNorm"), getattr(F, activation) if activation else lambda y: y
         options = {"training": True, "momentum": 0.01, "eps": 1e-5}
         given = p["mean"], p["var"], p["scale"], p["bias"]
-        return lambda x: F.batch_norm(x.movedim(-1, 1), *given, **options).movedim(1, -1)
+        return lambda x: follow(F.batch_norm(x.movedim(-1, 1), *given, **options).movedim(1, -1))
 
     def layer_norm() -> Any:
         p = parameters("LayerNorm")
@@ -79,7 +79,6 @@ def _ops(torch: Any, params: Tensors, statistics: Tensors) -> Ops:
         embed,
         split=partial(torch.chunk, dim=-1),
         relu=F.relu,
-        relu6=F.relu6,
         gelu=partial(F.gelu, approximate="tanh"),
         silu=F.silu,
         swiglu=lambda gate, x: F.silu(gate) * x,
