@@ -96,7 +96,9 @@ def fwd_standardize(x, scale, bias, axes, epsilon, statistics, activation) -> tu
     centred = upcast(x) - mean
     variance = jnp.mean(jnp.square(centred), axes, keepdims=True)
     inverse = jax.lax.rsqrt(variance + epsilon)
-    y = _affine(centred * inverse, _wide(scale), _wide(bias))
+    # Not the same difference to the compiler, which would write it out for both of its uses.
+    h = (upcast(x) - jax.lax.optimization_barrier(mean)) * inverse
+    y = _affine(h, _wide(scale), _wide(bias))
     y = (ACTIVATIONS[activation].value(y) if activation else y).astype(_promoted(x, scale, bias))
     res = x, scale, bias if bias is None or activation else aval_token(bias), mean, inverse
     return (y, mean, variance) if statistics else y, res
@@ -117,12 +119,13 @@ def bwd_standardize(axes, epsilon, statistics, activation, res, cotangents):
     x, scale, bias, mean, inverse = res
     g, *of_statistics = map(upcast, cotangents if statistics else (cotangents,))
     n = math.prod(x.shape[i] for i in axes)
-    h = (upcast(x) - mean) * inverse
+    h = (upcast(x) - jax.lax.optimization_barrier(mean)) * inverse
     if activation:
         slope_is_one = ACTIVATIONS[activation].slope_is_one(_affine(h, _wide(scale), _wide(bias)))
         g = jax.lax.select(slope_is_one, g, jnp.zeros_like(g))
     shared, others = _constant_along(axes, x, scale, bias.aval if isinstance(bias, AvalToken) else bias)
-    sum_g, sum_gh = (jnp.sum(a, shared, keepdims=True) for a in (g, g * h))
+    sum_g, sum_gc = (jnp.sum(a, shared, keepdims=True) for a in (g, g * (upcast(x) - mean)))
+    sum_gh = sum_gc * inverse
     along_one, along_h = (_weighted_sum(a, scale, others) / n * -inverse for a in (sum_g, sum_gh))
     if statistics:
         g_mean, g_variance = of_statistics

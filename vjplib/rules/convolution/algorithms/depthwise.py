@@ -3,7 +3,7 @@
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, reduce
 
 import jax.numpy as jnp
@@ -147,28 +147,33 @@ def tap_by_tap(problem: Problem, x: Array, sums: Callable[[Block], Array]) -> Ar
     `sums` takes a `Block` of the elements of x, (batch, *size, channels) and undilated, that one tap reads, one for
     each output.
     """
-    s, ones = problem.strides, (1,) * problem.ndim
+    s = problem.strides
     reach = [r * (k - 1) for r, k in zip(problem.rhs_dilation, problem.kernel, strict=True)]
     lengths = [m + w // e for m, w, e in zip(problem.out, reach, s, strict=True)]
     fields = zip(problem.low, lengths, s, problem.size, strict=True)
     phases = pad(x, [(low, e * length - low - n) for low, length, e, n in fields])
-    phases = phases.reshape(problem.batch, *interleaved(lengths, s), x.shape[-1])
-    view = (problem.batch, *problem.out, x.shape[-1])
+    phases = phases.reshape(problem.batch, *_phased(lengths, s, s), x.shape[-1])
+    view, at = (problem.batch, *problem.out, x.shape[-1]), [0, *_phased(range(1, x.ndim - 1), s, [-1] * len(s)), -1]
 
     def one(start: Array) -> Array:
         def block(axis: int, first: int, end: int) -> Array:
             counts = [end - first if i == axis else n for i, n in enumerate(view)]
             begin = [0, *start, 0]
-            at = max(0, 2 * axis - 1)
-            begin[at] = begin[at] + first
-            sizes = (counts[0], *interleaved(counts[1:-1], ones), counts[-1])
+            begin[at.index(axis)] += first
+            sizes = (counts[0], *_phased(counts[1:-1], s, [1] * len(s)), counts[-1])
             return lax.dynamic_slice(phases, begin, sizes).reshape(counts)
 
         return sums(block)
 
     offsets = ([r * j for r, j in zip(problem.rhs_dilation, tap, strict=True)] for tap in problem.tap_indices)
-    starts = [interleaved(map(operator.floordiv, at, s), map(operator.mod, at, s)) for at in offsets]
+    starts = [_phased(map(operator.floordiv, o, s), s, map(operator.mod, o, s)) for o in offsets]
     return lax.map(one, jnp.asarray(starts))
+
+
+def _phased(counts: Iterable[int], strides: Iterable[int], phases: Iterable[int]) -> list[int]:
+    """Return a number for each spatial axis, and after it one for the axis of its phases where it is strided."""
+    fields = zip(counts, strides, phases, strict=True)
+    return [n for count, s, phase in fields for n in ((count, phase) if s > 1 else (count,))]
 
 
 def _slice(x: Array, axis: int, first: int, end: int) -> Array:
