@@ -21,6 +21,7 @@ def torch():
 def test_torch_computes_the_same_networks(name, torch):
     require_agreement(name, small(name), torch=True)
     step = step_costs(small(name), seconds=0, torch=True)
+    assert step is not None
     assert step.torch is not None
     assert step.torch.median > 0
 
