@@ -1,10 +1,10 @@
 """Networks of flax: one function on JAX's convolutions and on vjplib's, and timed side by side."""
 
+import ctypes
 import json
 import sys
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,8 @@ import pytest
 
 from vjplib.__main__ import main
 from vjplib.bench import networks
-from vjplib.compat import fast_compile_options, holds_custom_vjp, x64
+from vjplib.bench.training_steps import has_rules
+from vjplib.compat import fast_compile_options, x64
 
 SMALL = {
     "MobileNetV2-like": (2, 6, 5, 4),
@@ -20,6 +21,7 @@ SMALL = {
     "ResNeXt-like": (2, 6, 5, 64),
     "Mamba-like": (2, 9, 4),
     "LeNet-like": (2, 16, 12, 1),
+    "Transformer-like": (2, 5),
 }
 
 
@@ -37,37 +39,39 @@ def test_one_function_in_float64(name, rng):
     """Compiled in haste: `bench --models` shows the same of the full networks as they are timed."""
     model, given = small(name), {}
     with x64():
-        x, labels = jnp.asarray(rng.standard_normal(model.shape)), jnp.arange(model.shape[0])
-        state = drawn(jax.eval_shape(partial(networks.start, model.network(networks.JAX)), x), rng)
-        for ops in (networks.JAX, networks.VJPLIB):
+        x, labels = model.batch(rng, np.float64)
+        start = partial(networks.start, model.network(networks.JAX), dtype=np.float64)
+        state = drawn(jax.eval_shape(start, x, labels), rng)
+        for ops in (networks.JAX, networks.CONVOLUTIONS, networks.VJPLIB):
             loss = partial(networks.loss, network=model.network(ops), statistics=state.statistics, x=x, labels=labels)
             given[ops] = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=fast_compile_options())(
                 state.params
             )
-    for a, b in zip(*map(jax.tree.leaves, given.values()), strict=True):
-        np.testing.assert_allclose(b, a, rtol=0, atol=1e-12 * max(1.0, np.abs(a).max()))
+    expected, *others = map(jax.tree.leaves, given.values())
+    for other in others:
+        for a, b in zip(expected, other, strict=True):
+            assert a.dtype == b.dtype == np.float64
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-12 * max(1.0, np.abs(a).max()))
 
 
 @pytest.mark.parametrize("name", networks.MODELS)
 def test_the_switch_decides_who_serves(name):
-    x, labels = jnp.zeros(SMALL[name]), jnp.zeros(SMALL[name][0], int)
-    for ops in (networks.JAX, networks.VJPLIB):
-        network = small(name).network(ops)
-        state = jax.eval_shape(partial(networks.start, network), x)
-        forward = jax.make_jaxpr(
-            lambda params, statistics, network=network: networks.loss(params, network, statistics, x, labels)
-        )
-        assert holds_custom_vjp(forward(state.params, state.statistics)) == (ops is networks.VJPLIB)
+    x, labels = small(name).batch(np.random.default_rng(0), np.float32)
+    for ops in (networks.JAX, networks.CONVOLUTIONS, networks.VJPLIB):
+        served = has_rules(small(name).network(ops), x, labels)
+        assert served == (ops is networks.VJPLIB or (ops is networks.CONVOLUTIONS and name != "Transformer-like"))
 
 
-class Scaled(nn.Module):
-    """A network that is another function on vjplib's operations."""
+def identity(ops, x):
+    return x
 
-    ops: networks.Ops
 
-    @nn.compact
-    def __call__(self, x):
-        return nn.Dense(networks.CLASSES)(x if self.ops == networks.JAX else 1.001 * x)
+def scaled(ops, x):
+    """Another function on vjplib's operations."""
+    return x if ops == networks.JAX else 1.001 * x
+
+
+FEATURES = {"linear": identity, "wrong": scaled}
 
 
 # ----------------------------------------------------------------------------------------------------- the command line
@@ -75,8 +79,8 @@ class Scaled(nn.Module):
 
 @pytest.fixture
 def linear(monkeypatch):
-    model = networks.Model(lambda ops: nn.Dense(networks.CLASSES), (4, 3))
-    monkeypatch.setattr(networks, "MODELS", {"linear": model, "wrong": networks.Model(Scaled, (4, 3))})
+    models = {name: networks.Model(partial(networks.Network, f), (4, 3)) for name, f in FEATURES.items()}
+    monkeypatch.setattr(networks, "MODELS", models)
 
 
 def test_the_command_prints_times_and_names_what_it_refuses(linear, tmp_path, capsys):
@@ -85,13 +89,15 @@ def test_the_command_prints_times_and_names_what_it_refuses(linear, tmp_path, ca
     for word in (
         "linear",
         "4x3",
-        "jax.lax",
+        "peak MB",
         "wrong is not timed: ValueError: wrong: jax and vjplib must compute the same",
     ):
         assert word in printed
     written = json.loads((tmp_path / "models.json").read_text())
     (step,) = written["models"]
-    assert step["ratio"] == step["theirs"]["median"] / step["ours"]["median"]
+    assert step["ratio"] == step["costs"]["theirs"]["median"] / step["costs"]["ours"]["median"]
+    assert step["costs"]["convolutions"] is None
+    assert (step["kept"] is None) == (not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"))
     assert written["environment"]["jax"] == jax.__version__
     assert len(written["refused"]) == 1
 
@@ -115,9 +121,9 @@ def test_bad_arguments_are_refused_in_one_line(words, message, monkeypatch, caps
 
 
 def test_a_step_of_training_lowers_the_loss():
-    network = nn.Dense(networks.CLASSES)
+    network = networks.Network(identity, networks.JAX)
     x, labels = jnp.asarray([[1.0, 2.0, 3.0], [0.5, -1.0, 0.0]]), jnp.array([3, 7])
-    step, state, losses = jax.jit(partial(networks.training_step, network)), networks.start(network, x), []
+    step, state, losses = jax.jit(partial(networks.training_step, network)), networks.start(network, x, labels), []
     for _ in range(3):
         state, value = step(state, x, labels)
         losses.append(float(value))

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from vjplib.bench import Cost, Growth, Measurement, Row, rules, tables
 from vjplib.bench.sweep import Trial
-from vjplib.bench.training_steps import TrainingStep
+from vjplib.bench.training_steps import StepCosts, TrainingStep
 
 
 def cost(median):
@@ -53,11 +53,14 @@ def test_a_slower_rule_is_red():
 
 
 def test_training_steps():
-    step = TrainingStep("MobileNetV2-like", (16, 56, 56, 32), cost(1.2345), cost(0.25), cost(0.0991))
-    text = shown(tables.of_steps([step, replace(step, model="ConvNeXt-like", torch=None)]))
-    for word in ("MobileNetV2-like", "16x56x56x32", "1234 ±15%", "4.94 x", "0.396 x", "0.41+1.25", "549.2", "423.9"):
+    plain = StepCosts(cost(0.25), cost(1.2345), cost(0.3), cost(0.0991), peak=816_000_000)
+    kept = StepCosts(cost(0.18), cost(0.9), cost(0.2), cost(0.09), peak=1_220_000_000)
+    step = TrainingStep("MobileNetV2-like", (16, 56, 56, 32), plain, kept)
+    text = shown(tables.of_steps([step, replace(step, costs=StepCosts(plain.ours, plain.theirs), kept=None)]))
+    words = ("MobileNetV2-like", "16x56x56x32", "1234 ±15%", "4.94 x", "0.396 x", "1.66", "549.2", "423.9")
+    for word in (*words, "180", "5.00 x", "0.500 x", "816", "1220", "not glibc"):
         assert word in text
-    assert text.count("torch") == 1
+    assert text.count("torch") == text.count("vjplib conv") == 1
 
 
 def test_random_convolutions():

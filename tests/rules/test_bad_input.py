@@ -153,6 +153,11 @@ BAD = {
         ValueError,
         r"running_mean must have shape \(5,\), .*got \(4,\)",
     ),
+    "batch_norm, activation": (
+        lambda: vl.batch_norm(X, jnp.zeros(5), jnp.ones(5), activation="gelu"),
+        ValueError,
+        "activation must be one of relu, relu6 or None, got 'gelu'",
+    ),
     "batch_norm, momentum": (
         lambda: vl.batch_norm(X, jnp.zeros(5), jnp.ones(5), momentum=None),
         TypeError,

@@ -80,18 +80,34 @@ def of_steps(steps: Sequence["TrainingStep"]) -> Iterator[Table]:
     """Yield the table of training steps, unless there are none."""
     if not steps:
         return
-    numbers = "step\nms", "", "lower +\ncompile s", "kept\nMB", "scratch\nMB"
-    table = grid("ms per training step ± half the interquartile range; x: speedup of vjplib", [""], numbers)
+    title = "ms per training step, also with memory kept; x: speedup of vjplib"
+    numbers = "step\nms", "", "memory\nkept", "", "make\ns", "resid.\nMB", "temp.\nMB"
+    table = grid(title, [""], numbers)
     for step in steps:
         table.add_row(f"[bold]{step.model}[/]\n{'x'.join(map(str, step.shape))}")
-        for name, cost in (("vjplib", step.ours), ("jax.lax", step.theirs), ("torch", step.torch)):
+        for name, field in _VERSIONS.items():
+            cost, kept = getattr(step.costs, field), getattr(step.kept, field, None)
             if cost:
-                speedup = "" if name == "vjplib" else f"{short(cost.median / step.ours.median)} x"
-                time = f"{short(1e3 * cost.median)} ±{cost.spread:.0%}"
-                made = f"{cost.lowering:.2f}+{cost.compiling:.2f}", *_memory(cost)
-                table.add_row(f"  {name}", time, speedup, *(made if name != "torch" else ("-",) * 3))
+                times = f"{short(1e3 * cost.median)} ±{cost.spread:.0%}", _speedup(cost, step.costs.ours)
+                again = (short(1e3 * kept.median), _speedup(kept, step.kept.ours)) if step.kept and kept else ("-", "")
+                made = f"{cost.lowering + cost.compiling:.2f}", *_memory(cost)
+                table.add_row(f"  {name}", *times, *again, *(made if field != "torch" else ("-",) * 3))
+        of_kept = _megabytes(step.kept.peak) if step.kept else "not glibc"
+        table.add_row("  peak MB", _megabytes(step.costs.peak), "", of_kept)
         table.add_section()
     yield table
+
+
+_VERSIONS = {"vjplib": "ours", "vjplib conv": "convolutions", "jax": "theirs", "torch": "torch"}
+"""The field of `StepCosts` of each row."""
+
+
+def _megabytes(peak: int | None) -> str:
+    return "-" if peak is None else f"{peak / 1e6:.0f}"
+
+
+def _speedup(cost: Cost, ours: Cost) -> str:
+    return "" if cost is ours else f"{short(cost.median / ours.median)} x"
 
 
 def of_sweep(trials: Sequence[Trial]) -> Iterator[Table]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vjplib.bench.networks import LEARNING_RATE, NetworkState, Ops, logits
+from vjplib.bench.networks import LEARNING_RATE, Network, NetworkState, Ops, mean_loss
 from vjplib.bench.torch_ops import import_torch, tensor
 
 Tensor = Any
@@ -40,26 +40,55 @@ def _ops(torch: Any, params: Tensors, statistics: Tensors) -> Ops:
     def max_pool(x: Tensor, window: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
         return F.max_pool2d(x.movedim(-1, 1), window, strides).movedim(1, -1)
 
-    def batch_norm() -> Any:
-        p = parameters("BatchNorm")
+    def batch_norm(activation: str | None = None) -> Any:
+        p, follow = parameters("BatchNorm"), getattr(F, activation) if activation else lambda y: y
         options = {"training": True, "momentum": 0.01, "eps": 1e-5}
         given = p["mean"], p["var"], p["scale"], p["bias"]
-        return lambda x: F.batch_norm(x.movedim(-1, 1), *given, **options).movedim(1, -1)
+        return lambda x: follow(F.batch_norm(x.movedim(-1, 1), *given, **options).movedim(1, -1))
 
     def layer_norm() -> Any:
         p = parameters("LayerNorm")
         return lambda x: F.layer_norm(x, x.shape[-1:], p["scale"], p["bias"], eps=1e-6)
 
+    def rms_norm() -> Any:
+        p = parameters("RMSNorm")
+        return lambda x: F.rms_norm(x, x.shape[-1:], p["scale"], eps=1e-6)
+
     def dense(_: int) -> Any:
         p = parameters("Dense")
         return lambda x: F.linear(x, p["kernel"], p["bias"])
 
-    split, gelu = partial(torch.chunk, dim=-1), partial(F.gelu, approximate="tanh")
-    return Ops(conv, max_pool, batch_norm, layer_norm, dense, split, F.relu, F.relu6, gelu, F.silu)
+    def embed(*_: int) -> Any:
+        p = parameters("Embed")
+        return lambda indices: F.embedding(torch.as_tensor(indices), p["embedding"])
+
+    def attention(*heads: Tensor) -> Tensor:
+        y = F.scaled_dot_product_attention(*(a.transpose(1, 2) for a in heads), is_causal=True)
+        return y.transpose(1, 2)
+
+    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten())  # its mean, whose mean is itself
+
+    return Ops(
+        conv,
+        max_pool,
+        batch_norm,
+        layer_norm,
+        rms_norm,
+        dense,
+        embed,
+        split=partial(torch.chunk, dim=-1),
+        relu=F.relu,
+        gelu=partial(F.gelu, approximate="tanh"),
+        silu=F.silu,
+        swiglu=lambda gate, x: F.silu(gate) * x,
+        attention=attention,
+        cross_entropy=cross_entropy,
+    )
 
 
 def training_step(
-    features: Callable[..., Any], state: NetworkState, x: jax.Array, labels: jax.Array
+    network: Network, state: NetworkState, x: jax.Array, labels: jax.Array
 ) -> tuple[Callable[[], Tensor], Callable[[], Any]]:
     """Return two functions without arguments, for a network that a state of flax starts.
 
@@ -67,24 +96,28 @@ def training_step(
     last step, as NumPy arrays in the layout of flax's parameters.
     """
     torch = import_torch()
-    params = jax.tree.map(lambda a: tensor(torch, np.array(a), _out_in_space(a.ndim)).requires_grad_(), state.params)
+    params = jax.tree.map_with_path(
+        lambda path, a: tensor(torch, np.array(a), _axes(path, a)).requires_grad_(), state.params
+    )
     statistics = jax.tree.map(lambda a: torch.from_numpy(np.array(a)), state.statistics.get("batch_stats", {}))
     inputs, targets = torch.from_numpy(np.array(x)), torch.from_numpy(np.array(labels)).long()
     optimizer = torch.optim.SGD(jax.tree.leaves(params), lr=LEARNING_RATE)
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.cross_entropy(logits(features, _ops(torch, params, statistics), inputs), targets)
+        loss = mean_loss(network.features, _ops(torch, params, statistics), network.classes, inputs, targets)
         loss.backward()
         optimizer.step()
         return loss
 
     def gradients() -> Any:
-        return jax.tree.map(lambda w: w.grad.numpy().transpose(np.argsort(_out_in_space(w.ndim))), params)
+        return jax.tree.map_with_path(lambda path, w: w.grad.numpy().transpose(np.argsort(_axes(path, w))), params)
 
     return step, gradients
 
 
-def _out_in_space(ndim: int) -> tuple[int, ...]:
-    """Return torch's order of the axes (*space, in, out) of a kernel, and that of a vector."""
-    return (*reversed(range(max(ndim - 2, 0), ndim)), *range(ndim - 2))
+def _axes(path: tuple[Any, ...], a: Any) -> tuple[int, ...]:
+    """Return torch's order of the axes of a parameter; kernels of flax, (*space, in, out), are (out, in, *space)."""
+    if path[-1].key != "kernel":
+        return tuple(range(a.ndim))
+    return (*reversed(range(a.ndim - 2, a.ndim)), *range(a.ndim - 2))

@@ -19,7 +19,8 @@ def add(command: Command) -> None:
     add_targets(bench)
     add_formats(bench, json="JSON")
     bench.add_argument("--quick", action="store_true", help="few repetitions: enough to see a factor of two")
-    bench.add_argument("--models", action="store_true", help="time training steps of flax networks instead of rules")
+    does = "time training steps of flax networks instead of rules, also with vjplib.keep_memory"
+    bench.add_argument("--models", action="store_true", help=does)
     does = "measure the gains that the rules' records claim instead of timing all; exit 1 if one has gone"
     bench.add_argument("--reasons", action="store_true", help=does)
     does = "check and time N random convolutions instead of rules; exit 1 if one is wrong, or slower than lax's"

@@ -56,6 +56,7 @@ from vjplib.compat.jaxprs import with_programs as with_programs
 from vjplib.compat.jaxprs import without_dead_code as without_dead_code
 from vjplib.compat.linear_call import LinearCall as LinearCall
 from vjplib.compat.linear_call import replaced_linear_calls as replaced_linear_calls
+from vjplib.compat.placing import apart_on_cpu as apart_on_cpu
 from vjplib.compat.placing import auto_sharded as auto_sharded
 from vjplib.compat.placing import bound_axes as bound_axes
 from vjplib.compat.placing import is_vmapped as is_vmapped

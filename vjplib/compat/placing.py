@@ -32,6 +32,20 @@ def no_inline(f: Callable[..., Any], **jit_options: Any) -> Callable[..., Any]:
     return call
 
 
+def apart_on_cpu(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Return f, on CPU as a call that is not inlined: nothing in it is computed before all of its arguments are known.
+
+    XLA:CPU computes what it can as soon as it can. What a backward computes again from its residuals would be computed
+    in the forward, and held until the cotangent comes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(apart_on_cpu(jnp.sin)(0.0))
+        0.0
+    """
+    return lambda *args: jax.lax.platform_dependent(*args, cpu=no_inline(f), default=f)
+
+
 def bound_axes(axes: Mapping[str, int]) -> AbstractContextManager[None]:
     """Context in which functions that name these axes can be traced, on one device's arrays.
 

@@ -26,6 +26,7 @@ WHOLE = 1 << 20  # logits that are computed at once
 MOST = 1 << 22  # logits of a block of queries, 16 MB in float32: larger temporaries cost fresh pages of memory
 FEWEST_BLOCKS = 16
 STRIPES = 8  # groups of blocks, each with as many keys as its queries may see
+MANY = 1 << 25  # logits up to which half as many stripes take as little time, to compile half, and half the memory
 
 
 def dot_product_attention(
@@ -233,7 +234,8 @@ def _plan(query: jax.Array, key: jax.Array, options: _Options) -> _Plan:
         return _Plan(t, 1, (_Stripe(0, 1, 0, s),))
     rows = -(-t // min(t, max(FEWEST_BLOCKS, b * n * t * s // MOST)))
     count = -(-t // rows)
-    each = -(-count // STRIPES) if options.causal or options.window is not None else count
+    groups = STRIPES if b * n * t * s > MANY else STRIPES // 2
+    each = -(-count // groups) if options.causal or options.window is not None else count
     stripes = []
     for first in range(0, count, each):
         blocks = min(each, count - first)

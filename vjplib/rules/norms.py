@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,30 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-from vjplib.compat import auto_sharded, custom_vjp
+from vjplib.compat import apart_on_cpu, auto_sharded, custom_vjp
 from vjplib.jacobians import Diagonal, DiagonalMinusLowRank
 from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Gain, Input, Rule
 from vjplib.rules._arguments import as_array, as_floating, as_inexact, as_number, by_rule, normalize_axes
-from vjplib.rules._cotangents import aval_token, like_primal, prepend_axes
+from vjplib.rules._cotangents import AvalToken, aval_token, like_primal, prepend_axes
+from vjplib.rules.activations import reference_relu
+from vjplib.rules.piecewise_activations import reference_relu6
 
 NOT_NEGATIVE = "at least 0", lambda n: n >= 0
+
+
+class _Activation(NamedTuple):
+    """An elementwise function that follows a norm, and where its derivative is 1; elsewhere it is 0."""
+
+    value: Callable[[jax.Array], jax.Array]
+    slope_is_one: Callable[[jax.Array], jax.Array]
+
+
+ACTIVATIONS = {
+    "relu": _Activation(lambda y: jnp.maximum(y, 0), lambda y: y >= 0),
+    "relu6": _Activation(lambda y: jnp.minimum(jnp.maximum(y, 0), 6), lambda y: (y > 0) & (y < 6)),
+}
+"""By name, with the values and derivatives of `vjplib.relu` and `vjplib.relu6`."""
 
 # ---------------------------------------------------------------------------------------------------------- layer_norm
 
@@ -69,19 +85,22 @@ def layer_norm(
     )
 
 
-@partial(custom_vjp, nondiff_argnames=("axes", "epsilon", "statistics"))
-def _standardize(x, scale, bias, axes, epsilon, statistics=False):
-    return fwd_standardize(x, scale, bias, axes, epsilon, statistics)[0]
+@partial(custom_vjp, nondiff_argnames=("axes", "epsilon", "statistics", "activation"))
+def _standardize(x, scale, bias, axes, epsilon, statistics=False, activation=None):
+    return fwd_standardize(x, scale, bias, axes, epsilon, statistics, activation)[0]
 
 
-def fwd_standardize(x, scale, bias, axes, epsilon, statistics) -> tuple[Any, Any]:
+def fwd_standardize(x, scale, bias, axes, epsilon, statistics, activation) -> tuple[Any, Any]:
     """Return the normalised array, with `statistics` also its mean and variance, and the residuals."""
     mean = jnp.mean(upcast(x), axes, keepdims=True)
     centred = upcast(x) - mean
     variance = jnp.mean(jnp.square(centred), axes, keepdims=True)
     inverse = jax.lax.rsqrt(variance + epsilon)
-    y = _affine(centred * inverse, _wide(scale), _wide(bias)).astype(_promoted(x, scale, bias))
-    res = x, scale, None if bias is None else aval_token(bias), mean, inverse
+    # Not the same difference to the compiler, which would write it out for both of its uses.
+    h = (upcast(x) - jax.lax.optimization_barrier(mean)) * inverse
+    y = _affine(h, _wide(scale), _wide(bias))
+    y = (ACTIVATIONS[activation].value(y) if activation else y).astype(_promoted(x, scale, bias))
+    res = x, scale, bias if bias is None or activation else aval_token(bias), mean, inverse
     return (y, mean, variance) if statistics else y, res
 
 
@@ -93,15 +112,20 @@ def fwd_standardize(x, scale, bias, axes, epsilon, statistics) -> tuple[Any, Any
 #   g^T J_x = (u - mean(u) - mean(u h) h) / r,   g^T J_s = g h,   g^T J_b = g
 # Cotangents g_m of the mean and g_v of the variance add their terms to the two numbers of the slice:
 #   g^T J_x = u / r + (g_m / n - mean(u) / r) + (2 g_v r / n - mean(u h) / r) h
-# h is computed again from x, m and 1 / r; of b only the form is kept. Along axes where s and b are constant, such as a
+# An activation a of y multiplies g by a'(y) first, 0 or 1. h is computed again from x, m and 1 / r, and so is y for a'.
+# Without an activation only the form of b is kept. Along axes where s and b are constant, such as a
 # batch, sum(u) = s sum(g): the sums of g and of g h are taken once, for all three cotangents.
-def bwd_standardize(axes, epsilon, statistics, res, cotangents):
-    x, scale, bias_token, mean, inverse = res
+def bwd_standardize(axes, epsilon, statistics, activation, res, cotangents):
+    x, scale, bias, mean, inverse = res
     g, *of_statistics = map(upcast, cotangents if statistics else (cotangents,))
     n = math.prod(x.shape[i] for i in axes)
-    h = (upcast(x) - mean) * inverse
-    shared, others = _constant_along(axes, x, scale, bias_token and bias_token.aval)
-    sum_g, sum_gh = (jnp.sum(a, shared, keepdims=True) for a in (g, g * h))
+    h = (upcast(x) - jax.lax.optimization_barrier(mean)) * inverse
+    if activation:
+        slope_is_one = ACTIVATIONS[activation].slope_is_one(_affine(h, _wide(scale), _wide(bias)))
+        g = jax.lax.select(slope_is_one, g, jnp.zeros_like(g))
+    shared, others = _constant_along(axes, x, scale, bias.aval if isinstance(bias, AvalToken) else bias)
+    sum_g, sum_gc = (jnp.sum(a, shared, keepdims=True) for a in (g, g * (upcast(x) - mean)))
+    sum_gh = sum_gc * inverse
     along_one, along_h = (_weighted_sum(a, scale, others) / n * -inverse for a in (sum_g, sum_gh))
     if statistics:
         g_mean, g_variance = of_statistics
@@ -110,11 +134,17 @@ def bwd_standardize(axes, epsilon, statistics, res, cotangents):
     return (
         like_primal(dx, x),
         None if scale is None else like_primal(sum_gh, scale),
-        None if bias_token is None else like_primal(sum_g, bias_token),
+        None if bias is None else like_primal(sum_g, bias),
     )
 
 
-_standardize.defvjp(fwd_standardize, bwd_standardize)
+@wraps(bwd_standardize)
+def _bwd_standardize(axes, epsilon, statistics, activation, res, cotangents):
+    bwd = partial(bwd_standardize, axes, epsilon, statistics, activation)
+    return (apart_on_cpu(bwd) if statistics else bwd)(res, cotangents)
+
+
+_standardize.defvjp(fwd_standardize, _bwd_standardize)
 
 
 def reference_layer_norm(x, scale=None, bias=None, axis: Any = -1, epsilon=1e-6):
@@ -200,6 +230,7 @@ def batch_norm(
     axis: int | Sequence[int] = -1,
     momentum: float = 0.99,
     epsilon: float = 1e-5,
+    activation: Literal["relu", "relu6"] | None = None,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """scale (x - m) / sqrt(v + epsilon) + bias with m and v of each feature over the batch, and new running statistics.
 
@@ -212,6 +243,7 @@ def batch_norm(
         axis: the axis or axes of features, which are not averaged over.
         momentum: the share of the old running statistics in the new ones.
         epsilon: a number that is added to the variance.
+        activation: "relu" or "relu6", of y; its mask is computed again in the backward, not kept. None for none.
 
     Returns:
         y, of x's shape in the dtype that x, scale and bias promote to, and
@@ -221,8 +253,8 @@ def batch_norm(
 
     Raises:
         TypeError: an argument is not floating, or momentum or epsilon is not a number.
-        ValueError: an axis is out of range or named twice, a parameter or statistic is not of x's shape along axis, or
-            epsilon is negative.
+        ValueError: an axis is out of range or named twice, a parameter or statistic is not of x's shape along axis,
+            epsilon is negative, or the activation is another.
 
     Example:
         >>> y, mean, var = batch_norm(jnp.array([[1.0], [3.0]]), jnp.zeros(1), jnp.ones(1), momentum=0.5, epsilon=0)
@@ -244,7 +276,10 @@ def batch_norm(
     of_features = {"scale": scale, "bias": bias}
     parameters = (None if a is None else jnp.expand_dims(checked(name, a), others) for name, a in of_features.items())
     momentum = as_number("momentum", momentum, "finite", math.isfinite)
-    y, mean, variance = _standardize(x, *parameters, others, as_number("epsilon", epsilon, *NOT_NEGATIVE), True)
+    epsilon = as_number("epsilon", epsilon, *NOT_NEGATIVE)
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)} or None, got {activation!r}")
+    y, mean, variance = _standardize(x, *parameters, others, epsilon, True, activation)
 
     def moved(running: jax.Array, now: jax.Array) -> jax.Array:
         return (momentum * upcast(running) + (1 - momentum) * now.reshape(shape)).astype(running.dtype)
@@ -252,13 +287,16 @@ def batch_norm(
     return y, moved(running_mean, mean), moved(running_var, variance)
 
 
-def reference_batch_norm(x, running_mean, running_var, scale=None, bias=None, axis=-1, momentum=0.99, epsilon=1e-5):
+def reference_batch_norm(
+    x, running_mean, running_var, scale=None, bias=None, axis=-1, momentum=0.99, epsilon=1e-5, activation=None
+):
     others = _other_axes(axis, x.ndim)
     mean, variance = jnp.mean(x, others), jnp.var(x, others)
     y = (x - jnp.expand_dims(mean, others)) / jnp.sqrt(jnp.expand_dims(variance, others) + epsilon)
-    parameters = (None if a is None else jnp.expand_dims(a, others) for a in (scale, bias))
+    y = _affine(y, *(None if a is None else jnp.expand_dims(a, others) for a in (scale, bias)))
+    after = {None: lambda y: y, "relu": reference_relu, "relu6": reference_relu6}[activation]
     new = (momentum * a + (1 - momentum) * b for a, b in ((running_mean, mean), (running_var, variance)))
-    return _affine(y, *parameters), *new
+    return after(y), *new
 
 
 # ------------------------------------------------------------------------------------------------------------ rms_norm
@@ -502,15 +540,18 @@ def flax_group_norm(x, scale=None, bias=None, num_groups=32, epsilon=1e-6):
     return y if bias is None else y + prepend_axes(bias, x.ndim)
 
 
-def flax_batch_norm(x, running_mean, running_var, scale=None, bias=None, axis=-1, momentum=0.99, epsilon=1e-5):
-    """What `flax.linen.BatchNorm` computes in training, for features last."""
+def flax_batch_norm(
+    x, running_mean, running_var, scale=None, bias=None, axis=-1, momentum=0.99, epsilon=1e-5, activation=None
+):
+    """What `flax.linen.BatchNorm` computes in training, for features last, and jax.nn's activation after it."""
     axes = tuple(range(x.ndim - 1))
     mean, square = jnp.mean(x, axes), jnp.mean(jnp.square(x), axes)
     var = jnp.maximum(0.0, square - jnp.square(mean))
     factor = jax.lax.rsqrt(var + epsilon)
     y = (x - prepend_axes(mean, x.ndim)) * prepend_axes(factor if scale is None else factor * scale, x.ndim)
     new = (momentum * a + (1 - momentum) * b for a, b in ((running_mean, mean), (running_var, var)))
-    return y if bias is None else y + prepend_axes(bias, x.ndim), *new
+    y = y if bias is None else y + prepend_axes(bias, x.ndim)
+    return getattr(jax.nn, activation)(y) if activation else y, *new
 
 
 def flax_rms_norm(x, scale=None, axis=-1, epsilon=1e-6):
@@ -588,6 +629,8 @@ RULES = (
             Case(("b n c", "c", Input("c", _positive), "c", "c"), {"b": 3, "n": 5, "c": 7}),
             Case(("b c n", "c", Input("c", _positive)), {"b": 3, "n": 5, "c": 2}, {"axis": 1, "momentum": 0.9}),
             Case(("b c d", "c d", Input("c d", _positive), "c d"), {"b": 3, "c": 2, "d": 5}, {"axis": (-2, -1)}),
+            Case(("b c", "c", Input("c", _positive), "c", "c"), {"b": 5, "c": 3}, {"activation": "relu6"}),
+            Case(("b c", "c", Input("c", _positive)), {"b": 5, "c": 3}, {"activation": "relu"}),
         ),
         edges=(
             Edge("equal numbers", ([[2.0, 1.0], [2.0, 3.0]], [0.0, 0.0], [1.0, 1.0])),

@@ -3,12 +3,13 @@
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, reduce
 
 import jax.numpy as jnp
 from jax import Array, lax
 
+from vjplib.compat import is_symbolic
 from vjplib.rules._cotangents import prepend_axes
 from vjplib.rules.convolution.algorithms.spatial import (
     MAX_SUM_TERMS,
@@ -29,7 +30,8 @@ from vjplib.rules.convolution.problem import Problem
 Block = Callable[[int, int, int], Array]  # takes (axis, first, end), and returns this slice of an array
 
 MAX_OWN_PADS = 9  # taps up to which a pad of its own for each is faster than slices of a shared one
-MAX_UNROLLED = 9  # taps up to which their gradients are sums of their own; beyond, a loop over them compiles faster
+MAX_UNROLLED = 9  # taps times dimensions up to which their gradients are sums of their own: a loop compiles faster
+MAX_COPIED = 2**22  # elements of x up to which a loop, which copies x by phases, is about as fast where y is strided
 BLOCKS = 8  # products added before a sum is taken: more make larger programs, fewer larger temporaries
 
 
@@ -115,9 +117,17 @@ def weight_grad_applies(problem: Problem) -> bool:
 def weight_grad(problem: Problem, x: Array, g: Array) -> Array:
     """Return dk, for each tap the sum of g times the elements of x that the tap reads."""
     x = _repeat(x, problem.width)
-    loop = problem.taps > MAX_UNROLLED
-    dk = tap_by_tap(problem, x, lambda block: inner(block, g)) if loop else _unrolled_taps(problem, x, g)
+    dk = tap_by_tap(problem, x, lambda block: inner(block, g)) if _loops(problem) else _unrolled_taps(problem, x, g)
     return dk.reshape(*problem.kernel, 1, problem.features)
+
+
+def _loops(problem: Problem) -> bool:
+    """Return True for taps enough that a loop over them compiles faster, unless it would copy a large strided x."""
+    if problem.taps * problem.ndim <= MAX_UNROLLED:
+        return False
+    elements = math.prod(problem.size) * problem.features
+    small = not is_symbolic(problem.batch) and problem.batch * elements <= MAX_COPIED
+    return max(problem.strides) == 1 or problem.taps > MAX_UNROLLED or small
 
 
 def _unrolled_taps(problem: Problem, x: Array, g: Array) -> Array:
@@ -129,28 +139,41 @@ def _unrolled_taps(problem: Problem, x: Array, g: Array) -> Array:
     return jnp.stack(sums)
 
 
+# A tap at = r j reads the elements s i + at of the padded x: with its s phases apart, consecutive ones of one phase,
+# at mod s, from at div s on.
 def tap_by_tap(problem: Problem, x: Array, sums: Callable[[Block], Array]) -> Array:
     """Return the sums of each tap, stacked: a loop whose program is that of one tap and reads the padded x in place.
 
     `sums` takes a `Block` of the elements of x, (batch, *size, channels) and undilated, that one tap reads, one for
     each output.
     """
-    padded = pad_input(problem, x)
-    view, strides = (problem.batch, *problem.out, x.shape[-1]), (1, *problem.strides, 1)
+    s = problem.strides
+    reach = [r * (k - 1) for r, k in zip(problem.rhs_dilation, problem.kernel, strict=True)]
+    lengths = [m + w // e for m, w, e in zip(problem.out, reach, s, strict=True)]
+    fields = zip(problem.low, lengths, s, problem.size, strict=True)
+    phases = pad(x, [(low, e * length - low - n) for low, length, e, n in fields])
+    phases = phases.reshape(problem.batch, *_phased(lengths, s, s), x.shape[-1])
+    view, at = (problem.batch, *problem.out, x.shape[-1]), [0, *_phased(range(1, x.ndim - 1), s, [-1] * len(s)), -1]
 
-    def one(tap: Array) -> Array:
-        index = jnp.unravel_index(tap, problem.kernel)
-        starts = [0, *(r * j for r, j in zip(problem.rhs_dilation, index, strict=True)), 0]
-
+    def one(start: Array) -> Array:
         def block(axis: int, first: int, end: int) -> Array:
             counts = [end - first if i == axis else n for i, n in enumerate(view)]
-            start = [at + (first * strides[axis] if i == axis else 0) for i, at in enumerate(starts)]
-            sizes = [(n - 1) * s + 1 if n else 0 for n, s in zip(counts, strides, strict=True)]
-            return lax.slice(lax.dynamic_slice(padded, start, sizes), [0] * len(sizes), sizes, strides)
+            begin = [0, *start, 0]
+            begin[at.index(axis)] += first
+            sizes = (counts[0], *_phased(counts[1:-1], s, [1] * len(s)), counts[-1])
+            return lax.dynamic_slice(phases, begin, sizes).reshape(counts)
 
         return sums(block)
 
-    return lax.map(one, jnp.arange(problem.taps))
+    offsets = ([r * j for r, j in zip(problem.rhs_dilation, tap, strict=True)] for tap in problem.tap_indices)
+    starts = [_phased(map(operator.floordiv, o, s), s, map(operator.mod, o, s)) for o in offsets]
+    return lax.map(one, jnp.asarray(starts))
+
+
+def _phased(counts: Iterable[int], strides: Iterable[int], phases: Iterable[int]) -> list[int]:
+    """Return a number for each spatial axis, and after it one for the axis of its phases where it is strided."""
+    fields = zip(counts, strides, phases, strict=True)
+    return [n for count, s, phase in fields for n in ((count, phase) if s > 1 else (count,))]
 
 
 def _slice(x: Array, axis: int, first: int, end: int) -> Array:
