@@ -88,7 +88,7 @@ def ctc_loss(
     is_class = lambda n: n.is_integer() and n >= 0 and (is_symbolic(classes) or n < classes)  # noqa: E731
     blank = as_number("blank_id", blank_id, f"a class in [0, {classes})", is_class)
     epsilon = as_number("log_epsilon", log_epsilon, "below 0", lambda n: n < 0)
-    counted, given = (padding <= 0.5 for padding in paddings)
+    counted, given = (padding.astype(jnp.float32) <= 0.5 for padding in paddings)
     lengths = jnp.sum(given, -1, dtype=jnp.int32)
     options = _Options(int(blank), max(epsilon, NEVER))
 
@@ -96,7 +96,7 @@ def ctc_loss(
         return _ctc_loss(logits, counted, labels, lengths, options)
 
     core = auto_sharded(loss, jax.typeof(lengths))
-    incumbent = partial(reference, logit_paddings=counted < 1, labels=labels, label_paddings=given < 1)
+    incumbent = partial(reference, logit_paddings=~counted, labels=labels, label_paddings=~given)
     return by_rule(partial(core, counted, labels, lengths), incumbent, logits=logits)
 
 
@@ -157,14 +157,16 @@ class _Lattice(NamedTuple):
         dtype, classes = compute_dtype(logits.dtype), logits.shape[-1]
         if jnp.iinfo(labels.dtype).bits < 32:  # int8 cannot count 300 classes
             labels = labels.astype(jnp.int32)
-        is_class = labels[..., None] == jnp.arange(classes, dtype=labels.dtype)
+        known = (labels >= 0) & (labels < classes)
+        labels = labels.astype(jnp.int32)
+        is_class = labels[..., None] == _count(labels.ndim + 1, classes)
         repeated = jnp.where(labels[..., 1:] == labels[..., :-1], options.log_epsilon, 0).astype(dtype)
         return cls(
             logits,
             counted,
             lengths[..., None],
             is_class.astype(dtype),
-            (labels >= 0) & (labels < classes),
+            known,
             jnp.concatenate(
                 [jnp.zeros((*labels.shape[:-1], 1), dtype), repeated, jnp.zeros_like(labels[..., :1], dtype)], -1
             ),
@@ -178,16 +180,16 @@ class _Lattice(NamedTuple):
     @property
     def before(self) -> _States:
         """The states before the first frame: no label has been spelt, or against the rules any."""
-        i, epsilon = jnp.arange(self.known.shape[-1] + 1), self.options.log_epsilon
-        blank = jnp.where(i == 0, 0, jnp.where(i <= self.lengths, epsilon, NEVER))
-        label = jnp.where(i[:-1] < self.lengths, epsilon, NEVER)
+        i, epsilon = _count(self.known.ndim, self.known.shape[-1] + 1), self.options.log_epsilon
+        blank = jnp.where(i == 0, 0.0, jnp.where(i <= self.lengths, epsilon, NEVER))
+        label = jnp.where(i[..., :-1] < self.lengths, epsilon, NEVER)
         return self.varying(_States(*(a.astype(self.repeated.dtype) for a in (blank, label))))
 
     @property
     def after(self) -> _States:
         """The states after the last frame: all labels have been spelt."""
-        i = jnp.arange(self.known.shape[-1] + 1)
-        blank, label = (jnp.where(a == self.lengths, 0, NEVER).astype(self.repeated.dtype) for a in (i, i[1:]))
+        i = _count(self.known.ndim, self.known.shape[-1] + 1)
+        blank, label = (jnp.where(a == self.lengths, 0.0, NEVER).astype(self.repeated.dtype) for a in (i, i[..., 1:]))
         return self.varying(_States(blank, label))
 
     def blocks(self) -> tuple[Any, Any]:
@@ -209,11 +211,17 @@ class _Lattice(NamedTuple):
         counted = (counted & own.reshape(-1, *(1,) * (counted.ndim - 1)))[..., None]
         log_y = jax.nn.log_softmax(jnp.where(counted, upcast(logits), 0))  # 0, for NaN times 0 is NaN in derivatives
         label = _product("l...k,...nk->l...n", jnp.maximum(log_y, NEVER), self.is_class)
-        label = jnp.where(self.known, label, jnp.nan)
-        label = jnp.where(jnp.arange(self.known.shape[-1]) < self.lengths, label, NEVER)
+        label = jnp.where(self.known[None], label, jnp.nan)
+        is_given = _count(self.known.ndim, self.known.shape[-1]) < self.lengths
+        label = jnp.where(is_given[None], label, NEVER)
         blank = jnp.maximum(log_y[..., self.options.blank_id, None], NEVER)
         largest = _States(blank, label).largest
         return _Frames(log_y, largest, _States(blank - largest, label - largest), counted)
+
+
+def _count(ndim, size):
+    """Return 0, 1, ... along the last of ndim axes, the others of size 1."""
+    return lax.broadcasted_iota(jnp.int32, (*(1,) * (ndim - 1), size), ndim - 1)
 
 
 def _largest(logs):
@@ -306,7 +314,8 @@ def _loss(lattice):
 def _gradient(lattice, starts, shifts, log_p):
     """Return the derivative of the loss in the logits."""
     size, blocks = lattice.blocks()
-    is_blank = (jnp.arange(lattice.logits.shape[-1]) == lattice.options.blank_id).astype(log_p.dtype)
+    classes = _count(lattice.logits.ndim, lattice.logits.shape[-1])
+    is_blank = (classes == lattice.options.blank_id).astype(log_p.dtype)
 
     def block(carry, given):
         (beta, gradient), (number, alpha, shift) = carry, given
@@ -381,26 +390,28 @@ def reference(logits, logit_paddings, labels, label_paddings, *, blank_id=0, log
     """Return the loss by the matrix of weights of steps among 2 n + 1 states: a blank, a label, ..., a blank."""
     counted, given, labels = logit_paddings <= 0.5, label_paddings <= 0.5, labels.astype(jnp.int32)
     epsilon, lengths = max(log_epsilon, NEVER), jnp.sum(given, -1, keepdims=True)
-    blanks = jnp.full((*labels.shape[:-1], labels.shape[-1] + 1), blank_id)
+    blanks = jnp.full((*labels.shape[:-1], labels.shape[-1] + 1), blank_id, labels.dtype)
     pairs = jnp.stack([blanks[..., 1:], labels], -1).reshape(*labels.shape[:-1], 2 * labels.shape[-1])
     classes = jnp.concatenate([pairs, blanks[..., :1]], -1)
     log_y = reference_log_softmax(jnp.where(counted[..., None], upcast(logits), 0))
     unknown = (classes < 0) | (classes >= logits.shape[-1])
     picked = jnp.take_along_axis(log_y, jnp.where(unknown, 0, classes)[..., None, :], -1)
-    s = jnp.arange(classes.shape[-1])
+    s = _count(classes.ndim, classes.shape[-1])
     beyond = s > 2 * lengths
     picked = jnp.where((unknown & ~beyond)[..., None, :], jnp.nan, jnp.maximum(picked, NEVER))
-    r = s[:, None]
-    skips = jnp.where(classes[..., :, None] == classes[..., None, :], epsilon, 0)
+    s, r = s[..., None, :], s[..., :, None]
+    skips = jnp.where(classes[..., :, None] == classes[..., None, :], epsilon, 0.0)
     steps = jnp.where((s == r + 2) & (s % 2 == 1), skips, NEVER)
-    steps = jnp.where((s == r) | (s == r + 1), jnp.where((s > r) & (s % 2 == 0), np.logaddexp(0, epsilon), 0), steps)
+    to_blank = jnp.where((s == r + 1) & (s % 2 == 0), float(np.logaddexp(0, epsilon)), 0.0)
+    steps = jnp.where((s == r) | (s == r + 1), to_blank, steps).astype(log_y.dtype)
 
     def frame(alpha, now):
         picked, counted = now
         after = _log_sum_over(alpha[..., :, None] + steps, -2) + picked
         return jnp.where(counted[..., None], after, alpha), None
 
-    alpha = jnp.where(s == 0, 0, jnp.where(beyond, NEVER, epsilon)).astype(log_y.dtype)
+    s = s[..., 0, :]
+    alpha = jnp.where(s == 0, 0.0, jnp.where(beyond, NEVER, epsilon)).astype(log_y.dtype)
     alpha, _ = lax.scan(frame, alpha, (jnp.moveaxis(picked, -2, 0), jnp.moveaxis(counted, -1, 0)))
     loss = -_log_sum_over(jnp.where((s == 2 * lengths) | (s == 2 * lengths - 1), alpha, NEVER), -1)
     return jnp.where(loss > IMPOSSIBLE, jnp.inf, loss)
