@@ -56,8 +56,8 @@ def ctc_loss(
             first label, or to go from a label to an equal one. -inf forbids these altogether.
 
     Returns:
-        (*b,), at least 0, in float32, or in logits' dtype where that is wider. Half precision is computed in float32.
-        Without labels it is the loss of blanks alone, without frames or labels 0.
+        (*b,), at least 0 but for rounding, in float32, or in logits' dtype where that is wider. Half precision is
+        computed in float32. Without labels it is the loss of blanks alone, without frames or labels 0.
 
         If the frames are too few for the labels, no alignment spells them. Then the loss is about -log_epsilon, as in
         optax, and its gradient that of the alignments with fewest forbidden steps. To leave such rows out, compare the
@@ -451,7 +451,18 @@ def _enough(t, n, **_):
 
 _SIZES = {"b": 3, "t": 11, "k": 5, "n": 3}
 _X = np.sin(np.arange(12.0)).reshape(1, 4, 3)
-_ALL, _NO, _YES = np.zeros((1, 4)), np.zeros((1, 2)), np.ones((1, 2))
+_ALL, _NO = np.zeros((1, 4)), np.zeros((1, 2))
+_CERTAIN = 300 * np.eye(3)[[0, 1, 1, 0]]
+
+
+def _rows(*rows):
+    """Return the arguments of rows, each of logits, how many frames count, labels, and how many of these count."""
+    x, frames, labels, lengths = zip(*rows, strict=True)
+    paddings, label_paddings = (
+        (np.arange(size) >= np.array(count)[:, None]).astype(float) for size, count in ((4, frames), (2, lengths))
+    )
+    return np.stack(x), paddings, np.array(labels), label_paddings
+
 
 RULES = (
     Rule(
@@ -465,43 +476,33 @@ RULES = (
             Case(_inputs(""), _SIZES, {"log_epsilon": -2.0}, growth=False),
         ),
         edges=(
-            Edge("equal labels in as many frames as they need", (_X[:, :3], _ALL[:, :3], np.array([[1, 1]]), _NO)),
-            Edge("one frame, one label", (_X[:, :1], _ALL[:, :1], np.array([[2]]), _NO[:, :1])),
-            Edge("one class", (_X[..., :1], _ALL, np.array([[0]]), _NO[:, :1])),
-            Edge("labels all padded", (_X, _ALL, np.array([[1, -5]]), _YES)),
-            Edge("no label", (_X, _ALL, np.zeros((1, 0), np.int32), _NO[:, :0])),
-            Edge("frames all padded", (_X, 1 + _ALL, np.array([[1, 2]]), _NO), {"log_epsilon": -50.0}),
-            Edge("no frame", (_X[:, :0], _ALL[:, :0], np.array([[1, 2]]), _NO), {"log_epsilon": -50.0}),
-            Edge("no row", (_X[:0], _ALL[:0], np.zeros((0, 2), np.int32), _NO[:0])),
             Edge(
-                "a padded frame of NaN",
-                (
-                    np.where(np.eye(4, 3, -1) > 0, np.nan, _X),
-                    _ALL + np.array([0, 1, 1, 1]),
-                    np.array([[1]]),
-                    _NO[:, :1],
+                "equal labels in as many frames as they need; padded labels; a certain row, a hopeless one; "
+                "a logit of -inf; a padded frame of NaN; a label out of range",
+                _rows(
+                    (_X[0], 3, [1, 1], 2),
+                    (_X[0], 4, [1, -5], 0),
+                    (_CERTAIN, 4, [1, 0], 1),
+                    (_CERTAIN, 4, [2, 2], 2),
+                    (np.where(np.eye(4, 3) > 0, -np.inf, _X[0]), 4, [1, 2], 2),
+                    (np.where(np.eye(4, 3, -3) > 0, np.nan, _X[0]), 3, [1, 2], 2),
+                    (_X[0], 4, [1, 3], 2),
                 ),
             ),
-            Edge("a logit of -inf", (np.where(np.eye(4, 3) > 0, -np.inf, _X), _ALL, np.array([[1, 2]]), _NO)),
             Edge(
-                "a class that no frame has",
-                (_X + np.array([0, -np.inf, 0]), _ALL, np.array([[1, 2]]), _NO),
-                {"log_epsilon": -np.inf},
-            ),
-            Edge("too few frames", (_X[:, :1], _ALL[:, :1], np.array([[1, 2]]), _NO), {"log_epsilon": -50.0}),
-            Edge(
-                "too few frames between equal labels",
-                (_X[:, :2], _ALL[:, :2], np.array([[1, 1]]), _NO),
+                "frames all padded; fewer than labels; too few between equal labels",
+                _rows((_X[0], 0, [1, 2], 2), (_X[0], 1, [1, 2], 2), (_X[0], 2, [1, 1], 2)),
                 {"log_epsilon": -50.0},
             ),
             Edge(
-                "too few frames, and nothing is forbidden",
-                (_X[:, :1], _ALL[:, :1], np.array([[1, 2]]), _NO),
+                "too few frames, or a class that no frame has, where nothing else is possible",
+                _rows((_X[0], 1, [1, 2], 2), (_X[0] + np.array([0, -np.inf, 0]), 4, [1, 2], 2), (_X[0], 4, [1, 2], 2)),
                 {"log_epsilon": -np.inf},
             ),
-            Edge("a certain alignment", (300 * np.eye(3)[[[0, 1, 1, 0]]], _ALL, np.array([[1]]), _NO[:, :1])),
-            Edge("a hopeless alignment", (300 * np.eye(3)[[[0, 1, 1, 0]]], _ALL, np.array([[2, 2]]), _NO)),
-            Edge("a label out of range", (_X, _ALL, np.array([[1, 3]]), _NO)),
+            Edge("one class, one frame", (_X[:, :1, :1], _ALL[:, :1], np.array([[0]]), _NO[:, :1])),
+            Edge("no label", (_X, _ALL, np.zeros((1, 0), np.int32), _NO[:, :0])),
+            Edge("no frame", (_X[:, :0], _ALL[:, :0], np.array([[1, 2]]), _NO), {"log_epsilon": -50.0}),
+            Edge("no row", (_X[:0], _ALL[:0], np.zeros((0, 2), np.int32), _NO[:0])),
         ),
         bench=(
             Case(_inputs("b"), {"b": 16, "t": 512, "k": 64, "n": 64}),
