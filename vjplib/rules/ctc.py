@@ -375,6 +375,7 @@ def _gradient(lattice, starts, shifts, log_p):
 #   logits                          2.1 and  2.1   1.5 and  1.6  23 and  63   alpha twice more, not once
 #   logits, alpha of each frame     6.3 and 19.0  13.0 and 52.9  18 and 144   fresh memory costs more than alpha
 #   by autodiff of optax.ctc_loss  15.1 and 52.8  23.7 and 95.0  17 and 160
+# Small calls are slower than optax's: (32, 50, 10, 40) 3.3 ms in place of 1.2, (4, 200, 20, 1000) 6.1 in place of 2.8.
 def bwd(options, res, g):
     gradient, logits = res
     return like_primal(g[..., None, None] * upcast(gradient), logits), None, None, None
