@@ -111,8 +111,8 @@ def test_answers_in_the_dtype_of_the_call(name, dtype):
     subject = at_case(rule, rule.cases[0])
     leaves = subject.leaves(jnp.dtype(dtype))
     ys, dxs = jax.eval_shape(subject.pull(subject.call), leaves, subject.cotangents(leaves))
-    # A loss summed over tokens has the dtype of tokamax's: 8 bits would not count them.
-    of_sums = {"linear_softmax_cross_entropy": compute_dtype(jnp.dtype(dtype))}
+    # A loss summed over tokens or frames has the dtype of tokamax's or optax's: 8 bits would not count them.
+    of_sums = dict.fromkeys(("linear_softmax_cross_entropy", "ctc_loss"), compute_dtype(jnp.dtype(dtype)))
     assert {y.dtype for y in ys} == {of_sums.get(name, jnp.dtype(dtype))}
     assert {dx.dtype for dx in dxs} == {jnp.dtype(dtype)}
 
