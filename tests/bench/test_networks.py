@@ -97,6 +97,10 @@ def test_the_command_prints_times_and_names_what_it_refuses(linear, tmp_path, ca
     (step,) = written["models"]
     assert step["ratio"] == step["costs"]["theirs"]["median"] / step["costs"]["ours"]["median"]
     assert step["costs"]["convolutions"] is None
+    if sys.platform == "linux":
+        with open("/proc/self/status", encoding="ascii") as lines:
+            held = next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        assert 0 < step["costs"]["peak"] != held  # its own, not that of the process that started it
     assert (step["kept"] is None) == (not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"))
     assert written["environment"]["jax"] == jax.__version__
     assert len(written["refused"]) == 1

@@ -141,12 +141,15 @@ def _in_torch(model: Model, x: jax.Array, labels: jax.Array, dtype: Any) -> Any:
 
 
 def _peak() -> int | None:
-    """Return the most bytes that this process has held in memory."""
-    if sys.platform not in ("linux", "darwin"):
+    """Return the most bytes that this process has held in memory; on Linux `getrusage` counts its parent's too."""
+    if sys.platform == "linux":
+        with open("/proc/self/status", encoding="ascii") as lines:
+            return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+    if sys.platform != "darwin":
         return None
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform == "linux" else 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def require_agreement(name: str, model: Model, torch: bool = False) -> None:
