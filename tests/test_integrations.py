@@ -307,11 +307,8 @@ def test_nnx_attention():
     with x64():
         x, arguments = batch((2, 7, 8)), {"decode": False, "param_dtype": jnp.float64}
         plain, fast = (
-            split(lambda given=given: nnx.MultiHeadAttention(2, 8, **arguments, **given, rngs=nnx.Rngs(0)))
-            for given in (
-                {"attention_fn": lambda *qkv, **_: nn.dot_product_attention(*qkv)},
-                {"attention_fn": attention_fn},
-            )
+            split(lambda f=f: nnx.MultiHeadAttention(2, 8, **arguments, attention_fn=f, rngs=nnx.Rngs(0)))
+            for f in (lambda *qkv, **_: nn.dot_product_attention(*qkv), attention_fn)
         )
         require_equal(outcome(*plain, x), outcome(*fast, x))
         assert is_served(*fast, x)
