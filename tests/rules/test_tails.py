@@ -71,6 +71,7 @@ def test_which_rules_declare_their_tails():
         "tanh",
         "sigmoid",
         "dot_product_attention",
+        "ctc_loss",
         "swiglu",
         "geglu",
         "linear_softmax_cross_entropy",
