@@ -53,6 +53,19 @@ def test_no_false_alarm_at_random_sizes(rule, case, sizes, seed):
     assert_no_false_alarm(rule, case, sizes, seed, ("value", "linearity", "residuals"))
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "seed", "claim"),
+    [
+        ("rms_norm-0", {"b": 2, "n": 1}, 5604635, "value"),
+        ("weight_norm-1", {"m": 3, "n": 1, "c": 9}, 772176077, "value"),
+        ("weight_norm-1", {"m": 3, "n": 1, "c": 9}, 772176077, "linearity"),
+        ("normalize-2", {"n": 1}, 1, "taylor"),
+    ],
+)
+def test_no_false_alarm_where_all_terms_cancel_along_one_number(name, sizes, seed, claim):
+    assert_no_false_alarm(*CASES[name], sizes, seed, (claim,))
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize(("rule", "case", "sizes", "seed"), random_calls(200))
 def test_no_false_alarm_over_200_random_sizes(rule, case, sizes, seed):

@@ -242,3 +242,30 @@ def test_a_python_number_takes_the_dtype_of_its_neighbours(rng):
     assert vjplib.verify(rule, (x, 0.2), claims=("contract", "value", "accuracy")).ok
     (audited,) = vjplib.audit(jax.grad(lambda x: rule(x, 0.2).sum()), x).rules
     assert audited.verdict == "pass"
+
+
+def root_mean_square_norm(term=1.0):
+    """Returns x / r along the last axis; of one number the cotangent is what epsilon leaves of terms that cancel."""
+
+    def norm(x):
+        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+
+    def bwd(res, g):
+        (x,) = res
+        inverse = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+        h = x * inverse
+        return (inverse * (g - term * h * jnp.mean(g * h, -1, keepdims=True)),)
+
+    return keeping(norm, bwd)
+
+
+@pytest.mark.parametrize("slip", [{"term": 0.0}, {"term": 0.99}])
+def test_along_an_axis_of_one_number_a_term_that_does_not_cancel_is_caught(slip):
+    report = vjplib.verify(root_mean_square_norm(**slip), (normal(5, 1),), claims=("value",))
+    assert {f.argument for f in report.failures} == {"cotangent of x"}
+
+
+def test_along_an_axis_of_one_number_what_does_not_cancel_is_judged_as_ever():
+    fn = keeping(jnp.sin, lambda res, g: (1.001 * g * jnp.cos(res[0]),))
+    for claims in (("value",), ("taylor",)):
+        assert not vjplib.verify(fn, (normal(5, 1),), claims=claims).ok

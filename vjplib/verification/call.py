@@ -516,6 +516,13 @@ class CallUnderTest:
         return self
 
     @cached_property
+    def widened(self) -> Self | None:
+        """The call with three elements along each axis of one, where all may cancel; None without such an axis."""
+        ones = {name: 3 for name, n in self.sizes.items() if n == 1}
+        made = ", ".join(f"{name} made {n}" for name, n in ones.items())
+        return self.resized(ones, " ".join(filter(None, (self.case, made))))
+
+    @cached_property
     def pullback(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:
         """`pull` of the function alone, jitted, its results as NumPy arrays."""
         if self.undifferentiable is None:

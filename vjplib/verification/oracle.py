@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,17 +50,24 @@ def _results(pull: Pull, leaves: Leaves, gs: Leaves) -> Leaves:
     return tuple(map(np.asarray, itertools.chain(*pull(leaves, gs))))
 
 
-def typical_magnitude(subject: CallUnderTest, leaves: Leaves, gs: Leaves, of: Pull | None = None) -> Leaves:
-    """Return the outputs and cotangents of the oracle, or another pullback, in float64 where it is not saturated yet.
+def typical_magnitude(subject: CallUnderTest, leaves: Leaves, gs: Leaves, own: bool = False) -> Leaves:
+    """Return outputs and cotangents of the oracle, if `own` of the function, in float64 where it is not saturated yet.
 
     Each array is the larger of two: that at the leaves, and that at the leaves shrunk to a root mean square of 1.
     """
+    pull = subject.pullback if own else subject.truths
     exact, cotangents = leaves_to_float64(leaves, gs)
     sizes = [root_mean_square(as_parts(a) if np.iscomplexobj(a) else np.where(np.isfinite(a), a, 0.0)) for a in exact]
     shrunk = tuple(a / n if n > 1 else a for a, n in zip(exact, sizes, strict=True))
     with x64():
-        given = _results(of or subject.truths, exact, cotangents)
-        return larger(given, _results(of or subject.truths, shrunk, cotangents) if max(sizes, default=0) > 1 else given)
+        given = _results(pull, exact, cotangents)
+        return larger(given, _results(pull, shrunk, cotangents) if max(sizes, default=0) > 1 else given)
+
+
+def of_widened(subject: CallUnderTest, typical: Leaves, dtype: Any, own: bool = False) -> Leaves:
+    """Return what is typical with three elements along each axis of one, where that is more: of one all may cancel."""
+    wide = subject.widened
+    return typical if wide is None else larger(typical, typical_magnitude(wide, *wide.point(dtype), own))
 
 
 def larger(a: Leaves, b: Leaves) -> Leaves:
@@ -67,10 +75,11 @@ def larger(a: Leaves, b: Leaves) -> Leaves:
     return tuple(y if size_of(y) > size_of(x) else x for x, y in zip(a, b, strict=True))
 
 
-def roundings(subject: CallUnderTest, leaves: Leaves, gs: Leaves, of: Pull | None = None) -> list[float]:
+def roundings(subject: CallUnderTest, leaves: Leaves, gs: Leaves, own: bool = False) -> list[float]:
     """Return for each output and cotangent the size whose half of the digits covers rounding in float64.
 
     It is far below the typical magnitude, and matters only where a function saturates so far that little is left.
     """
     unit = ROUNDINGS * subject.eps / 2
-    return [unit * size_of(a) / float(np.sqrt(subject.eps)) for a in typical_magnitude(subject, leaves, gs, of)]
+    typical = of_widened(subject, typical_magnitude(subject, leaves, gs, own), np.float64, own)
+    return [unit * size_of(a) / float(np.sqrt(subject.eps)) for a in typical]

@@ -81,7 +81,7 @@ def _laws(subject: CallUnderTest, leaves: Leaves, g: Leaves, e: Leaves, power: i
             for law, gap in gaps.items()
         }
         if max(worst.values()) > HALF_THE_DIGITS * size:  # it may be the rounding of terms that nearly cancel
-            size = max(size, roundings(subject, leaves, g, subject.pullback)[i - len(results)])
+            size = max(size, roundings(subject, leaves, g, own=True)[i - len(results)])
         yield from ((name, law, gap / size) for law, gap in worst.items())
 
 

@@ -153,7 +153,7 @@ def _judged(subject: CallUnderTest, name: str, result: Any, expected: Any, part:
     pairs = list(zip(*map(jax.tree.leaves, (result, expected)), strict=True))
     gap = max(relative_gap(r, o) for r, o in pairs)
     if gap > HALF_THE_DIGITS:  # it may be the rounding of terms that nearly cancel
-        size = max(roundings(subject, *subject.point(np.float64, 1), subject.pullback))
+        size = max(roundings(subject, *subject.point(np.float64, 1), own=True))
         gap = max(relative_gap(r, o, size) for r, o in pairs)
     ratio = subject.ratio(gap, elsewhere=True)
     if ratio > 1:

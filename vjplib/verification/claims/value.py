@@ -14,7 +14,7 @@ from vjplib.verification.explain import diagnose
 from vjplib.verification.explain.jacobian_picture import jacobians
 from vjplib.verification.explain.locate import explain
 from vjplib.verification.garbage import same_in_float32
-from vjplib.verification.oracle import evaluate_oracle, larger, roundings, typical_magnitude
+from vjplib.verification.oracle import evaluate_oracle, larger, of_widened, roundings, typical_magnitude
 from vjplib.verification.report import Finding, Level, failed, finding, noted, skipped
 from vjplib.verification.tolerance import (
     HALF_THE_DIGITS,
@@ -49,6 +49,9 @@ def check(
         for at, lost, instead in domain.calls(subject, leaves) if scale != 1 else ((leaves, {}, ()),):
             within = f" within the domain of {domain.joined(instead)}" if instead else ""
             found = compare(subject, at, gs, typical, extreme=scale != 1)
+            if any(e.ratio > 1 for _, e in found) and subject.widened is not None:
+                typical = of_widened(subject, typical, np.float32)
+                found = compare(subject, at, gs, typical, extreme=scale != 1)
             if scale == 1 and original is None:
                 nobody = _nobody_right(subject, found)
             if scale > 1 and domain.leaves_range(subject, found, len(gs)):
