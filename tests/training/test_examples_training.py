@@ -91,7 +91,7 @@ def test_characters_are_held_out_by_topics(characters):
 
 
 def test_ngrams_are_interpolated_probabilities():
-    """Of two characters in turn: after 0 comes 1, and a 2-gram model is sure of it but for what it has not seen."""
+    """Of two alternating characters: the probability after one is its count, mixed with that of single characters."""
     train = np.array([0, 1] * 50)
     bits = CHARACTERS["bits_of_ngrams"](train, np.array([0, 1, 0, 1]), 2, n=2)
     p = {}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +17,14 @@ from vjplib.precision import upcast
 from vjplib.rule import Case, Edge, Gain, Input, Rule
 from vjplib.rules._arguments import as_array, as_floating, as_inexact, as_number, by_rule, normalize_axes
 from vjplib.rules._cotangents import AvalToken, aval_token, like_primal, prepend_axes
-from vjplib.rules.activations import reference_relu
-from vjplib.rules.piecewise_activations import reference_relu6
+from vjplib.rules.activations import fwd_relu, reference_relu
+from vjplib.rules.piecewise_activations import fwd_relu6, reference_relu6
 
 NOT_NEGATIVE = "at least 0", lambda n: n >= 0
 
 
-class _Activation(NamedTuple):
-    """An elementwise function that follows a norm, and where its derivative is 1; elsewhere it is 0."""
-
-    value: Callable[[jax.Array], jax.Array]
-    slope_is_one: Callable[[jax.Array], jax.Array]
-
-
-ACTIVATIONS = {
-    "relu": _Activation(lambda y: jnp.maximum(y, 0), lambda y: y >= 0),
-    "relu6": _Activation(lambda y: jnp.minimum(jnp.maximum(y, 0), 6), lambda y: (y > 0) & (y < 6)),
-}
-"""By name, with the values and derivatives of `vjplib.relu` and `vjplib.relu6`."""
+ACTIVATIONS = {"relu": partial(fwd_relu, derivative_at_zero=1), "relu6": fwd_relu6}
+"""What may follow batch norm: the forwards of rules, whose derivative is 1 where their mask is true, and else 0."""
 
 # ---------------------------------------------------------------------------------------------------------- layer_norm
 
@@ -99,7 +89,7 @@ def fwd_standardize(x, scale, bias, axes, epsilon, statistics, activation) -> tu
     # Not the same difference to the compiler, which would write it out for both of its uses.
     h = (upcast(x) - jax.lax.optimization_barrier(mean)) * inverse
     y = _affine(h, _wide(scale), _wide(bias))
-    y = (ACTIVATIONS[activation].value(y) if activation else y).astype(_promoted(x, scale, bias))
+    y = (ACTIVATIONS[activation](y)[0] if activation else y).astype(_promoted(x, scale, bias))
     res = x, scale, bias if bias is None or activation else aval_token(bias), mean, inverse
     return (y, mean, variance) if statistics else y, res
 
@@ -121,8 +111,8 @@ def bwd_standardize(axes, epsilon, statistics, activation, res, cotangents):
     n = math.prod(x.shape[i] for i in axes)
     h = (upcast(x) - jax.lax.optimization_barrier(mean)) * inverse
     if activation:
-        slope_is_one = ACTIVATIONS[activation].slope_is_one(_affine(h, _wide(scale), _wide(bias)))
-        g = jax.lax.select(slope_is_one, g, jnp.zeros_like(g))
+        _, (mask, _) = ACTIVATIONS[activation](_affine(h, _wide(scale), _wide(bias)))
+        g = jax.lax.select(mask, g, jnp.zeros_like(g))
     shared, others = _constant_along(axes, x, scale, bias.aval if isinstance(bias, AvalToken) else bias)
     sum_g, sum_gc = (jnp.sum(a, shared, keepdims=True) for a in (g, g * (upcast(x) - mean)))
     sum_gh = sum_gc * inverse
