@@ -517,10 +517,13 @@ class CallUnderTest:
 
     @cached_property
     def widened(self) -> Self | None:
-        """The call with three elements along each axis of one, where all may cancel; None without such an axis."""
-        ones = {name: 3 for name, n in self.sizes.items() if n == 1}
-        made = ", ".join(f"{name} made {n}" for name, n in ones.items())
-        return self.resized(ones, " ".join(filter(None, (self.case, made))))
+        """The call with three elements along each axis of fewer; None without such an axis.
+
+        The norm of one number has a slope of 0, and so has that of two less their mean: there all terms cancel.
+        """
+        short = {name: 3 for name, n in self.sizes.items() if 0 < n < 3}
+        made = ", ".join(f"{name} made {n}" for name, n in short.items())
+        return self.resized(short, " ".join(filter(None, (self.case, made))))
 
     @cached_property
     def pullback(self) -> Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]:

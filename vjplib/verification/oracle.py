@@ -65,7 +65,7 @@ def typical_magnitude(subject: CallUnderTest, leaves: Leaves, gs: Leaves, own: b
 
 
 def of_widened(subject: CallUnderTest, typical: Leaves, dtype: Any, own: bool = False) -> Leaves:
-    """Return what is typical with three elements along each axis of one, where that is more: of one all may cancel."""
+    """Return what is typical, that of the widened call where it is more: along shorter axes all may cancel."""
     wide = subject.widened
     return typical if wide is None else larger(typical, typical_magnitude(wide, *wide.point(dtype), own))
 
