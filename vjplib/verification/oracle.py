@@ -67,7 +67,7 @@ def typical_magnitude(subject: CallUnderTest, leaves: Leaves, gs: Leaves, own: b
 def of_widened(subject: CallUnderTest, typical: Leaves, dtype: Any, own: bool = False) -> Leaves:
     """Return what is typical, that of the widened call where it is more: along shorter axes all may cancel."""
     wide = subject.widened
-    return typical if wide is None else larger(typical, typical_magnitude(wide, *wide.point(dtype), own))
+    return typical if wide is None else larger(typical, typical_magnitude(wide, *wide.point(dtype), own=own))
 
 
 def larger(a: Leaves, b: Leaves) -> Leaves:
